@@ -1,0 +1,48 @@
+# Every target that needs the environment makes it first; once it is there that costs nothing.
+
+HOST ?= 127.0.0.1
+PORT ?= 8000
+MODEL ?=
+ARGS ?=
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+EXTRAS ?= cpu,dev
+export VENV EXTRAS
+
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help install serve test test-all lint format bench clean
+
+help: ## Show this list
+	@echo "Heed: make TARGET [NAME=value …]"
+	@echo
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: ## Set up .venv, or check that it is up to date (VENV, EXTRAS=cuda,dev, PYTHON)
+	@$(PYTHON) scripts/setup_environment.py
+
+serve: install ## Serve in the foreground (PORT, HOST, MODEL, ARGS="any heed or vLLM flag")
+	@exec $(BIN)/heed serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
+
+test: lint ## Lint, type-check, and run all tests but the slow ones (ARGS for pytest)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: lint ## The same with the slow tests
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: install ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install ## Put the code into shape
+	$(BIN)/ruff check --fix --exit-zero .
+	$(BIN)/ruff format .
+
+bench: install ## Measure edited against plain traffic (ARGS for heed bench)
+	@exec $(BIN)/heed bench $(ARGS)
+
+clean: ## Remove the environment, caches and build output
+	rm -rf "$(VENV)" "$(VENV).lock" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
