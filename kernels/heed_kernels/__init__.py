@@ -1,0 +1,1 @@
+"""Paged attention that carries out edits: what the edits are, what they mean, and how they run."""

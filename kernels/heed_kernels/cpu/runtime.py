@@ -1,0 +1,50 @@
+"""numba's settings: whose threads, and where compiled code is kept."""
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import torch
+from numba.np.ufunc import parallel
+
+
+def choose_threads() -> int:
+    """Number of threads that kernels run on: torch's. Call it from the thread that calls the kernels.
+
+    numba's "omp" layer is GNU OpenMP, which torch uses too: in a vLLM worker, where torch's libgomp
+    is preloaded and its threads are bound to cores, both then share one team of threads. Threads of
+    the "workqueue" layer would all inherit the affinity of the thread that starts them.
+    """
+    threads = torch.get_num_threads()
+    if not parallel._is_initialized:
+        if "NUMBA_THREADING_LAYER" not in os.environ:
+            omp = importlib.util.find_spec("numba.np.ufunc.omppool") is not None
+            numba.config.THREADING_LAYER = "omp" if omp else "workqueue"
+        if "NUMBA_NUM_THREADS" not in os.environ:
+            # numba counts the cores this thread may run on, which is one in a bound worker.
+            numba.config.NUMBA_NUM_THREADS = threads
+    threads = min(threads, int(numba.config.NUMBA_NUM_THREADS))
+    numba.set_num_threads(threads)
+    return threads
+
+
+def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """`numba.njit` that keeps machine code on disk where it can.
+
+    numba tries NUMBA_CACHE_DIR, `__pycache__` beside the source, then the user's cache directory;
+    with none of them writable it refuses to decorate, and the code is compiled anew in each process.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        options.setdefault("error_model", "numpy")
+        try:
+            result: Callable[..., Any] = numba.njit(cache=True, nogil=True, **options)(function)
+        except RuntimeError as error:
+            warnings.warn(f"compiled code is not kept: {error}", stacklevel=2)
+            result = numba.njit(nogil=True, **options)(function)
+        return result
+
+    return decorate
