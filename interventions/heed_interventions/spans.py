@@ -1,0 +1,163 @@
+"""Spans of the prompt: how a request writes them, and which tokens they are."""
+
+from collections.abc import Iterable
+from itertools import islice
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+
+from heed_interventions.errors import InterventionError, join_path, quote
+from heed_interventions.token_text import AlignmentError, TokenText
+from heed_interventions.views import RequestView
+
+_POSITION_BOUND = 2**31 - 1
+
+Range = tuple[int, int]
+
+
+class _Span(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+
+
+class TextSpan(_Span):
+    """A text of the prompt, found by exact code points."""
+
+    text: str = Field(
+        min_length=1, max_length=65_536, description="Text to look for in the prompt."
+    )
+    occurrence: Annotated[
+        Annotated[Literal["all"], Tag("<text>")]
+        | Annotated[int, Field(ge=1, le=1_000_000), Tag("<int>")],
+        Discriminator(lambda value: "<text>" if isinstance(value, str) else "<int>"),
+    ] = Field(default=1, description='Which occurrence, 1-based, or "all".')
+
+
+class PositionSpan(_Span):
+    """Token positions of the prompt."""
+
+    start: int = Field(ge=0, le=_POSITION_BOUND, description="First token position.")
+    end: int = Field(ge=0, le=_POSITION_BOUND, description="Past the last token position.")
+
+
+def _span_shape(value: Any) -> str | None:
+    if isinstance(value, BaseModel):
+        return "<text>" if isinstance(value, TextSpan) else "<positions>"
+    if not isinstance(value, dict) or not value.keys() & {"text", "occurrence", "start", "end"}:
+        return None
+    return "<text>" if value.keys() & {"text", "occurrence"} else "<positions>"
+
+
+Span = Annotated[
+    Annotated[TextSpan, Tag("<text>")] | Annotated[PositionSpan, Tag("<positions>")],
+    Discriminator(
+        _span_shape,
+        custom_error_type="wrong_type",
+        custom_error_message='must be {"text": "…", "occurrence": 1} or {"start": 5, "end": 9}',
+    ),
+]
+Spans = Annotated[
+    list[Span], Field(min_length=1, max_length=64, description="Parts of the prompt.")
+]
+
+
+def find_spans(spans: list[TextSpan | PositionSpan], request: RequestView) -> list[Range]:
+    """Token ranges [start, end) in the order of `spans`, one per occurrence.
+
+    Raises `InterventionError` (reason `span`) for a text that is not there and for positions
+    outside of the prompt. Notes the ranges as `spans` in the report.
+    """
+    found: list[Range] = []
+    for index, span in enumerate(spans):
+        path = join_path(request.path, "spans", index)
+        if isinstance(span, TextSpan):
+            found += _by_text(span, request, path)
+        else:
+            found.append(_by_position(span, request, path))
+    request.report["spans"] = [list(span) for span in found]
+    return found
+
+
+def union(ranges: Iterable[Range]) -> list[Range]:
+    """The same positions as sorted ranges that neither overlap nor touch, none of them empty."""
+    merged: list[Range] = []
+    for start, end in sorted(ranges):
+        if start >= end:
+            continue
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(end, merged[-1][1]))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+def complement(ranges: Iterable[Range], length: int) -> list[Range]:
+    """Positions of [0, length) that are in none of `ranges`, as sorted disjoint ranges."""
+    outside: list[Range] = []
+    at = 0
+    for start, end in union(ranges):
+        if start > at:
+            outside.append((at, min(start, length)))
+        at = max(at, end)
+    if at < length:
+        outside.append((at, length))
+    return outside
+
+
+def _by_position(span: PositionSpan, request: RequestView, path: str) -> Range:
+    length = request.prompt.length
+    if span.start >= span.end:
+        raise InterventionError(
+            f"the span [{span.start}, {span.end}) is empty: `end` is exclusive and must be above "
+            "`start`",
+            join_path(path, "end"),
+            reason="span",
+        )
+    if span.end > length:
+        raise InterventionError(
+            f"the span [{span.start}, {span.end}) ends beyond the prompt of {length} tokens",
+            join_path(path, "end"),
+            reason="span",
+        )
+    return span.start, span.end
+
+
+def _by_text(span: TextSpan, request: RequestView, path: str) -> list[Range]:
+    text = _prompt_text(request, path)
+    if span.occurrence == "all":
+        found = list(text.find(span.text))
+    else:
+        found = list(islice(text.find(span.text), span.occurrence))
+        if 0 < len(found) < span.occurrence:
+            raise InterventionError(
+                f"{quote(span.text)} stands {len(found)} times in the prompt, so it has no "
+                f"occurrence {span.occurrence}",
+                join_path(path, "occurrence"),
+                reason="span",
+            )
+        found = found[-1:]
+    if not found:
+        raise InterventionError(
+            f"{quote(span.text)} was not found in the prompt; it is searched for exactly, in the "
+            "prompt as the model reads it (chat template and special tokens included)",
+            join_path(path, "text"),
+            reason="span",
+        )
+    return found
+
+
+def _prompt_text(request: RequestView, path: str) -> TokenText:
+    try:
+        text = request.prompt.token_text
+    except AlignmentError as error:
+        raise InterventionError(
+            f"a text cannot be searched for in this prompt ({error}); give `start` and `end`",
+            join_path(path, "text"),
+            reason="span",
+        ) from error
+    if text is None:
+        raise InterventionError(
+            "a text cannot be searched for without a tokenizer; give `start` and `end`",
+            join_path(path, "text"),
+            reason="span",
+        )
+    return text

@@ -1,0 +1,93 @@
+"""What a method may know when it is resolved: the model, the prompt, its place in the request."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from heed_interventions.errors import InterventionError, Reason, join_path
+from heed_interventions.token_text import TokenText
+
+
+@dataclass(frozen=True)
+class ModelView:
+    """The model being served.
+
+    max_length: tokens of prompt and answer together that the server accepts.
+    vision: whether it takes images.
+    unsupported: why edited requests are refused on this model or server; None when they are not.
+    rotary: whether positions can be rolled (rotary embeddings with frequencies that do not change).
+    max_key_ranges: how many ranges of keys one edit may name.
+    """
+
+    layers: int
+    query_heads: int
+    kv_heads: int
+    head_dim: int
+    max_length: int
+    vision: bool = False
+    unsupported: str | None = None
+    rotary: bool = True
+    max_key_ranges: int = 256
+
+
+@dataclass(frozen=True)
+class ImageSpan:
+    """Positions [start, end) of one image's placeholder, row and end markers included."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class PromptView:
+    """The final prompt of one engine request.
+
+    length: P, the number of prompt tokens, at least 1.
+    text: builds the alignment of tokens and characters when a span asks for it; None where the
+        server has no tokenizer. Called at most once.
+    images: in order of position.
+    """
+
+    length: int
+    text: Callable[[], TokenText] | None = None
+    images: tuple[ImageSpan, ...] = ()
+
+    @cached_property
+    def token_text(self) -> TokenText | None:
+        """The prompt's text with its alignment. Raises `AlignmentError` where there is none."""
+        return None if self.text is None else self.text()
+
+
+@dataclass(frozen=True)
+class RequestView:
+    """One intervention's surroundings.
+
+    path: where it stands in the request, such as `interventions.0`.
+    source: its index there, which its edits carry.
+    report: what the method has to say of itself; `Method.edits` fills it.
+    """
+
+    model: ModelView
+    prompt: PromptView
+    path: str
+    source: int
+    report: dict[str, object] = field(default_factory=dict)
+
+    def error(self, field_name: str, message: str, reason: Reason) -> InterventionError:
+        """A 400 for one field of this intervention, to be raised by the caller."""
+        return InterventionError(message, join_path(self.path, field_name), reason=reason)
+
+    def image_end(self, field_name: str, value: str) -> int:
+        """Position after the last image. Raises `InterventionError` when the prompt has none.
+
+        field_name, value: the parameter that asks for the image, for the message.
+        """
+        if not self.model.vision:
+            raise self.error(
+                field_name, f"{value} needs an image, and this model takes text only", "vision"
+            )
+        if not self.prompt.images:
+            raise self.error(
+                field_name, f"{value} needs an image, and this prompt has none", "vision"
+            )
+        return self.prompt.images[-1].end
