@@ -1,0 +1,110 @@
+"""Servers under measurement: stock vLLM and Heed on one model, each a process of its own on loopback."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import httpx
+
+STOCK = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
+
+
+@dataclass
+class Server:
+    """A running server; a context manager that stops it.
+
+    start_seconds: from the command to the first healthy answer.
+    """
+
+    name: str
+    command: Sequence[str]
+    environment: dict[str, str]
+    log: Path
+    port: int
+    start_seconds: float = 0.0
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> "Server":
+        started = time.perf_counter()
+        with self.log.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command,
+                env=os.environ | self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        while True:
+            if self.process.poll() is not None:
+                raise RuntimeError(f"{self.name} did not start; see {self.log}")
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
+                    break
+            time.sleep(0.2)
+        self.start_seconds = time.perf_counter() - started
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=30)
+        except subprocess.TimeoutExpired:
+            os.killpg(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+
+
+def stock(model: Path, flags: Sequence[str], log: Path, split_kv: bool) -> Server:
+    """vLLM's own server with no plug-in at all."""
+    port = free_port()
+    command = [
+        sys.executable,
+        "-c",
+        STOCK,
+        "--model",
+        str(model),
+        "--port",
+        str(port),
+        *_common(flags),
+    ]
+    environment = {"VLLM_PLUGINS": "", "VLLM_CPU_ATTN_SPLIT_KV": "1" if split_kv else "0"}
+    return Server("stock", command, environment, log, port)
+
+
+def heed(model: Path, flags: Sequence[str], log: Path) -> Server:
+    """`heed serve` on the same model with the same flags."""
+    port = free_port()
+    command = [
+        sys.executable, "-m", "heed_server", "serve", str(model),
+        "--port", str(port), *_common(flags),
+    ]  # fmt: skip
+    return Server("heed", command, {}, log, port)
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _common(flags: Sequence[str]) -> list[str]:
+    return ["--host", "127.0.0.1", "--served-model-name", "m", *flags]

@@ -1,0 +1,1 @@
+"""The HTTP side: typed requests, the engine's door, reports, catalogue, and refusals."""

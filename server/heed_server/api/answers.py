@@ -1,0 +1,97 @@
+"""Reports put into vLLM's own responses, after its handlers have made them."""
+
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.responses import Response
+
+from heed_server.api.exchange import Exchange, Report
+from heed_server.api.reports import assemble
+
+_DATA = "data: "
+_DONE = "[DONE]"
+
+
+async def with_reports(response: Response, exchange: Exchange) -> Response:
+    """The stock handler's response with the exchange's reports; errors pass through unchanged."""
+    if isinstance(response, StreamingResponse):
+        if exchange.asked:
+            response.body_iterator = _stream_with_reports(response.body_iterator, exchange)
+        return response
+    if not isinstance(response, JSONResponse) or response.status_code != 200:
+        return response
+    body: dict[str, Any] = json.loads(bytes(response.body))
+    choices = body["choices"]
+    body["interventions"] = await choice_reports(exchange, 0, len(choices))
+    if len(choices) > 1:
+        for choice in choices:
+            choice["interventions"] = await choice_reports(exchange, choice["index"], len(choices))
+    # Headers carry vLLM's load metrics; the length is that of the new body.
+    headers = {k: v for k, v in response.headers.items() if k.lower() != "content-length"}
+    return JSONResponse(body, headers=headers)
+
+
+async def choice_reports(exchange: Exchange, index: int, choices: int) -> list[Report]:
+    """Reports of choice `index` out of `choices`: those of its prompt, and what ran for it.
+
+    Raises:
+        RuntimeError: a worker could not carry out a set that the door had admitted.
+    """
+    if exchange.skipped is not None:
+        return [
+            {
+                "method": method.method,
+                "status": "skipped",
+                "source": exchange.source,
+                "reason": exchange.skipped,
+            }
+            for method in exchange.methods
+        ]
+    per_prompt = max(1, choices // max(1, len(exchange.engine_requests)))
+    request = exchange.engine_requests[index // per_prompt]
+    ran: Mapping[int, Report] = await request.ran if request.ran is not None else {}
+    failure = next((report["failure"] for report in ran.values() if report["failure"]), None)
+    if failure:
+        raise RuntimeError(f"the interventions were not carried out: {failure}")
+    return assemble(request, index % per_prompt, ran)
+
+
+async def _stream_with_reports(stream: Any, exchange: Exchange) -> AsyncIterator[Any]:
+    """The stock event stream; the reports ride in the usage chunk, or in one more before [DONE]."""
+    last: dict[str, Any] = {}
+    reported = failed = False
+    try:
+        async for event in stream:
+            text = event if isinstance(event, str) else bytes(event).decode()
+            data = text.removeprefix(_DATA).strip() if text.startswith(_DATA) else ""
+            if data == _DONE and not reported and not failed and last:
+                yield _event(_chunk_like(last) | {"interventions": await _reports(exchange)})
+            elif data.startswith("{"):
+                # Only what the extra chunk repeats is read of each event.
+                last = json.loads(data)
+                failed = failed or "error" in last
+                if not failed and last.get("choices") == [] and last.get("usage"):
+                    reported = True
+                    yield _event(last | {"interventions": await _reports(exchange)})
+                    continue
+            yield event
+    finally:
+        close = getattr(stream, "aclose", None)
+        if close is not None:
+            await close()
+
+
+async def _reports(exchange: Exchange) -> list[Report]:
+    choices = sum(max(1, len(r.completion_tokens)) for r in exchange.engine_requests)
+    return await choice_reports(exchange, 0, choices)
+
+
+def _chunk_like(chunk: Mapping[str, Any]) -> dict[str, Any]:
+    kept = ("id", "object", "created", "model")
+    return {key: chunk[key] for key in kept if key in chunk} | {"choices": []}
+
+
+def _event(body: Mapping[str, Any]) -> str:
+    return f"{_DATA}{json.dumps(body, ensure_ascii=False, separators=(',', ':'))}\n\n"

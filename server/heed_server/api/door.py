@@ -1,0 +1,174 @@
+"""The engine's door: every generation passes here with its rendered prompt, once per prompt.
+
+A plain function stands in front of the engine client's `generate`. Plain requests go straight on.
+For others the interventions are resolved (spans to positions, rows, cache class), the prefix cache
+is salted, and the compiled set travels on in the sampling parameters.
+"""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Mapping
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+from heed_interventions.errors import InterventionError
+from heed_interventions.resolve import Resolution, resolve
+from heed_interventions.token_text import align
+from heed_interventions.views import ModelView, PromptView
+from heed_kernels.errors import EditError
+from heed_kernels.table import EditTable
+from heed_server.api.errors import RefusedError, refused
+from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
+from heed_server.api.reports import ReportCollector
+from heed_server.engine.payload import RESERVED_KEY, Payload, pack
+from heed_server.metrics import Metrics
+from heed_server.salt import SALT_PREFIX, salted
+from heed_server.settings import Settings
+
+Generate = Callable[..., AsyncGenerator[Any, None]]
+
+
+class Door:
+    """Resolves interventions and lets requests through.
+
+    table: an edit table of the served model's shape, in which each set is compiled once before it
+        is admitted, so that a set that no worker could take is refused here.
+    """
+
+    def __init__(
+        self,
+        model: ModelView,
+        settings: Settings,
+        tokenizer: Any,
+        table: EditTable | None,
+        reports: ReportCollector,
+        metrics: Metrics,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.metrics = metrics
+        self._tokenizer = tokenizer
+        self._table = table
+        self._reports = reports
+
+    def stand_before(self, engine_client: Any) -> None:
+        """Put the door in front of `engine_client.generate`."""
+        engine_client.generate = partial(self.generate, engine_client.generate)
+
+    def generate(
+        self,
+        stock: Generate,
+        prompt: Any,
+        sampling_params: SamplingParams,
+        request_id: str,
+        **rest: Any,
+    ) -> AsyncGenerator[Any, None]:
+        """What `AsyncLLM.generate` is to its callers.
+
+        Raises:
+            RefusedError: the interventions cannot be carried out for this prompt, or something that
+                is Heed's own came from outside.
+        """
+        extra_args = sampling_params.extra_args
+        if extra_args and RESERVED_KEY in extra_args:
+            raise RefusedError(
+                f"the key {RESERVED_KEY!r} of vllm_xargs (extra_args) is reserved: "
+                "send `interventions` instead",
+                f"vllm_xargs.{RESERVED_KEY}",
+            )
+        salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
+        if salt and salt.startswith(SALT_PREFIX):
+            raise RefusedError(
+                f"a cache_salt must not begin with {SALT_PREFIX!r}, which is reserved",
+                "cache_salt",
+            )
+        exchange = CURRENT.get()
+        if exchange is None or exchange.skipped is not None:
+            return stock(prompt, sampling_params, request_id, **rest)
+        resolution, prompt_length = self.resolve(exchange, prompt)
+        admitted = EngineRequest(resolution, prompt_length)
+        exchange.engine_requests.append(admitted)
+        if not resolution.edits:
+            return stock(prompt, sampling_params, request_id, **rest)
+        payload = Payload(
+            report=uuid4().hex,
+            choices=sampling_params.n,
+            prompt_length=prompt_length,
+            publication_limit=resolution.publication_limit,
+            edits=resolution.edits,
+        )
+        sampling_params = sampling_params.clone()
+        sampling_params.extra_args = {**(extra_args or {}), RESERVED_KEY: pack(payload)}
+        if resolution.digest is not None:
+            prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
+            self.metrics.salted()
+        generator = stock(prompt, sampling_params, request_id, **rest)
+        return self._observed(generator, admitted, payload.report, sampling_params.output_kind)
+
+    def resolve(self, exchange: Exchange, prompt: Any) -> tuple[Resolution, int]:
+        """The exchange's interventions for one rendered prompt, and that prompt's length in tokens.
+
+        Raises:
+            RefusedError: see `generate`.
+        """
+        token_ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+        if token_ids is None:
+            raise RefusedError(
+                "interventions need a prompt of text or token ids, not of embeddings",
+                "interventions",
+            )
+        view = PromptView(
+            length=len(token_ids),
+            text=partial(align, self._tokenizer, token_ids) if self._tokenizer else None,
+        )
+        start = time.perf_counter()
+        try:
+            resolution = resolve(
+                exchange.methods,
+                self.model,
+                view,
+                sources=[exchange.source] * len(exchange.methods),
+                allow_privileged=self.settings.allow_privileged,
+            )
+            self._compile(resolution)
+        except InterventionError as error:
+            self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
+            raise refused(error) from error
+        self.metrics.resolved(resolution.reports, time.perf_counter() - start)
+        return resolution, len(token_ids)
+
+    def _compile(self, resolution: Resolution) -> None:
+        if not resolution.edits or self._table is None:
+            return
+        try:
+            self._table.release(self._table.insert(resolution.edits))
+        except EditError as error:
+            raise InterventionError(
+                f"the interventions are too many to be carried out together: {error}",
+                param="interventions",
+                reason="too_many",
+            ) from error
+
+    async def _observed(
+        self,
+        generator: AsyncGenerator[Any, None],
+        admitted: EngineRequest,
+        report_id: str,
+        kind: RequestOutputKind,
+    ) -> AsyncGenerator[Any, None]:
+        # The engine's own generator is closed with this one: that is how an abort gets through.
+        tokens = admitted.completion_tokens
+        try:
+            async for output in generator:
+                for choice in output.outputs:
+                    before = tokens.get(choice.index, 0) if kind == RequestOutputKind.DELTA else 0
+                    tokens[choice.index] = before + len(choice.token_ids)
+                yield output
+        finally:
+            admitted.ran = self._reports.collect(report_id)
+            admitted.ran.add_done_callback(
+                partial(self.metrics.ran, admitted, admitted.resolution.reports)
+            )
+            await generator.aclose()

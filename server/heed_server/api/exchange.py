@@ -1,0 +1,46 @@
+"""One HTTP request with interventions, from its parsed field to its reports."""
+
+from asyncio import Future
+from collections.abc import Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any
+
+from heed_interventions.method import Method
+from heed_interventions.resolve import Resolution
+
+Report = dict[str, Any]
+
+
+@dataclass
+class EngineRequest:
+    """One prompt of the request, as it went through the engine's door.
+
+    completion_tokens: tokens sampled so far, by choice.
+    ran: what the workers ran, by choice; None where nothing had to run edited. Set at the door,
+        resolved when generation has ended.
+    """
+
+    resolution: Resolution
+    prompt_length: int
+    completion_tokens: dict[int, int] = field(default_factory=dict)
+    ran: "Future[dict[int, Report]] | None" = None
+
+
+@dataclass
+class Exchange:
+    """What a client asked for and what became of it.
+
+    asked: whether the client itself sent a list with something in it.
+    skipped: why the server's defaults are left out of this request, if they are.
+    """
+
+    methods: Sequence[Method]
+    source: str
+    asked: bool
+    skipped: str | None = None
+    engine_requests: list[EngineRequest] = field(default_factory=list)
+
+
+CURRENT: ContextVar[Exchange | None] = ContextVar("heed_exchange", default=None)
+"""The exchange whose handler is running; None on every route that carries no interventions."""

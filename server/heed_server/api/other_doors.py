@@ -1,0 +1,101 @@
+"""Routes that cannot carry interventions: a body that asks for them there is refused, never ignored.
+
+vLLM's bodies accept unknown fields. Without this, `interventions` sent to `/v1/responses`,
+`/v1/messages`, `/invocations` or any route that a later vLLM adds would be dropped in silence.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from heed_server.api.errors import error_response
+from heed_server.api.requests import FIELD
+from heed_server.engine.payload import RESERVED_KEY
+
+CARRYING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/interventions/validate"})
+"""Routes that take the field."""
+
+
+class OtherDoors:
+    """ASGI middleware over every POST route that is not in `CARRYING`."""
+
+    def __init__(self, app: ASGIApp, carrying: Collection[str] = CARRYING) -> None:
+        self.app = app
+        self.carrying = carrying
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] not in ("POST", "PUT", "PATCH"):
+            await self.app(scope, receive, send)
+            return
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if path in self.carrying:
+            await self.app(scope, receive, send)
+            return
+        messages, body = await _read(receive)
+        param = forbidden_field(body)
+        if param is not None:
+            refusal = error_response(
+                f"{path} cannot carry {param}: "
+                f"interventions are taken by {', '.join(sorted(self.carrying))}",
+                param,
+            )
+            await refusal(scope, receive, send)
+            return
+        await self.app(scope, _replay(messages, receive), send)
+
+
+def forbidden_field(body: bytes) -> str | None:
+    """The path in `body` that only Heed's own routes take, or None.
+
+    Looks at the top level of a JSON object (whatever its declared type), at the reserved key in
+    `vllm_xargs` and `sampling_params.extra_args`, and at the field names of a form.
+    """
+    if f'name="{FIELD}"'.encode() in body:
+        return FIELD
+    # An escaped name has a backslash in it; any other spelling of the names is literal.
+    if not any(sign in body for sign in (FIELD.encode(), RESERVED_KEY.encode(), b"\\")):
+        return None
+    try:
+        parsed = json.loads(body)
+    except (ValueError, RecursionError):
+        return None  # the route itself answers for what is not JSON
+    if not isinstance(parsed, dict):
+        return None
+    if parsed.get(FIELD) is not None:
+        return FIELD
+    for path in (("vllm_xargs",), ("extra_args",), ("sampling_params", "extra_args")):
+        if RESERVED_KEY in _at(parsed, path):
+            return ".".join((*path, RESERVED_KEY))
+    return None
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Mapping[str, Any]:
+    for key in path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+async def _read(receive: Receive) -> tuple[list[Message], bytes]:
+    messages: list[Message] = []
+    parts: list[bytes] = []
+    while True:
+        message = await receive()
+        messages.append(message)
+        if message["type"] != "http.request":
+            break
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            break
+    return messages, b"".join(parts)
+
+
+def _replay(messages: list[Message], receive: Receive) -> Receive:
+    waiting = iter(messages)
+
+    async def replay() -> Message:
+        message = next(waiting, None)
+        return message if message is not None else await receive()
+
+    return replay

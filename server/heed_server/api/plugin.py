@@ -1,0 +1,130 @@
+"""Endpoint plug-in seam (`vllm.endpoint_plugins`): Heed's routes, and its door in front of the engine."""
+
+import asyncio
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, ClassVar
+
+from fastapi import FastAPI
+from starlette.datastructures import State
+from vllm.logger import init_logger
+
+from heed_interventions.views import ModelView
+from heed_kernels.table import EditTable
+from heed_server.api import errors, routes
+from heed_server.api.door import Door
+from heed_server.api.exchange import Report
+from heed_server.api.other_doors import OtherDoors
+from heed_server.api.reports import ReportCollector
+from heed_server.engine.model_support import ModelSupport
+from heed_server.metrics import Metrics
+from heed_server.settings import Settings
+
+logger = init_logger("vllm.heed.api")
+
+POLL_SECONDS = 2.0
+
+
+class HeedEndpointPlugin:
+    """See `vllm.plugins.endpoint_plugins.interface.EndpointPlugin`."""
+
+    name: ClassVar[str] = "heed"
+    required_tasks: ClassVar[tuple[str, ...]] = ("generate",)
+
+    def attach_router(self, app: FastAPI) -> None:
+        """Routes with vLLM's paths replace vLLM's own."""
+        app.include_router(routes.router)
+        app.add_middleware(OtherDoors)
+        errors.install(app)
+
+    async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
+        """Ask the workers what the model is, and put the door in front of the engine."""
+        if engine_client is None:
+            return
+        engines = Engines(engine_client)
+        support = await engines.describe()
+        metrics = Metrics(backend="cpu" if support.unsupported is None else "none")
+        reports = ReportCollector(engines.reports)
+        state.heed_door = Door(
+            model=ModelView(
+                layers=support.layers,
+                query_heads=support.query_heads,
+                kv_heads=support.kv_heads,
+                head_dim=support.head_dim,
+                max_length=support.max_length,
+                vision=False,
+                unsupported=support.unsupported,
+                rotary=support.rotary,
+            ),
+            settings=Settings.from_environment(),
+            tokenizer=engine_client.renderer.tokenizer,
+            table=_scratch_table(support),
+            reports=reports,
+            metrics=metrics,
+        )
+        state.heed_door.stand_before(engine_client)
+        state.heed_poll = asyncio.create_task(engines.poll(metrics))
+        logger.info(
+            "Heed: %s",
+            f"edited requests are refused: {support.unsupported}"
+            if support.unsupported
+            else f"every request can edit {support.layers} layers of {support.query_heads} heads",
+        )
+
+
+class Engines:
+    """Calls into the workers of every engine behind this API process."""
+
+    def __init__(self, engine_client: Any) -> None:
+        self._client = engine_client
+
+    async def call(self, method: str, *arguments: Any) -> list[list[Any]]:
+        """Answers by engine and worker.
+
+        `collective_rpc` would answer for the first engine only under data parallelism.
+        """
+        core = self._client.engine_core
+        answers: list[list[Any]] = await core.call_utility_all_async(
+            "collective_rpc", method, None, arguments, None
+        )
+        return answers
+
+    async def describe(self) -> ModelSupport:
+        """The model as the first worker sees it; a worker without Heed refuses edits."""
+        try:
+            answer: Mapping[str, Any] = (await self.call("heed_describe"))[0][0]
+        except Exception as error:
+            logger.warning("Heed: the workers do not know it: %s", error)
+            config = self._client.model_config
+            return ModelSupport(
+                0, 0, 0, 0, 0, 0, config.max_model_len,
+                unsupported="the server's workers run without Heed", rotary=False,
+            )  # fmt: skip
+        return ModelSupport(**{field.name: answer[field.name] for field in fields(ModelSupport)})
+
+    async def reports(self, report_ids: list[str]) -> Iterable[Mapping[str, Mapping[int, Report]]]:
+        """Reports from one worker of each engine: an engine's workers all run the same rows."""
+        return [workers[0] for workers in await self.call("heed_reports", report_ids)]
+
+    async def poll(self, metrics: Metrics) -> None:
+        """Keep the worker gauges fresh until cancelled or until the engine is gone."""
+        while not self._client.errored:
+            await asyncio.sleep(POLL_SECONDS)
+            try:
+                gauges = [workers[0] for workers in await self.call("heed_gauges")]
+            except Exception as error:
+                logger.debug("Heed: the poll of the workers failed: %s", error)
+                continue
+            metrics.rows(sum(gauge["edit_table_rows"] for gauge in gauges))
+
+
+def _scratch_table(support: ModelSupport) -> EditTable | None:
+    if support.unsupported is not None:
+        return None
+    return EditTable(
+        slots=1,
+        layers=support.layers,
+        query_heads=support.query_heads,
+        kv_heads=support.kv_heads,
+    )

@@ -1,0 +1,86 @@
+"""Reports: fetched from the workers, and put together with what was resolved at the door."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from heed_server.api.exchange import EngineRequest, Report
+
+Fetch = Callable[[list[str]], Awaitable[Iterable[Mapping[str, Mapping[int, Report]]]]]
+"""Asks every engine's workers for reports by id; one mapping per worker, equal within an engine."""
+
+
+class ReportCollector:
+    """Batches requests for reports: whoever asks while a call is under way shares the next one."""
+
+    def __init__(self, fetch: Fetch) -> None:
+        self._fetch = fetch
+        self._waiting: dict[str, asyncio.Future[dict[int, Report]]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    def collect(self, report_id: str) -> "asyncio.Future[dict[int, Report]]":
+        """A future of the reports of one engine request, by choice."""
+        future: asyncio.Future[dict[int, Report]] = asyncio.get_running_loop().create_future()
+        self._waiting[report_id] = future
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run())
+        return future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            wanted, self._waiting = self._waiting, {}
+            try:
+                answers = list(await self._fetch(list(wanted)))
+            except Exception as error:
+                for future in wanted.values():
+                    if not future.done():
+                        future.set_exception(error)
+                        future.exception()  # a client that left never asks for it
+                continue
+            for report_id, future in wanted.items():
+                found: dict[int, Report] = {}
+                for answer in answers:
+                    found.update(answer.get(report_id, {}))
+                if not future.done():
+                    future.set_result(found)
+
+
+def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> list[Report]:
+    """The reports of one choice, in the order of the request's interventions.
+
+    ran: what the workers ran for the engine request, by choice (`EditedRequests.take`).
+    """
+    worker = ran.get(choice, {})
+    tokens = request.completion_tokens.get(choice, 0)
+    per_source = worker.get("interventions", {})
+    return [
+        resolved | row_counts(per_source.get(index), request.prompt_length, tokens)
+        for index, resolved in enumerate(request.resolution.reports)
+    ]
+
+
+def row_counts(
+    measured: Mapping[str, Any] | None, prompt_length: int, completion_tokens: int
+) -> dict[str, int]:
+    """Distinct rows in an intervention's scope, from the ranges that the worker computed.
+
+    A row is one absolute position. The last token sampled is never a row; rows that the worker
+    computed past it (a stop string is found after the fact) are not counted.
+    """
+    if measured is None:
+        return {"prompt_rows": 0, "cached_rows": 0, "generated_rows": 0}
+    computed: list[tuple[int, int]] = [(start, stop) for start, stop in measured["computed"]]
+    scope_start, scope_stop = measured["scope"]
+    last = prompt_length + max(completion_tokens - 1, 0)
+    computed_prompt = _overlap(computed, 0, prompt_length)
+    seen_prompt = max((stop for _, stop in computed), default=0) > 0
+    prompt = max(0, min(scope_stop, prompt_length) - scope_start) if seen_prompt else 0
+    return {
+        "prompt_rows": prompt,
+        "cached_rows": prompt - computed_prompt if prompt else 0,
+        "generated_rows": _overlap(computed, prompt_length, last),
+    }
+
+
+def _overlap(ranges: Iterable[tuple[int, int]], start: int, stop: int) -> int:
+    return sum(max(0, min(b, stop) - max(a, start)) for a, b in ranges)

@@ -1,0 +1,75 @@
+"""vLLM's request bodies with one more typed field, and what it says."""
+
+from typing import Annotated, Any
+
+from pydantic import WithJsonSchema
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+
+from heed_interventions.errors import InterventionError
+from heed_interventions.parse import parse
+from heed_interventions.registry import field_schema
+from heed_server.api.errors import RefusedError, refused
+from heed_server.api.exchange import Exchange
+from heed_server.engine.payload import RESERVED_KEY
+from heed_server.metrics import Metrics
+from heed_server.settings import Settings
+
+FIELD = "interventions"
+Interventions = Annotated[Any, WithJsonSchema(field_schema())]
+"""Typed in the served schema; validated by `exchange_of`, whose errors name the path."""
+
+
+class HeedChatRequest(ChatCompletionRequest):  # type: ignore[misc]
+    """`ChatCompletionRequest` with `interventions`."""
+
+    interventions: Interventions = None
+
+
+class HeedCompletionRequest(CompletionRequest):  # type: ignore[misc]
+    """`CompletionRequest` with `interventions`."""
+
+    interventions: Interventions = None
+
+
+def exchange_of(
+    request: HeedChatRequest | HeedCompletionRequest, settings: Settings, metrics: Metrics
+) -> Exchange | None:
+    """The request's interventions, parsed; None for a request that neither sends nor inherits any.
+
+    Raises:
+        RefusedError: the list is malformed, or comes with something that cannot carry it.
+    """
+    if request.vllm_xargs and RESERVED_KEY in request.vllm_xargs:
+        raise RefusedError(
+            f"the key {RESERVED_KEY!r} of vllm_xargs is reserved: send `interventions` instead",
+            f"vllm_xargs.{RESERVED_KEY}",
+        )
+    raw: Any = request.interventions
+    # vLLM hands the request on to handlers that know nothing of the field.
+    request.interventions = None
+    if raw is None:
+        if not settings.default_interventions:
+            return None
+        skipped = "use_beam_search cannot carry interventions" if request.use_beam_search else None
+        return Exchange(settings.default_interventions, "default", asked=False, skipped=skipped)
+    try:
+        methods = parse(raw)
+    except InterventionError as error:
+        metrics.rejected(error.reason, _named_methods(raw))
+        raise refused(error) from error
+    if methods and request.use_beam_search:
+        metrics.rejected("beam_search", [method.method for method in methods])
+        raise RefusedError(
+            "interventions cannot be combined with use_beam_search: send one of them",
+            "use_beam_search",
+        )
+    return Exchange(methods, "request", asked=bool(methods))
+
+
+def _named_methods(raw: Any) -> list[object]:
+    # A refused list may be anything; only its first few names count, once each.
+    if not isinstance(raw, list):
+        return []
+    names = [item.get("method") for item in raw[:8] if isinstance(item, dict)]
+    return [name for name in names if isinstance(name, str)]

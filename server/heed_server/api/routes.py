@@ -1,0 +1,163 @@
+"""Heed's routes: chat and completions with interventions, the catalogue, and validation without generating."""
+
+import json
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from starlette.responses import Response
+from vllm.entrypoints.openai.chat_completion import api_router as chat_api
+from vllm.entrypoints.openai.completion import api_router as completion_api
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.entrypoints.serve.utils.api_utils import validate_json_request
+
+from heed_interventions.registry import METHODS, catalogue, catalogue_entry
+from heed_server.api.answers import with_reports
+from heed_server.api.door import Door
+from heed_server.api.errors import RefusedError, error_response
+from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
+from heed_server.api.reports import assemble
+from heed_server.api.requests import HeedChatRequest, HeedCompletionRequest, exchange_of
+
+Handler = Callable[[Request], Coroutine[Any, Any, Response]]
+
+
+class EnvelopeRoute(APIRoute):
+    """Bodies that cannot even be parsed get OpenAI's envelope too."""
+
+    def get_route_handler(self) -> Handler:
+        stock = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            try:
+                return await stock(request)
+            except HTTPException as error:
+                if error.status_code != 400:
+                    raise
+                return error_response(f"the body is not usable JSON: {error.detail}")
+            except (RecursionError, json.JSONDecodeError) as error:
+                return error_response(f"the body is not usable JSON: {error}")
+
+        return handler
+
+
+router = APIRouter(route_class=EnvelopeRoute)
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorResponse} for status in (400, 403, 404, 500)
+}
+
+
+def door_of(request: Request) -> Door:
+    """The door that `HeedEndpointPlugin.init_state` made for this application."""
+    door: Door = request.app.state.heed_door
+    return door
+
+
+@router.post(
+    "/v1/chat/completions",
+    dependencies=[Depends(validate_json_request)],
+    responses={200: {"content": {"text/event-stream": {}}}, **_ERRORS},
+)
+async def create_chat_completion(request: HeedChatRequest, raw_request: Request) -> Response:
+    """vLLM's chat completions, with interventions."""
+    return await _generate(chat_api.create_chat_completion, request, raw_request)
+
+
+@router.post(
+    "/v1/completions",
+    dependencies=[Depends(validate_json_request)],
+    responses={200: {"content": {"text/event-stream": {}}}, **_ERRORS},
+)
+async def create_completion(request: HeedCompletionRequest, raw_request: Request) -> Response:
+    """vLLM's completions, with interventions."""
+    return await _generate(completion_api.create_completion, request, raw_request)
+
+
+async def _generate(
+    stock: Callable[..., Coroutine[Any, Any, Response]],
+    request: HeedChatRequest | HeedCompletionRequest,
+    raw_request: Request,
+) -> Response:
+    door = door_of(raw_request)
+    exchange = exchange_of(request, door.settings, door.metrics)
+    if exchange is None:
+        return await stock(request, raw_request)
+    token = CURRENT.set(exchange)
+    try:
+        response = await stock(request, raw_request)
+    finally:
+        CURRENT.reset(token)
+    return await with_reports(response, exchange)
+
+
+@router.get("/v1/interventions")
+async def list_interventions(raw_request: Request) -> JSONResponse:
+    """Every method, with its JSON Schema and whether the served model can have it."""
+    return JSONResponse({"object": "list", "data": catalogue(door_of(raw_request).model)})
+
+
+@router.get("/v1/interventions/{method}", responses={404: {"model": ErrorResponse}})
+async def get_intervention(method: str, raw_request: Request) -> JSONResponse:
+    """One method of the catalogue."""
+    if method not in METHODS:
+        known = ", ".join(sorted(METHODS))
+        return error_response(f"unknown method {method[:80]!r}; there are: {known}", "method", 404)
+    return JSONResponse(catalogue_entry(METHODS[method], door_of(raw_request).model))
+
+
+@router.post("/v1/interventions/validate", responses=_ERRORS)
+async def validate_interventions(raw_request: Request) -> Response:
+    """What a chat or completion request would do: the reports without the rows, or the error."""
+    body = await _json_object(raw_request)
+    chat = "messages" in body
+    try:
+        request: HeedChatRequest | HeedCompletionRequest = (
+            HeedChatRequest.model_validate(body)
+            if chat
+            else HeedCompletionRequest.model_validate(body)
+        )
+    except ValidationError as error:
+        # As FastAPI reports a body that does not fit, so that vLLM's handler words it.
+        raise RequestValidationError(error.errors()) from error
+    door = door_of(raw_request)
+    exchange = exchange_of(request, door.settings, door.metrics) or Exchange((), "request", False)
+    state = raw_request.app.state
+    if chat:
+        rendered = await state.openai_serving_chat.render_chat_request(request)
+    else:
+        rendered = await state.openai_serving_completion.render_completion_request(request)
+    if isinstance(rendered, ErrorResponse):
+        return JSONResponse(rendered.model_dump(), status_code=rendered.error.code)
+    prompts = rendered[1] if chat else rendered
+    results = [_validated(door, exchange, prompt) for prompt in prompts]
+    return JSONResponse(
+        {
+            "object": "interventions.validation",
+            "interventions": results[0]["interventions"] if results else [],
+            "prompts": results,
+        }
+    )
+
+
+def _validated(door: Door, exchange: Exchange, prompt: Any) -> dict[str, Any]:
+    resolution, length = door.resolve(exchange, prompt)
+    return {
+        "prompt_tokens": length,
+        "cache": resolution.cache,
+        "plain": not resolution.edits,
+        "interventions": assemble(EngineRequest(resolution, length), 0, {}),
+    }
+
+
+async def _json_object(request: Request) -> dict[str, Any]:
+    try:
+        body = json.loads(await request.body())
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(f"the body is not usable JSON: {error}", None) from error
+    if not isinstance(body, dict):
+        raise RefusedError("the body must be a JSON object", None)
+    return body

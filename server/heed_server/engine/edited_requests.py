@@ -1,0 +1,175 @@
+"""The worker's book of edited requests: who has a row in the edit table, and what ran for whom.
+
+No vLLM here: a runner tells it who enters and leaves and what each step holds.
+"""
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from heed_kernels.edits import OPEN, Edit, Rows, VisibleKeys
+from heed_kernels.errors import EditError
+from heed_kernels.table import EditTable
+from heed_server.engine.payload import Payload
+from heed_server.engine.step import StepEdits
+
+REPORTS_KEPT = 4096
+"""Finished reports kept until the API process takes them; the oldest go first."""
+
+
+@dataclass
+class RunRecord:
+    """What the worker ran for one engine request.
+
+    scopes: per intervention (its index in the request's list) the rows that its edits hold for.
+    computed: absolute positions `[start, stop)` that were computed, one range per stay in the batch.
+    """
+
+    prompt_length: int
+    scopes: dict[int, Rows]
+    computed: list[list[int]] = field(default_factory=list)
+    failure: str | None = None
+
+    def report(self) -> dict[str, Any]:
+        """Plain values for the API process: row ranges in scope, and those of them computed here.
+
+        Per intervention `computed` lists disjoint `[start, stop)` ranges of absolute positions;
+        prompt rows in scope that are in none of them came out of the prefix cache.
+        """
+        ranges = _union(self.computed)
+        return {
+            "prompt_length": self.prompt_length,
+            "failure": self.failure,
+            "interventions": {
+                source: {
+                    "scope": [rows.start, rows.end],
+                    "computed": [
+                        [max(start, rows.start), min(stop, rows.end)]
+                        for start, stop in ranges
+                        if max(start, rows.start) < min(stop, rows.end)
+                    ],
+                }
+                for source, rows in self.scopes.items()
+            },
+        }
+
+
+class EditedRequests:
+    """Edit-table rows by request id, and a bounded ring of finished reports."""
+
+    def __init__(self, table: EditTable) -> None:
+        self.table = table
+        self._slots: dict[str, int] = {}
+        self._keys: dict[str, tuple[str, int]] = {}
+        self._live: dict[tuple[str, int], RunRecord] = {}
+        self._finished: OrderedDict[tuple[str, int], RunRecord] = OrderedDict()
+
+    def enter(self, request_id: str, payload: Payload, computed_tokens: int) -> None:
+        """Give a request that enters the batch (or comes back after preemption) its table row.
+
+        computed_tokens: position of the first token that it will compute.
+        An edit set that the table cannot take leaves the request without a row and with a failure
+        in its report; the API process checks sets with the same code first, so this is a defect
+        that must reach the client and not the worker's life.
+        """
+        key = (payload.report, _choice_of(request_id, payload.choices))
+        self._keys[request_id] = key
+        record = self._live.setdefault(
+            key, RunRecord(payload.prompt_length, scopes_of(payload.edits))
+        )
+        if request_id in self._slots:
+            self.table.release(self._slots.pop(request_id))
+        try:
+            self._slots[request_id] = self.table.insert(payload.edits)
+        except EditError as error:
+            record.failure = str(error)
+            return
+        record.computed.append([computed_tokens, computed_tokens])
+
+    def leave(self, request_id: str, *, finished: bool) -> None:
+        """Release the row of a request that ended, or that was preempted and may come back."""
+        slot = self._slots.pop(request_id, None)
+        if slot is not None:
+            self.table.release(slot)
+        if finished and (key := self._keys.pop(request_id, None)) is not None:
+            record = self._live.pop(key, None)
+            if record is not None:
+                self._finished[key] = record
+                while len(self._finished) > REPORTS_KEPT:
+                    self._finished.popitem(last=False)
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._slots
+
+    @property
+    def rows_in_use(self) -> int:
+        """Rows of the edit table that are taken."""
+        return len(self._slots)
+
+    def plan(
+        self, request_ids: Sequence[str], query_starts: np.ndarray, positions: np.ndarray
+    ) -> StepEdits | None:
+        """The edited part of one step, or None when nobody in the batch has an edit.
+
+        request_ids: the batch in order. query_starts: int [requests + 1], offsets into the flat
+        token batch. positions: int [requests], absolute position of each request's first token.
+        """
+        if not self._slots:
+            return None
+        slots = self._slots
+        rows = [row for row, name in enumerate(request_ids) if name in slots]
+        if not rows:
+            return None
+        for row in rows:
+            first = int(positions[row])
+            last = self._live[self._keys[request_ids[row]]].computed[-1]
+            last[1] = max(last[1], first + int(query_starts[row + 1] - query_starts[row]))
+        index = np.asarray(rows, dtype=np.int32)
+        starts = query_starts[index]
+        plan = self.table.plan(
+            slots=np.fromiter((slots[request_ids[row]] for row in rows), np.int32, len(rows)),
+            starts=starts.astype(np.int32),
+            lengths=(query_starts[index + 1] - starts).astype(np.int32),
+            positions=positions[index].astype(np.int32),
+            rows=index,
+        )
+        return StepEdits(self.table, plan, index)
+
+    def take(self, report_ids: Iterable[str]) -> dict[str, dict[int, dict[str, Any]]]:
+        """Reports by id and choice; finished ones are handed over, running ones copied."""
+        wanted = set(report_ids)
+        taken: dict[str, dict[int, dict[str, Any]]] = {}
+        for key in [key for key in self._finished if key[0] in wanted]:
+            taken.setdefault(key[0], {})[key[1]] = self._finished.pop(key).report()
+        for key, record in self._live.items():
+            if key[0] in wanted:
+                taken.setdefault(key[0], {})[key[1]] = record.report()
+        return taken
+
+
+def scopes_of(edits: Iterable[Edit]) -> dict[int, Rows]:
+    """Per intervention the rows [first, last) that its edits hold for."""
+    scopes: dict[int, Rows] = {}
+    for edit in edits:
+        rows = Rows(0, OPEN) if isinstance(edit, VisibleKeys) else edit.rows
+        known = scopes.get(edit.source, rows)
+        scopes[edit.source] = Rows(min(known.start, rows.start), max(known.end, rows.end))
+    return scopes
+
+
+def _choice_of(request_id: str, choices: int) -> int:
+    # vLLM names the children of a request with n > 1 "<index>_<id>".
+    return int(request_id.split("_", 1)[0]) if choices > 1 else 0
+
+
+def _union(ranges: Iterable[Sequence[int]]) -> list[list[int]]:
+    merged: list[list[int]] = []
+    for start, stop in sorted(ranges):
+        if merged and start <= merged[-1][1]:
+            merged[-1][1] = max(merged[-1][1], stop)
+        elif start < stop:
+            merged.append([start, stop])
+    return merged

@@ -1,0 +1,61 @@
+"""What travels with a request from the API process to scheduler and workers, in `SamplingParams.extra_args`."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from heed_kernels.edits import Edit
+from heed_kernels.wire import from_wire, to_wire
+
+RESERVED_KEY = "heed"
+"""Heed's own key in `extra_args`; refused when it comes from outside."""
+
+
+@dataclass(frozen=True)
+class Payload:
+    """One engine request's edits, ready to be compiled.
+
+    report: id under which the worker keeps what it ran.
+    choices: `n` of the request; its children share the report id and differ in their index.
+    prompt_length: P, in tokens.
+    publication_limit: no block with a row at or past this position is published to, or read from,
+        the prefix cache; None: no limit.
+    """
+
+    report: str
+    choices: int
+    prompt_length: int
+    publication_limit: int | None
+    edits: tuple[Edit, ...]
+
+
+def pack(payload: Payload) -> dict[str, Any]:
+    """The payload as plain values that msgpack carries."""
+    return {
+        "report": payload.report,
+        "choices": payload.choices,
+        "prompt_length": payload.prompt_length,
+        "publication_limit": payload.publication_limit,
+        "edits": to_wire(payload.edits),
+    }
+
+
+def packed_in(extra_args: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The packed payload that `extra_args` carries, or None for a plain request."""
+    return extra_args.get(RESERVED_KEY) if extra_args else None
+
+
+def unpack(packed: Mapping[str, Any]) -> Payload:
+    """Inverse of `pack`.
+
+    Raises:
+        EditError: the edits are malformed.
+    """
+    edits: Sequence[Edit] = from_wire(packed["edits"])
+    return Payload(
+        report=packed["report"],
+        choices=packed["choices"],
+        prompt_length=packed["prompt_length"],
+        publication_limit=packed["publication_limit"],
+        edits=tuple(edits),
+    )

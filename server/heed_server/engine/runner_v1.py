@@ -1,0 +1,54 @@
+"""V1 model-runner seam: who is in the batch, and the metadata of each step."""
+
+from typing import Any
+
+import numpy as np
+
+from heed_server.engine import step
+from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.payload import packed_in, unpack
+
+
+class EditsInRunner:
+    """Put before a V1 runner class (`GPUModelRunner` or its CPU subclass)."""
+
+    edited: EditedRequests | None = None
+    """Set by the worker once the model is loaded; None on a model whose requests cannot be edited."""
+
+    def _update_states(self, scheduler_output: Any) -> Any:
+        result = super()._update_states(scheduler_output)  # type: ignore[misc]
+        if self.edited is None:
+            return result
+        for request_id in scheduler_output.finished_req_ids:
+            self.edited.leave(request_id, finished=True)
+        for request_id in scheduler_output.preempted_req_ids or ():
+            self.edited.leave(request_id, finished=False)
+        for new in scheduler_output.scheduled_new_reqs:
+            self._enter(new.req_id, new.sampling_params, new.num_computed_tokens)
+        cached = scheduler_output.scheduled_cached_reqs
+        if cached.resumed_req_ids:
+            for request_id, computed in zip(
+                cached.req_ids, cached.num_computed_tokens, strict=True
+            ):
+                if request_id in cached.resumed_req_ids:
+                    params = self.requests[request_id].sampling_params  # type: ignore[attr-defined]
+                    self._enter(request_id, params, computed)
+        return result
+
+    def _enter(self, request_id: str, sampling_params: Any, computed_tokens: int) -> None:
+        packed = packed_in(sampling_params.extra_args) if sampling_params is not None else None
+        if packed is not None and self.edited is not None:
+            self.edited.enter(request_id, unpack(packed), computed_tokens)
+
+    def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
+        build = super()._build_attention_metadata  # type: ignore[misc]
+        if self.edited is None or self.edited.rows_in_use == 0:
+            return build(*args, **kwargs)
+        batch = self.input_batch  # type: ignore[attr-defined]
+        count = batch.num_reqs
+        starts: np.ndarray = self.query_start_loc.np[: count + 1]  # type: ignore[attr-defined]
+        edits = self.edited.plan(
+            batch.req_ids[:count], starts, batch.num_computed_tokens_cpu[:count]
+        )
+        with step.carrying(edits):
+            return build(*args, **kwargs)

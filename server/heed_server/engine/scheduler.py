@@ -1,0 +1,58 @@
+"""Scheduler seam: which blocks of an edited request may enter and leave the prefix cache.
+
+A block is published only when each of its rows would be the same under any continuation of the
+prompt, so blocks past a request's publication limit are neither hashed nor read. The salt that
+keeps differently edited prefixes apart is part of the block hash already (`door.py`).
+"""
+
+from typing import Any
+
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+
+from heed_server.engine.payload import packed_in
+
+
+def publication_limit(request: Any) -> int | None:
+    """First position of `request` (a `vllm.v1.request.Request`) that is never published, in tokens."""
+    params = request.sampling_params
+    packed = packed_in(params.extra_args) if params is not None else None
+    return packed["publication_limit"] if packed is not None else None
+
+
+class PublicationMixin:
+    """Put before the scheduler class that vLLM itself would use."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        coordinator = self.kv_cache_manager.coordinator  # type: ignore[attr-defined]
+        stock_cache_blocks = coordinator.cache_blocks
+
+        def cache_blocks(request: Any, num_computed_tokens: int) -> None:
+            limit = publication_limit(request)
+            if limit is not None:
+                num_computed_tokens = min(num_computed_tokens, limit)
+            stock_cache_blocks(request, num_computed_tokens)
+
+        coordinator.cache_blocks = cache_blocks
+
+    def _get_local_prefix_cache_hit(self, request: Any) -> Any:
+        hit = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
+        limit = publication_limit(request)
+        blocks, tokens, *rest = hit
+        if limit is None or tokens <= limit:
+            return hit
+        # A preempted request looks up its generated tokens too, and a longer prompt with the same
+        # salt may have published rows that are prompt rows there and generated ones here.
+        size: int = self.block_size  # type: ignore[attr-defined]
+        kept = limit // size * size
+        manager = self.kv_cache_manager  # type: ignore[attr-defined]
+        return (manager.truncate_computed_blocks(blocks, kept), kept, *rest)
+
+
+class HeedScheduler(PublicationMixin, Scheduler):
+    """vLLM's scheduler with the publication rule."""
+
+
+class HeedAsyncScheduler(PublicationMixin, AsyncScheduler):
+    """vLLM's asynchronous scheduler with the publication rule."""

@@ -1,0 +1,113 @@
+"""Heed's metrics, registered in the API process beside vLLM's; labels come from bounded sets only."""
+
+from asyncio import Future
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from heed_interventions.registry import METHODS
+from heed_server.engine.versions import installed_vllm
+from heed_server.version import __version__
+
+if TYPE_CHECKING:
+    from heed_server.api.exchange import EngineRequest, Report
+
+_COMPILE_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.25)
+
+
+class Metrics:
+    """One instance per API process.
+
+    Plain counters, gauges and histograms: with several API processes prometheus-client merges
+    those through files, which custom collectors and Info do not survive.
+    """
+
+    def __init__(self, backend: str, registry: CollectorRegistry = REGISTRY) -> None:
+        self._requests = Counter(
+            "heed_requests_total",
+            "Interventions in requests, by method and outcome (applied, neutral, skipped, rejected).",
+            ["method", "outcome"],
+            registry=registry,
+        )
+        self._rejections = Counter(
+            "heed_rejections_total",
+            "Requests refused for their interventions, by reason.",
+            ["reason"],
+            registry=registry,
+        )
+        self._edited_tokens = Counter(
+            "heed_edited_tokens_total",
+            "Tokens whose rows were computed with an edit, by method and phase.",
+            ["method", "phase"],
+            registry=registry,
+        )
+        self._salted = Counter(
+            "heed_cache_salted_requests_total",
+            "Engine requests whose prefix-cache blocks are kept apart by a salt of their edits.",
+            registry=registry,
+        )
+        self._rows = Gauge(
+            "heed_edit_table_rows",
+            "Rows of the workers' edit tables in use, over all engines.",
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        self._compile_seconds = Histogram(
+            "heed_edit_table_compile_seconds",
+            "Time to resolve a request's interventions and compile them into a table row.",
+            buckets=_COMPILE_BUCKETS,
+            registry=registry,
+        )
+        build = Gauge(
+            "heed_build_info",
+            "Constant 1, with the versions of Heed and vLLM and the backend that carries out edits.",
+            ["version", "vllm", "backend"],
+            multiprocess_mode="mostrecent",
+            registry=registry,
+        )
+        build.labels(__version__, installed_vllm() or "unknown", backend).set(1)
+
+    def resolved(self, reports: Sequence[Mapping[str, object]], seconds: float) -> None:
+        """Interventions of one admitted prompt, with their statuses."""
+        for report in reports:
+            self._requests.labels(_method_label(report["method"]), str(report["status"])).inc()
+        self._compile_seconds.observe(seconds)
+
+    def rejected(self, reason: str, methods: Iterable[object] = ()) -> None:
+        """One refused request; `methods` are the names it asked for, as far as they are known."""
+        self._rejections.labels(reason).inc()
+        for method in methods:
+            self._requests.labels(_method_label(method), "rejected").inc()
+
+    def salted(self) -> None:
+        """One engine request with a salt of Heed's."""
+        self._salted.inc()
+
+    def rows(self, count: int) -> None:
+        """Edit-table rows in use, from the poll."""
+        self._rows.set(count)
+
+    def ran(
+        self,
+        request: "EngineRequest",
+        reports: Sequence[Mapping[str, object]],
+        answer: "Future[dict[int, Report]]",
+    ) -> None:
+        """What the workers ran for one engine request (a done-callback of its reports)."""
+        from heed_server.api.reports import row_counts
+
+        if answer.cancelled() or answer.exception() is not None:
+            return
+        for choice, worker in answer.result().items():
+            tokens = request.completion_tokens.get(choice, 0)
+            for source, measured in worker.get("interventions", {}).items():
+                counts = row_counts(measured, request.prompt_length, tokens)
+                method = _method_label(reports[source]["method"])
+                computed = counts["prompt_rows"] - counts["cached_rows"]
+                self._edited_tokens.labels(method, "prompt").inc(computed)
+                self._edited_tokens.labels(method, "generation").inc(counts["generated_rows"])
+
+
+def _method_label(method: object) -> str:
+    return method if isinstance(method, str) and method in METHODS else "unknown"

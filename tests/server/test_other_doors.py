@@ -1,0 +1,45 @@
+import json
+
+import pytest
+
+from heed_server.api.other_doors import forbidden_field
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"interventions": []}, "interventions"),
+        ({"interventions": [{"method": "zerotuning"}]}, "interventions"),
+        ({"vllm_xargs": {"heed": "x"}}, "vllm_xargs.heed"),
+        ({"sampling_params": {"extra_args": {"heed": 1}}}, "sampling_params.extra_args.heed"),
+    ],
+)
+def test_what_only_heeds_routes_take_is_found_on_others(body: object, param: str) -> None:
+    assert forbidden_field(json.dumps(body).encode()) == param
+
+
+def test_an_escaped_field_name_does_not_slip_by() -> None:
+    assert forbidden_field(rb'{"\u0069nterventions": []}') == "interventions"
+    assert forbidden_field(rb'{"vllm_xargs": {"h\u0065ed": 1}}') == "vllm_xargs.heed"
+
+
+def test_a_form_field_is_found_too() -> None:
+    body = b'--x\r\nContent-Disposition: form-data; name="interventions"\r\n\r\n[]\r\n--x--'
+    assert forbidden_field(body) == "interventions"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"not json",
+        b'{"input": "heed the interventions"}',
+        b'["interventions"]',
+        b'{"interventions": null}',
+        b'{"messages": [{"interventions": 1}]}',
+        b'{"vllm_xargs": ["heed"]}',
+        b"[" * 100_000,
+    ],
+)
+def test_other_bodies_are_left_to_their_routes(body: bytes) -> None:
+    assert forbidden_field(body) is None

@@ -1,0 +1,88 @@
+import asyncio
+from collections.abc import Iterable, Mapping
+
+from heed_server.api.exchange import Report
+from heed_server.api.reports import ReportCollector, row_counts
+
+OPEN = 2**31 - 1
+
+
+def test_all_rows_of_a_fresh_request_are_the_prompt_and_all_sampled_tokens_but_the_last() -> None:
+    measured = {"scope": [0, OPEN], "computed": [[0, 15]]}
+    counts = row_counts(measured, prompt_length=10, completion_tokens=6)
+    assert counts == {"prompt_rows": 10, "cached_rows": 0, "generated_rows": 5}
+
+
+def test_prompt_rows_that_were_not_computed_came_out_of_the_cache() -> None:
+    measured = {"scope": [0, OPEN], "computed": [[8, 12]]}
+    counts = row_counts(measured, prompt_length=10, completion_tokens=3)
+    assert counts == {"prompt_rows": 10, "cached_rows": 8, "generated_rows": 2}
+
+
+def test_rows_computed_past_a_stop_string_are_not_counted() -> None:
+    measured = {"scope": [0, OPEN], "computed": [[0, 40]]}
+    assert row_counts(measured, 10, 4)["generated_rows"] == 3
+
+
+def test_a_scope_of_generated_rows_has_no_prompt_rows() -> None:
+    measured = {"scope": [10, OPEN], "computed": [[10, 14]]}
+    counts = row_counts(measured, 10, 5)
+    assert counts == {"prompt_rows": 0, "cached_rows": 0, "generated_rows": 4}
+
+
+def test_the_last_prompt_row_counts_once_with_the_generated_ones_after_it() -> None:
+    measured = {"scope": [9, OPEN], "computed": [[9, 14]]}
+    counts = row_counts(measured, 10, 5)
+    assert counts == {"prompt_rows": 1, "cached_rows": 0, "generated_rows": 4}
+
+
+def test_nothing_ran_means_no_rows() -> None:
+    assert set(row_counts(None, 10, 5).values()) == {0}
+
+
+def test_reports_asked_for_together_share_calls_to_the_workers() -> None:
+    calls: list[list[str]] = []
+
+    async def fetch(ids: list[str]) -> Iterable[Mapping[str, Mapping[int, Report]]]:
+        calls.append(ids)
+        await asyncio.sleep(0.01)
+        return [{name: {0: {"id": name}}} for name in ids]
+
+    async def ask() -> list[dict[int, Report]]:
+        collector = ReportCollector(fetch)
+        return await asyncio.gather(*(collector.collect(f"r{i}") for i in range(20)))
+
+    answers = asyncio.run(ask())
+    assert [answer[0]["id"] for answer in answers] == [f"r{i}" for i in range(20)]
+    assert len(calls) <= 2
+
+
+def test_reports_of_several_engines_are_merged_by_choice() -> None:
+    async def fetch(ids: list[str]) -> Iterable[Mapping[str, Mapping[int, Report]]]:
+        return [{ids[0]: {0: {"engine": 0}}}, {}, {ids[0]: {1: {"engine": 2}}}]
+
+    async def ask() -> dict[int, Report]:
+        return await ReportCollector(fetch).collect("r")
+
+    assert asyncio.run(ask()) == {0: {"engine": 0}, 1: {"engine": 2}}
+
+
+def test_a_failed_call_fails_its_own_requests_and_no_later_ones() -> None:
+    failing = True
+
+    async def fetch(ids: list[str]) -> Iterable[Mapping[str, Mapping[int, Report]]]:
+        if failing:
+            raise RuntimeError("engine gone")
+        return [{ids[0]: {0: {}}}]
+
+    async def ask() -> tuple[BaseException | None, dict[int, Report]]:
+        nonlocal failing
+        collector = ReportCollector(fetch)
+        first = collector.collect("a")
+        await asyncio.wait([first])
+        failing = False
+        return first.exception(), await collector.collect("b")
+
+    error, later = asyncio.run(ask())
+    assert isinstance(error, RuntimeError)
+    assert later == {0: {}}
