@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
@@ -14,6 +13,7 @@ from heed_interventions.method import Method
 from heed_interventions.registry import METHODS, MOST_INTERVENTIONS
 
 _SUBJECT = re.compile("^[A-Z][a-z]+ should")
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
 _SPAN_FIELDS = {"text", "occurrence", "start", "end"}
 
 
@@ -131,16 +131,12 @@ def _bounds(location: Sequence[int | str], method: type[Method]) -> str | None:
     field = method.model_fields[str(location[0])] if len(location) == 1 else None
     if field is None or field.annotation not in (int, float):
         return None
-    words = []
-    for bound in field.metadata:
-        if isinstance(bound, Gt):
-            words.append(f"above {bound.gt}")
-        elif isinstance(bound, Ge):
-            words.append(f"at least {bound.ge}")
-        elif isinstance(bound, Lt):
-            words.append(f"below {bound.lt}")
-        elif isinstance(bound, Le):
-            words.append(f"at most {bound.le}")
+    words = [
+        f"{word} {getattr(bound, name)}"
+        for bound in field.metadata
+        for name, word in _BOUNDS.items()
+        if hasattr(bound, name)
+    ]
     kind = "an integer" if field.annotation is int else "a finite number"
     return f"must be {kind} {' and '.join(words)}"
 

@@ -17,30 +17,34 @@ from heed_server.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one `heed` command; exits with 2 on unusable arguments and 1 on a failed start."""
+    """Run one `heed` command; exits with 2 on unusable arguments or settings."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if given[:1] == ["serve"]:
+        # Every flag of vLLM's is one of `heed serve`: vLLM's own parser takes them.
+        _serve(given[1:])
+        return
+    options = _parser().parse_args(given)
+    _list_models(as_json=options.json)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="heed", description="Serve language models whose attention every request can edit."
     )
     parser.add_argument("--version", action="version", version=f"heed-server {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser(
-        "serve",
-        help="serve a model (the bundled heed-tiny by default) over the OpenAI API",
-        description="Flags that are not listed here are vLLM's own (`heed serve --help=all`).",
-        add_help=False,
+    commands.add_parser(
+        "serve", help="serve a model (the bundled heed-tiny by default) over the OpenAI API"
     )
-    launcher.add_arguments(serve)
     models = commands.add_parser("models", help="list the bundled models and their directories")
     models.add_argument("--json", action="store_true", help="as a JSON list")
-    options, rest = parser.parse_known_args(arguments)
-    if options.command == "models":
-        if rest:
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        _list_models(as_json=options.json)
-        return
+    return parser
+
+
+def _serve(arguments: Sequence[str]) -> None:
     try:
         require_supported_vllm(installed_vllm())
-        launcher.serve(options, rest)
+        launcher.serve(arguments)
     except (UnsupportedVllmError, SettingsError) as error:
         print(f"heed: {error}", file=sys.stderr)
         sys.exit(2)

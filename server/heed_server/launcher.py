@@ -1,16 +1,17 @@
 """`heed serve`: vLLM's own server, started with what Heed needs."""
 
-import argparse
 import os
+from argparse import ArgumentParser, Namespace
 from collections.abc import MutableMapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from heed_server.engine.plugin import PLUGIN_NAME
-from heed_server.models import bundled_model, bundled_models
+from heed_server.models import bundled_model
 from heed_server.settings import DEFAULTS_VARIABLE, PRIVILEGED_VARIABLE, read_interventions
 
 DEFAULT_MODEL = "heed-tiny"
+BUNDLED_KV_CACHE_BYTES = 1 << 30
 _PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.io_processor_plugins",
@@ -20,32 +21,16 @@ _PLUGIN_GROUPS = (
 """Groups that vLLM loads in full while VLLM_PLUGINS is unset; `vllm.endpoint_plugins` it does not."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Heed's own flags; everything else is vLLM's."""
-    parser.add_argument("model", nargs="?", default=None, help="model, or a bundled one's name")
-    parser.add_argument(
-        "--default-interventions",
-        metavar="FILE",
-        type=Path,
-        help="JSON list of interventions for requests that say nothing",
-    )
-    parser.add_argument(
-        "--allow-privileged-interventions",
-        action="store_true",
-        help="serve methods that can work around a model's training (off by default)",
-    )
-
-
-def serve(options: argparse.Namespace, vllm_arguments: Sequence[str]) -> None:
+def serve(arguments: Sequence[str]) -> None:
     """Start the server in the foreground; returns when it has shut down.
+
+    arguments: Heed's own flags and any of vLLM's.
 
     Raises:
         SettingsError: the file of default interventions cannot be used.
     """
-    if options.default_interventions is not None:
-        read_interventions(options.default_interventions)
-    set_environment(os.environ, options)
-    arguments = [*model_arguments(options.model, vllm_arguments), *vllm_arguments]
+    # vLLM loads plug-ins while it builds its parser.
+    os.environ["VLLM_PLUGINS"] = ",".join(plugin_names(os.environ.get("VLLM_PLUGINS")))
 
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
@@ -55,43 +40,69 @@ def serve(options: argparse.Namespace, vllm_arguments: Sequence[str]) -> None:
 
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="heed serve"))
+    add_arguments(parser)
     parsed = parser.parse_args(arguments)
+    if parsed.default_interventions is not None:
+        read_interventions(parsed.default_interventions)
+    pass_settings_on(os.environ, parsed)
+    choose_model(parsed, vllm_default=parser.get_default("model"))
+    if "--no-enforce-eager" in arguments:
+        parsed.enforce_eager = False
     configure_logging_from_args(parsed)
-    if parsed.model_tag is not None:
-        parsed.model = parsed.model_tag
     validate_parsed_serve_args(parsed)
     ServeSubcommand.cmd(parsed)
 
 
-def model_arguments(model: str | None, vllm_arguments: Sequence[str]) -> list[str]:
-    """vLLM's arguments that name the model.
+def add_arguments(parser: ArgumentParser) -> None:
+    """Heed's own flags, beside vLLM's."""
+    group = parser.add_argument_group("Heed", "Interventions in attention.")
+    group.add_argument(
+        "--default-interventions",
+        metavar="FILE",
+        type=Path,
+        help="JSON list of interventions for requests that say nothing.",
+    )
+    group.add_argument(
+        "--allow-privileged-interventions",
+        action="store_true",
+        help="Serve methods that can work around a model's training (off by default).",
+    )
 
-    A bundled model is served from its directory, under its own name, in float32: it is small, and
-    conformance is promised in float32. What the user wrote for these flags is left alone.
+
+def choose_model(parsed: Namespace, vllm_default: str) -> None:
+    """Set what to serve, in place: the model named first, or by --model, or the bundled one.
+
+    A bundled model is served from its directory, under its own name, in float32, in which
+    conformance is promised; uncompiled, because compiling takes longer than it will ever save on a
+    model of this size; and with a KV cache of 1 GiB instead of nearly all memory. What the user
+    wrote for these flags is left alone.
+
+    vllm_default: the model that vLLM's parser falls back to.
     """
-    given = {argument.split("=", 1)[0] for argument in vllm_arguments}
-    if model is None and "--model" in given:
-        return []
-    name = model or DEFAULT_MODEL
-    bundled = bundled_model(name)
+    named = parsed.model_tag
+    if named is None and parsed.model != vllm_default:
+        named = parsed.model
+    bundled = bundled_model(named or DEFAULT_MODEL)
     if bundled is None:
-        if model is None:
-            known = ", ".join(entry.name for entry in bundled_models()) or "none"
-            raise SystemExit(f"heed: the bundled model {name} is missing (found: {known})")
-        return [name]
-    arguments = [str(bundled.directory)]
-    for flag, value in (("--served-model-name", bundled.name), ("--dtype", "float32")):
-        if flag not in given:
-            arguments += [flag, value]
-    return arguments
+        if named is None:
+            raise SystemExit(f"heed: the bundled model {DEFAULT_MODEL} is missing")
+        parsed.model_tag = parsed.model = named
+        return
+    parsed.model_tag = parsed.model = str(bundled.directory)
+    if not parsed.served_model_name:
+        parsed.served_model_name = [bundled.name]
+    if parsed.dtype == "auto":
+        parsed.dtype = "float32"
+    if parsed.kv_cache_memory_bytes is None:
+        parsed.kv_cache_memory_bytes = BUNDLED_KV_CACHE_BYTES
+    parsed.enforce_eager = True
 
 
-def set_environment(environment: MutableMapping[str, str], options: argparse.Namespace) -> None:
-    """What vLLM's processes read from the environment, in place."""
-    environment["VLLM_PLUGINS"] = ",".join(plugin_names(environment.get("VLLM_PLUGINS")))
-    if options.default_interventions is not None:
-        environment[DEFAULTS_VARIABLE] = str(options.default_interventions.resolve())
-    if options.allow_privileged_interventions:
+def pass_settings_on(environment: MutableMapping[str, str], parsed: Namespace) -> None:
+    """Heed's settings for the other processes, which read them from the environment, in place."""
+    if parsed.default_interventions is not None:
+        environment[DEFAULTS_VARIABLE] = str(parsed.default_interventions.resolve())
+    if parsed.allow_privileged_interventions:
         environment[PRIVILEGED_VARIABLE] = "1"
 
 

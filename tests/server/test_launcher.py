@@ -1,27 +1,57 @@
-import argparse
+from argparse import Namespace
 from pathlib import Path
+from typing import Any
 
-from heed_server.launcher import model_arguments, plugin_names, set_environment
+from heed_server.launcher import (
+    BUNDLED_KV_CACHE_BYTES,
+    choose_model,
+    pass_settings_on,
+    plugin_names,
+)
 from heed_server.settings import DEFAULTS_VARIABLE, PRIVILEGED_VARIABLE
+
+VLLM_DEFAULT = "vendor/default"
+
+
+def chosen(**written: Any) -> Namespace:
+    blank = {
+        "model_tag": None,
+        "model": VLLM_DEFAULT,
+        "served_model_name": None,
+        "dtype": "auto",
+        "kv_cache_memory_bytes": None,
+        "enforce_eager": False,
+    }
+    parsed = Namespace(**(blank | written))
+    choose_model(parsed, VLLM_DEFAULT)
+    return parsed
 
 
 def test_without_a_model_the_bundled_one_is_served_in_float32_under_its_name() -> None:
-    arguments = model_arguments(None, ["--port", "1"])
-    assert Path(arguments[0]).name == "heed-tiny"
-    assert arguments[1:] == ["--served-model-name", "heed-tiny", "--dtype", "float32"]
+    parsed = chosen()
+    assert Path(parsed.model).name == "heed-tiny" and parsed.model == parsed.model_tag
+    assert (parsed.served_model_name, parsed.dtype) == (["heed-tiny"], "float32")
+
+
+def test_the_bundled_model_starts_quickly_and_leaves_memory_to_others() -> None:
+    parsed = chosen()
+    assert parsed.enforce_eager and parsed.kv_cache_memory_bytes == BUNDLED_KV_CACHE_BYTES
+    assert chosen(kv_cache_memory_bytes=5).kv_cache_memory_bytes == 5
 
 
 def test_what_the_user_wrote_about_the_bundled_model_wins() -> None:
-    arguments = model_arguments("heed-tiny", ["--dtype=bfloat16", "--served-model-name", "x"])
-    assert len(arguments) == 1
+    parsed = chosen(model_tag="heed-tiny", dtype="bfloat16", served_model_name=["x"])
+    assert Path(parsed.model).is_dir()
+    assert (parsed.served_model_name, parsed.dtype) == (["x"], "bfloat16")
 
 
 def test_another_model_is_passed_to_vllm_as_it_is() -> None:
-    assert model_arguments("some/model", []) == ["some/model"]
+    parsed = chosen(model_tag="some/model")
+    assert (parsed.model, parsed.served_model_name, parsed.dtype) == ("some/model", None, "auto")
 
 
-def test_a_model_given_by_vllms_own_flag_is_left_to_vllm() -> None:
-    assert model_arguments(None, ["--model", "some/model"]) == []
+def test_a_model_given_by_vllms_own_flag_is_served() -> None:
+    assert chosen(model="some/model").model == "some/model"
 
 
 def test_heed_is_added_to_an_allow_list_of_plugins() -> None:
@@ -36,10 +66,9 @@ def test_without_an_allow_list_the_plugins_that_vllm_would_load_stay_loaded() ->
 
 def test_flags_reach_the_other_processes_through_the_environment(tmp_path: Path) -> None:
     environment: dict[str, str] = {}
-    options = argparse.Namespace(
+    options = Namespace(
         default_interventions=tmp_path / "d.json", allow_privileged_interventions=True
     )
-    set_environment(environment, options)
+    pass_settings_on(environment, options)
     assert environment[DEFAULTS_VARIABLE] == str(tmp_path / "d.json")
     assert environment[PRIVILEGED_VARIABLE] == "1"
-    assert "heed" in environment["VLLM_PLUGINS"].split(",")

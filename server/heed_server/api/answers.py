@@ -39,16 +39,6 @@ async def choice_reports(exchange: Exchange, index: int, choices: int) -> list[R
     Raises:
         RuntimeError: a worker could not carry out a set that the door had admitted.
     """
-    if exchange.skipped is not None:
-        return [
-            {
-                "method": method.method,
-                "status": "skipped",
-                "source": exchange.source,
-                "reason": exchange.skipped,
-            }
-            for method in exchange.methods
-        ]
     per_prompt = max(1, choices // max(1, len(exchange.engine_requests)))
     request = exchange.engine_requests[index // per_prompt]
     ran: Mapping[int, Report] = await request.ran if request.ran is not None else {}

@@ -6,7 +6,7 @@ is salted, and the compiled set travels on in the sampling parameters.
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -14,6 +14,7 @@ from uuid import uuid4
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from heed_interventions.errors import InterventionError
+from heed_interventions.method import CacheClass, Method
 from heed_interventions.resolve import Resolution, resolve
 from heed_interventions.token_text import align
 from heed_interventions.views import ModelView, PromptView
@@ -85,7 +86,7 @@ class Door:
                 "cache_salt",
             )
         exchange = CURRENT.get()
-        if exchange is None or exchange.skipped is not None:
+        if exchange is None:
             return stock(prompt, sampling_params, request_id, **rest)
         resolution, prompt_length = self.resolve(exchange, prompt)
         admitted = EngineRequest(resolution, prompt_length)
@@ -125,19 +126,30 @@ class Door:
         )
         start = time.perf_counter()
         try:
-            resolution = resolve(
-                exchange.methods,
-                self.model,
-                view,
-                sources=[exchange.source] * len(exchange.methods),
-                allow_privileged=self.settings.allow_privileged,
-            )
-            self._compile(resolution)
+            resolution = self._resolve(exchange, view)
         except InterventionError as error:
             self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
             raise refused(error) from error
         self.metrics.resolved(resolution.reports, time.perf_counter() - start)
         return resolution, len(token_ids)
+
+    def _resolve(self, exchange: Exchange, view: PromptView) -> Resolution:
+        if exchange.skipped is not None:
+            return skipped(exchange.methods, exchange.source, exchange.skipped)
+        resolution = resolve(
+            exchange.methods,
+            self.model,
+            view,
+            sources=[exchange.source] * len(exchange.methods),
+            allow_privileged=self.settings.allow_privileged,
+        )
+        try:
+            self._compile(resolution)
+        except InterventionError as error:
+            if exchange.source == "request":
+                raise
+            return skipped(exchange.methods, exchange.source, error.message)
+        return resolution
 
     def _compile(self, resolution: Resolution) -> None:
         if not resolution.edits or self._table is None:
@@ -172,3 +184,12 @@ class Door:
                 partial(self.metrics.ran, admitted, admitted.resolution.reports)
             )
             await generator.aclose()
+
+
+def skipped(methods: Sequence[Method], source: str, reason: str) -> Resolution:
+    """A plain resolution in which every intervention is left out for `reason`."""
+    reports = tuple(
+        {"method": method.method, "status": "skipped", "source": source, "reason": reason}
+        for method in methods
+    )
+    return Resolution((), CacheClass.SHARED, None, None, reports, (None,) * len(reports))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from heed_interventions.method import Method
-from heed_interventions.resolve import Resolution
+from heed_interventions.resolve import Resolution, Source
 
 Report = dict[str, Any]
 
@@ -36,7 +36,7 @@ class Exchange:
     """
 
     methods: Sequence[Method]
-    source: str
+    source: Source
     asked: bool
     skipped: str | None = None
     engine_requests: list[EngineRequest] = field(default_factory=list)

@@ -8,8 +8,6 @@ an edit there, untouched when that is all of them, and Heed's kernel then writes
 from typing import Any
 
 import torch
-from heed_kernels.cpu.attention import attend
-from heed_kernels.cpu.layout import Layout
 from vllm import _custom_ops as ops
 from vllm import envs
 from vllm.model_executor.models.utils import extract_layer_index
@@ -20,6 +18,8 @@ from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionMetadataBuilder,
 )
 
+from heed_kernels.cpu.attention import attend
+from heed_kernels.cpu.layout import Layout
 from heed_kernels.rope import Rope
 from heed_server.engine import step
 from heed_server.engine.step import StepEdits
@@ -132,10 +132,11 @@ class HeedCPUImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
         """As the stock `forward`; shapes [tokens, query_heads, head_dim] for query and output."""
         edited: EditedStep | None = getattr(attn_metadata, "edited", None)
         if edited is None:
-            return super().forward(
+            super().forward(
                 layer, query, key, value, kv_cache, attn_metadata, output,
                 output_scale, output_block_scale,
             )  # fmt: skip
+            return output
         assert attn_metadata is not None and self.layout is not None
         if self._layer is None:
             self._layer = extract_layer_index(layer.layer_name)

@@ -165,7 +165,7 @@ def _choice_of(request_id: str, choices: int) -> int:
     return int(request_id.split("_", 1)[0]) if choices > 1 else 0
 
 
-def _union(ranges: Iterable[Sequence[int]]) -> list[list[int]]:
+def _union(ranges: Iterable[list[int]]) -> list[list[int]]:
     merged: list[list[int]] = []
     for start, stop in sorted(ranges):
         if merged and start <= merged[-1][1]:

@@ -50,9 +50,9 @@ class PublicationMixin:
         return (manager.truncate_computed_blocks(blocks, kept), kept, *rest)
 
 
-class HeedScheduler(PublicationMixin, Scheduler):
+class HeedScheduler(PublicationMixin, Scheduler):  # type: ignore[misc]
     """vLLM's scheduler with the publication rule."""
 
 
-class HeedAsyncScheduler(PublicationMixin, AsyncScheduler):
+class HeedAsyncScheduler(PublicationMixin, AsyncScheduler):  # type: ignore[misc]
     """vLLM's asynchronous scheduler with the publication rule."""

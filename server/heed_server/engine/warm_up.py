@@ -11,11 +11,12 @@ from functools import partial
 from typing import Any
 
 import torch
-from heed_kernels.cpu.attention import warm_up as warm_up_kernel
-from heed_kernels.cpu.layout import Layout, probe_layout
 from vllm import _custom_ops as ops
 from vllm.config import VllmConfig
 from vllm.v1.attention.backends.cpu_attn import _get_attn_isa
+
+from heed_kernels.cpu.attention import warm_up as warm_up_kernel
+from heed_kernels.cpu.layout import Layout, probe_layout
 
 ROWS_PER_THREAD = 64
 
