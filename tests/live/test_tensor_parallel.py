@@ -1,0 +1,36 @@
+"""Two tensor-parallel workers: head ids are the whole model's, and the numbers stay."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+from conformance import ALL_CASES, assert_close
+from live_server import FLAGS, LiveServer, serving
+
+pytestmark = pytest.mark.slow
+
+# Sums over heads are split between the ranks and added in another order.
+TOLERANCE = 1e-5
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    flags = [*FLAGS, "--tensor-parallel-size", "2", "--allow-privileged-interventions"]
+    with pytest.MonkeyPatch.context() as patch:
+        cores = sorted(os.sched_getaffinity(0))
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+        with serving(tmp_path_factory.mktemp("tp2") / "server.log", flags) as server:
+            yield server
+
+
+@pytest.mark.parametrize("case", ALL_CASES)
+def test_two_ranks_equal_one(cramped_server: LiveServer, two_ranks: LiveServer, case: str) -> None:
+    prompt = cramped_server.prompt(150, start=3)
+    edits = ALL_CASES[case](len(prompt))
+    one = cramped_server.fresh(prompt, edits)
+    two = two_ranks.fresh(prompt, edits)
+    assert one.tokens == two.tokens
+    assert_close(two.logprobs, one.logprobs, TOLERANCE, case)
+    assert one.report == two.report
