@@ -40,8 +40,11 @@ format: install ## Put the code into shape
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-bench: install ## Measure edited against plain traffic (ARGS for heed bench)
-	@exec $(BIN)/heed bench $(ARGS)
+bench: install ## Measure speed and effects on this machine (a quarter of an hour)
+	$(BIN)/python benchmarks/host.py
+	$(BIN)/python benchmarks/kernel_cpu.py
+	$(BIN)/python benchmarks/serving.py --rounds 10
+	$(BIN)/python benchmarks/effects.py
 
 clean: ## Remove the environment, caches and build output
 	rm -rf "$(VENV)" "$(VENV).lock" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

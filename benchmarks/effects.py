@@ -1,9 +1,6 @@
 """What the methods do to the bundled model: task accuracies and long-text perplexity, with intervals.
 
-Against a running server:
-
-    heed serve --port 8000 &
-    python benchmarks/effects.py --url http://127.0.0.1:8000
+    python benchmarks/effects.py            # starts a server for the run; --url uses a running one
 
 Accuracy is exact match of the greedy answer. Intervals are 95 %: Wilson's for an accuracy, paired
 bootstrap for its difference from the same items without interventions. Perplexity is over a fixed
@@ -14,13 +11,17 @@ import argparse
 import asyncio
 import json
 import math
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+import servers
+
 from heed_server.models import bundled_model
 
 Interventions = list[dict[str, Any]]
@@ -58,7 +59,18 @@ def main() -> None:
     model = bundled_model("heed-tiny")
     if model is None:
         raise SystemExit("heed-tiny is not installed")
-    result = asyncio.run(_measure(options, model.evaluation))
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        if options.url is None:
+            flags = [
+                "--dtype",
+                "float32",
+                "--kv-cache-memory-bytes",
+                str(1 << 30),
+                "--enforce-eager",
+            ]
+            server = servers.heed(model.directory, flags, Path(scratch) / "heed.log")
+            options.url = stack.enter_context(server).url
+        result = asyncio.run(_measure(options, model.evaluation))
     print(_report(result))
     if options.json:
         serialised = {
@@ -223,7 +235,7 @@ def _report(result: dict[str, dict[str, list[Any]]]) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--url", default="http://127.0.0.1:8000")
+    parser.add_argument("--url", help="a running server of the bundled model")
     parser.add_argument("--limit", type=int, default=1000, help="items per task at most")
     parser.add_argument("--length", type=int, default=1024, help="tokens of each long text")
     parser.add_argument("--json", type=Path, help="also write the result to this file")

@@ -20,6 +20,7 @@ from heed_interventions.token_text import align
 from heed_interventions.views import ModelView, PromptView
 from heed_kernels.errors import EditError
 from heed_kernels.table import EditTable
+from heed_server.api.activity import Activity
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
 from heed_server.api.reports import ReportCollector
@@ -46,6 +47,7 @@ class Door:
         table: EditTable | None,
         reports: ReportCollector,
         metrics: Metrics,
+        activity: Activity,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -53,6 +55,7 @@ class Door:
         self._tokenizer = tokenizer
         self._table = table
         self._reports = reports
+        self._activity = activity
 
     def stand_before(self, engine_client: Any) -> None:
         """Put the door in front of `engine_client.generate`."""
@@ -172,6 +175,7 @@ class Door:
     ) -> AsyncGenerator[Any, None]:
         # The engine's own generator is closed with this one: that is how an abort gets through.
         tokens = admitted.completion_tokens
+        self._activity.begin()
         try:
             async for output in generator:
                 for choice in output.outputs:
@@ -179,6 +183,7 @@ class Door:
                     tokens[choice.index] = before + len(choice.token_ids)
                 yield output
         finally:
+            self._activity.end()
             admitted.ran = self._reports.collect(report_id)
             admitted.ran.add_done_callback(
                 partial(self.metrics.ran, admitted, admitted.resolution.reports)

@@ -13,6 +13,7 @@ from vllm.logger import init_logger
 from heed_interventions.views import ModelView
 from heed_kernels.table import EditTable
 from heed_server.api import errors, routes
+from heed_server.api.activity import Activity
 from heed_server.api.door import Door
 from heed_server.api.exchange import Report
 from heed_server.api.other_doors import OtherDoors
@@ -45,7 +46,7 @@ class HeedEndpointPlugin:
         engines = Engines(engine_client)
         support = await engines.describe()
         metrics = Metrics(backend="cpu" if support.unsupported is None else "none")
-        reports = ReportCollector(engines.reports)
+        activity = Activity()
         state.heed_door = Door(
             model=ModelView(
                 layers=support.layers,
@@ -60,11 +61,12 @@ class HeedEndpointPlugin:
             settings=Settings.from_environment(),
             tokenizer=engine_client.renderer.tokenizer,
             table=_scratch_table(support),
-            reports=reports,
+            reports=ReportCollector(engines.reports),
             metrics=metrics,
+            activity=activity,
         )
         state.heed_door.stand_before(engine_client)
-        state.heed_poll = asyncio.create_task(engines.poll(metrics))
+        state.heed_poll = asyncio.create_task(engines.poll(activity, metrics))
         logger.info(
             "Heed: %s",
             f"edited requests are refused: {support.unsupported}"
@@ -107,9 +109,10 @@ class Engines:
         """Reports from one worker of each engine: an engine's workers all run the same rows."""
         return [workers[0] for workers in await self.call("heed_reports", report_ids)]
 
-    async def poll(self, metrics: Metrics) -> None:
-        """Keep the worker gauges fresh until cancelled or until the engine is gone."""
+    async def poll(self, activity: Activity, metrics: Metrics) -> None:
+        """Keep the worker gauges fresh while requests are edited, until the engine is gone."""
         while not self._client.errored:
+            await activity.wait()
             await asyncio.sleep(POLL_SECONDS)
             try:
                 gauges = [workers[0] for workers in await self.call("heed_gauges")]
