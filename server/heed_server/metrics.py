@@ -1,17 +1,12 @@
 """Heed's metrics, registered in the API process beside vLLM's; labels come from bounded sets only."""
 
-from asyncio import Future
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
 from heed_interventions.registry import METHODS
 from heed_server.engine.versions import installed_vllm
 from heed_server.version import __version__
-
-if TYPE_CHECKING:
-    from heed_server.api.exchange import EngineRequest, Report
 
 _COMPILE_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.25)
 
@@ -88,25 +83,11 @@ class Metrics:
         """Edit-table rows in use, from the poll."""
         self._rows.set(count)
 
-    def ran(
-        self,
-        request: "EngineRequest",
-        reports: Sequence[Mapping[str, object]],
-        answer: "Future[dict[int, Report]]",
-    ) -> None:
-        """What the workers ran for one engine request (a done-callback of its reports)."""
-        from heed_server.api.reports import row_counts
-
-        if answer.cancelled() or answer.exception() is not None:
-            return
-        for choice, worker in answer.result().items():
-            tokens = request.completion_tokens.get(choice, 0)
-            for source, measured in worker.get("interventions", {}).items():
-                counts = row_counts(measured, request.prompt_length, tokens)
-                method = _method_label(reports[source]["method"])
-                computed = counts["prompt_rows"] - counts["cached_rows"]
-                self._edited_tokens.labels(method, "prompt").inc(computed)
-                self._edited_tokens.labels(method, "generation").inc(counts["generated_rows"])
+    def edited(self, method: object, *, prompt: int, generated: int) -> None:
+        """Tokens whose rows one engine request computed with an edit of `method`."""
+        label = _method_label(method)
+        self._edited_tokens.labels(label, "prompt").inc(prompt)
+        self._edited_tokens.labels(label, "generation").inc(generated)
 
 
 def _method_label(method: object) -> str:

@@ -23,7 +23,7 @@ from heed_kernels.table import EditTable
 from heed_server.api.activity import Activity
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
-from heed_server.api.reports import ReportCollector
+from heed_server.api.reports import ReportCollector, count_edited_tokens
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
 from heed_server.salt import SALT_PREFIX, salted
@@ -185,9 +185,7 @@ class Door:
         finally:
             self._activity.end()
             admitted.ran = self._reports.collect(report_id)
-            admitted.ran.add_done_callback(
-                partial(self.metrics.ran, admitted, admitted.resolution.reports)
-            )
+            admitted.ran.add_done_callback(partial(count_edited_tokens, admitted, self.metrics))
             await generator.aclose()
 
 

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from heed_server.api.exchange import EngineRequest, Report
+from heed_server.metrics import Metrics
 
 Fetch = Callable[[list[str]], Awaitable[Iterable[Mapping[str, Mapping[int, Report]]]]]
 """Asks every engine's workers for reports by id; one mapping per worker, equal within an engine."""
@@ -57,6 +58,23 @@ def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> 
         resolved | row_counts(per_source.get(index), request.prompt_length, tokens)
         for index, resolved in enumerate(request.resolution.reports)
     ]
+
+
+def count_edited_tokens(
+    request: EngineRequest, metrics: Metrics, answer: "asyncio.Future[dict[int, Report]]"
+) -> None:
+    """Put what ran for one engine request into the metrics (a done-callback of its reports)."""
+    if answer.cancelled() or answer.exception() is not None:
+        return
+    for choice, worker in answer.result().items():
+        tokens = request.completion_tokens.get(choice, 0)
+        for source, measured in worker.get("interventions", {}).items():
+            rows = row_counts(measured, request.prompt_length, tokens)
+            metrics.edited(
+                request.resolution.reports[source]["method"],
+                prompt=rows["prompt_rows"] - rows["cached_rows"],
+                generated=rows["generated_rows"],
+            )
 
 
 def row_counts(

@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from fastapi import APIRouter, Depends, HTTPException, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from pydantic import ValidationError
+from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from vllm.entrypoints.openai.chat_completion import api_router as chat_api
 from vllm.entrypoints.openai.completion import api_router as completion_api
@@ -36,11 +37,10 @@ class EnvelopeRoute(APIRoute):
             try:
                 return await stock(request)
             except HTTPException as error:
+                # FastAPI raises Starlette's class, for which vLLM has no handler.
                 if error.status_code != 400:
                     raise
                 return error_response(f"the body is not usable JSON: {error.detail}")
-            except (RecursionError, json.JSONDecodeError) as error:
-                return error_response(f"the body is not usable JSON: {error}")
 
         return handler
 
