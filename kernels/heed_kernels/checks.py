@@ -9,7 +9,6 @@ from heed_kernels.edits import (
     HeadSet,
     KeyBias,
     KeyRanges,
-    KeyScale,
     KeySet,
     Rows,
     TrailingKeys,

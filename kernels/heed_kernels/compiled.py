@@ -68,10 +68,8 @@ def compile_edits(edits: Sequence[Edit], layers: int, query_heads: int) -> Compi
         if not isinstance(edit, VisibleKeys):
             _check_fit(edit.on, layers, query_heads)
     visible = _only([e for e in edits if isinstance(e, VisibleKeys)], "VisibleKeys")
-    trailing = _only(
-        list(dict.fromkeys(e.keys for e in edits if _is_trailing(e))),  # type: ignore[union-attr]
-        "TrailingKeys",
-    )
+    kinds = {e.keys: None for e in edits if isinstance(e, KeyBias)}
+    trailing = _only([k for k in kinds if isinstance(k, TrailingKeys)], "TrailingKeys")
     scoped = [e for e in edits if not isinstance(e, VisibleKeys)]
     grouped = [e for e in scoped if not isinstance(e, HeadGain) and isinstance(e.keys, KeyRanges)]
     hides_from = min(visible.sinks + visible.window, OPEN) if visible else OPEN
@@ -119,10 +117,6 @@ def compile_edits(edits: Sequence[Edit], layers: int, query_heads: int) -> Compi
         single,
         active,
     )
-
-
-def _is_trailing(edit: Edit) -> bool:
-    return isinstance(edit, KeyBias) and isinstance(edit.keys, TrailingKeys)
 
 
 def _only(items: list[T], name: str) -> T | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,8 @@ class Pattern:
         self.items = items
         self.stock_needed = stock_needed
         self._tile_rows = tile_rows
-        self.checked: set[tuple[int, ...]] = set()
+        self.calls: dict[object, Any] = {}
+        """What a kernel has checked and prepared for this pattern, by its own keys."""
 
     @cached_property
     def units(self) -> NDArray[np.int32]:

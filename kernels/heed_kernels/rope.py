@@ -33,9 +33,7 @@ class Rope:
         """
         angle = positions.double()[..., None] * torch.from_numpy(self.inv_freq)
         cos, sin = angle.cos(), angle.sin()
-        rotating, rest = vectors.split(
-            [self.rotary_dim, vectors.shape[-1] - self.rotary_dim], dim=-1
-        )
+        rotating, rest = vectors[..., : self.rotary_dim], vectors[..., self.rotary_dim :]
         if self.interleaved:
             first, second = rotating[..., 0::2].double(), rotating[..., 1::2].double()
         else:

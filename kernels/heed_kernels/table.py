@@ -134,12 +134,13 @@ class EditTable:
             return 0
         vectors, lines = self._taken[slot]
         fixed = (self.phase_start, self.range_count, self.visible, self.trailing)
-        return (
+        total: int = (
             sum(array[slot].nbytes for array in (*fixed, self.line, self.active))
             + 2 * 4 * int(self.range_count[slot])
             + len(set(vectors)) * self.vectors.rows[0].nbytes
             + len(set(lines)) * self.lines.rows[0].nbytes
         )
+        return total
 
     def plan(
         self,

@@ -1,26 +1,87 @@
 """Edited attention over the paged CPU cache: checks, views, and the call of the kernel."""
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.kernel import attend_units
+from heed_kernels.compiled import PHASES
+from heed_kernels.cpu.kernel import (
+    BLOCK_SIZE,
+    BLOCK_STEP,
+    BLOCK_TABLE,
+    BLOCK_TABLE_STEP,
+    CACHE,
+    CACHE_TYPE,
+    GROUP_HEADS,
+    HALF_ROTARY,
+    HEAD_DIM,
+    HEAD_STEP,
+    INTERLEAVED,
+    INV_FREQ,
+    KEY_OFFSET,
+    KEY_ROW,
+    KV_HEADS,
+    LINE,
+    LINE_STEP,
+    LINES,
+    LOCAL_HEADS,
+    OUTPUT,
+    OUTPUT_STEP,
+    PARAMETERS,
+    PHASE_START,
+    PRODUCT,
+    QUERY,
+    QUERY_STEP,
+    QUERY_TYPE,
+    RANGE_COUNT,
+    RANGE_GROUP,
+    RANGE_START,
+    SCALE_BITS,
+    TAKEN,
+    TRAILING,
+    UNIT_COUNT,
+    UNITS,
+    VALUE_OFFSET,
+    VALUE_ROW,
+    VECTORS,
+    VISIBLE,
+    WORK,
+    WORK_STEP,
+    attend_thread,
+    run_threads,
+)
 from heed_kernels.cpu.layout import Layout
+from heed_kernels.cpu.product import multiply_add
 from heed_kernels.cpu.runtime import choose_threads
-from heed_kernels.cpu.vector import KEY_TILE
+from heed_kernels.cpu.vector import BFLOAT16, FLOAT16, FLOAT32, KEY_TILE
 from heed_kernels.edits import HeadGain, HeadSet, Rows
 from heed_kernels.errors import EditError
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, Pattern, Plan
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 
-# numpy has no bfloat16; the kernel tells the 16-bit types apart by the sign of the integer.
-_AS_INTEGER = {torch.bfloat16: torch.uint16, torch.float16: torch.int16}
-_NO_ROTATION = np.zeros(0)
+_CODES = {torch.float32: FLOAT32, torch.bfloat16: BFLOAT16, torch.float16: FLOAT16}
+_ALIGNMENT = 64
+_NO_ROTATION = np.zeros(1)
 _workspace = np.zeros((0, 0), np.float32)
-_counter = np.zeros(1, np.int64)
+_workspace_at = 0
+
+
+class Call:
+    """What calls of the kernel with the same pattern and the same kind of tensors have in common.
+
+    parameters: int64 [PARAMETERS], see `kernel`. `kept` holds what its addresses point into.
+    """
+
+    def __init__(
+        self, parameters: NDArray[np.int64], floats: int, lines_at: int, kept: tuple[object, ...]
+    ) -> None:
+        """floats: memory of a thread, in float32; lines_at: address of the table's `line`."""
+        self.parameters, self.floats, self.lines_at, self.kept = parameters, floats, lines_at, kept
+        self.address = _address(parameters)
 
 
 def attend(
@@ -48,48 +109,84 @@ def attend(
     work = plan.work(layer)
     if not len(work.items):
         return
-    _check(query, output, kv_cache, block_table, table, layout)
-    _check_reach(work, query, kv_cache, block_table, layout, table, rope)
-    kv_heads, head_dim = kv_cache.shape[1], layout.head_dim
-    group_heads = table.local_query_heads // kv_heads
+    # All that the checks and the call look at; `Call.kept` keeps identities and addresses in use.
+    key = (
+        query.shape, query.stride(), query.dtype, output.shape, output.stride(), output.dtype,
+        kv_cache.shape, kv_cache.stride(), kv_cache.dtype, block_table.data_ptr(),
+        block_table.shape, id(table), scale, id(rope), id(layout),
+    )  # fmt: skip
+    call = work.calls.get(key)
+    if call is None:
+        _check(query, output, kv_cache, block_table, table, layout)
+        _check_reach(work, query, kv_cache, block_table, layout, table, rope)
+        call = _prepare(work, query, output, kv_cache, block_table, table, scale, rope, layout)
+        work.calls[key] = call
     threads = choose_threads()
-    rows = int(work.units[:, ROWS].max()) * group_heads
-    needed = rows * (3 * head_dim + 2 * KEY_TILE + 2) + head_dim * KEY_TILE
-    _counter[0] = 0
-    attend_units(
-        _flat(query),
-        _flat(output),
-        query.stride(0),
-        output.stride(0),
-        _flat(kv_cache),
-        kv_cache.stride(0),
-        kv_cache.stride(1),
-        block_table.numpy(),
-        layout.block_size,
-        work.units,
-        kv_heads,
-        group_heads,
-        head_dim,
-        np.float32(scale),
-        layout.key_row,
-        layout.value_row,
-        layout.key_offset,
-        layout.value_offset,
-        table.phase_start,
-        table.range_count,
-        table.range_start,
-        table.range_group,
-        table.visible,
-        table.trailing,
-        table.line[:, layer],
-        table.lines.rows,
-        table.vectors.rows,
-        rope.inv_freq if rope is not None else _NO_ROTATION,
-        rope is not None and rope.interleaved,
-        _work(threads, needed),
-        _counter,
-        threads,
-    )
+    parameters = call.parameters
+    parameters[QUERY], parameters[OUTPUT] = query.data_ptr(), output.data_ptr()
+    parameters[CACHE] = kv_cache.data_ptr()
+    parameters[LINE] = call.lines_at + layer * 4 * PHASES
+    parameters[WORK] = _work(threads, call.floats)
+    parameters[WORK_STEP] = _workspace.strides[0]
+    parameters[TAKEN] = 0
+    run_threads(attend_thread(), call.address, threads)
+
+
+def _prepare(
+    work: Pattern,
+    query: torch.Tensor,
+    output: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    table: EditTable,
+    scale: float,
+    rope: Rope | None,
+    layout: Layout,
+) -> Call:
+    units, head_dim = work.units, layout.head_dim
+    group_heads = table.local_query_heads // kv_cache.shape[1]
+    inv_freq = _NO_ROTATION if rope is None else np.ascontiguousarray(rope.inv_freq, np.float64)
+    values = {
+        QUERY_STEP: query.stride(0) * query.itemsize,
+        OUTPUT_STEP: output.stride(0) * output.itemsize,
+        QUERY_TYPE: _CODES[query.dtype],
+        BLOCK_STEP: kv_cache.stride(0) * kv_cache.itemsize,
+        HEAD_STEP: kv_cache.stride(1) * kv_cache.itemsize,
+        CACHE_TYPE: _CODES[kv_cache.dtype],
+        BLOCK_TABLE: block_table.data_ptr(),
+        BLOCK_TABLE_STEP: block_table.stride(0) * 4,
+        BLOCK_SIZE: layout.block_size,
+        UNITS: _address(units),
+        UNIT_COUNT: len(units),
+        KV_HEADS: kv_cache.shape[1],
+        GROUP_HEADS: group_heads,
+        HEAD_DIM: head_dim,
+        KEY_ROW: layout.key_row,
+        VALUE_ROW: layout.value_row,
+        KEY_OFFSET: _address(layout.key_offset),
+        VALUE_OFFSET: _address(layout.value_offset),
+        PHASE_START: _address(table.phase_start),
+        RANGE_COUNT: _address(table.range_count),
+        RANGE_START: _address(table.range_start),
+        RANGE_GROUP: _address(table.range_group),
+        VISIBLE: _address(table.visible),
+        TRAILING: _address(table.trailing),
+        LINE_STEP: table.line.strides[0],
+        LINES: _address(table.lines.rows),
+        VECTORS: _address(table.vectors.rows),
+        LOCAL_HEADS: table.local_query_heads,
+        INV_FREQ: _address(inv_freq),
+        HALF_ROTARY: 0 if rope is None else len(inv_freq),
+        INTERLEAVED: rope is not None and rope.interleaved,
+        PRODUCT: multiply_add(),
+    }
+    parameters = np.zeros(PARAMETERS, np.int64)
+    parameters[list(values)] = list(values.values())
+    parameters.view(np.float64)[SCALE_BITS] = scale
+    rows = int(units[:, ROWS].max()) * group_heads
+    floats = rows * (3 * head_dim + 2 * KEY_TILE + 2) + head_dim * KEY_TILE
+    kept = (units, block_table, table, rope, inv_freq, layout)
+    return Call(parameters, floats, _address(table.line), kept)
 
 
 def warm_up(
@@ -98,7 +195,8 @@ def warm_up(
     """Compile everything that `attend` needs for this layout, with tiny inputs.
 
     query_heads, kv_heads: of this rank; dtype: of query and output, the cache's by default. Returns
-    the seconds it took: about a minute on the first start, below a second from the disk cache.
+    the seconds it took: some 10 on the first start, whatever the layouts, below a second from the disk
+    cache.
     """
     began = time.perf_counter()
     dtype = dtype or layout.dtype
@@ -114,22 +212,21 @@ def warm_up(
     return time.perf_counter() - began
 
 
-def _work(threads: int, needed: int) -> NDArray[np.float32]:
-    """Scratch memory of each thread, kept between calls. Threads do not share cache lines."""
-    global _workspace
-    if _workspace.shape[0] < threads or _workspace.shape[1] < needed:
-        _workspace = np.zeros((threads, (needed + 63) // 64 * 64), np.float32)
-    return _workspace
+def _work(threads: int, floats: int) -> int:
+    """Address of each thread's memory, kept between calls. Threads do not share cache lines."""
+    global _workspace, _workspace_at
+    if _workspace.shape[0] < threads or _workspace.shape[1] < floats:
+        line = _ALIGNMENT // 4
+        width = (floats + line - 1) // line * line
+        memory = np.zeros(threads * width + line, np.float32)
+        skip = -_address(memory) % _ALIGNMENT // 4
+        _workspace = memory[skip : skip + threads * width].reshape(threads, width)
+        _workspace_at = _address(_workspace)
+    return _workspace_at
 
 
-def _flat(tensor: torch.Tensor) -> NDArray[np.generic]:
-    """One-dimensional view of the memory from the tensor's first element to its last."""
-    span = 1 + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride(), strict=True))
-    tensor = tensor.as_strided((span,), (1,))
-    if tensor.dtype in _AS_INTEGER:
-        tensor = tensor.view(_AS_INTEGER[tensor.dtype])
-    array: NDArray[np.generic] = tensor.numpy()
-    return array
+def _address(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 def _check(
@@ -146,9 +243,7 @@ def _check(
             f"query {tuple(query.shape)} and output {tuple(output.shape)} should be"
             f" [tokens, {heads}, {head_dim}]"
         )
-    if query.dtype != output.dtype or (
-        query.dtype != torch.float32 and query.dtype not in _AS_INTEGER
-    ):
+    if query.dtype != output.dtype or query.dtype not in _CODES:
         raise EditError(f"query {query.dtype} and output {output.dtype} do not fit")
     for tensor in (query, output):
         if tensor.stride()[1:] != (head_dim, 1):
@@ -157,8 +252,8 @@ def _check(
         raise EditError(f"KV cache {tuple(kv_cache.shape)} {kv_cache.dtype} is not of the layout")
     if kv_cache.stride()[2:] != (2 * head_dim, 1) or heads % kv_cache.shape[1]:
         raise EditError("pages must be contiguous and query heads a multiple of KV heads")
-    if block_table.dtype != torch.int32:
-        raise EditError(f"the block table must be int32, not {block_table.dtype}")
+    if block_table.dtype != torch.int32 or block_table.stride(1) != 1:
+        raise EditError(f"the block table must be int32 in rows, not {block_table.dtype}")
 
 
 def _check_reach(
@@ -171,9 +266,6 @@ def _check_reach(
     rope: Rope | None,
 ) -> None:
     """The kernel checks no index, so nothing may lie outside. Once per step and pattern."""
-    seen = (block_table.data_ptr(), len(query), len(kv_cache), layout.block_size, rope is None)
-    if seen in work.checked:
-        return
     items = work.items
     blocks = -(-(items[:, FIRST_POSITION] + items[:, ROWS]) // layout.block_size)
     rows = items[:, BLOCK_TABLE_ROW]
@@ -189,4 +281,3 @@ def _check_reach(
         raise EditError("rolling positions need the model's rotary embedding")
     if rope is not None and rope.rotary_dim > layout.head_dim:
         raise EditError(f"{rope.rotary_dim} dimensions rotate, a head has {layout.head_dim}")
-    work.checked.add(seen)

@@ -3,6 +3,8 @@
 A unit goes over the keys once, in tiles aligned to absolute positions, with an online softmax. What
 a row computes depends on its position and keys alone: a tile of keys that it does not see leaves it
 as it was, so neither chunks nor neighbours in its row tile change a bit of it.
+
+Everything comes in one block of parameters, int64 each: sizes, addresses and codes of element types.
 """
 
 import math
@@ -10,275 +12,312 @@ from typing import Any
 
 import numba
 import numpy as np
+from numba import types
 
-from heed_kernels.compiled import ABSOLUTE, BIAS, GAIN, SCALE, TRAILING_BIAS
-from heed_kernels.cpu.product import multiply_add
-from heed_kernels.cpu.runtime import compiled
+from heed_kernels.compiled import ABSOLUTE, BIAS, FIELDS, GAIN, PHASES, RANGES, SCALE, TRAILING_BIAS
+from heed_kernels.cpu.memory import (
+    call_product,
+    call_thread,
+    edit,
+    element_at,
+    fetch_add,
+    fill,
+    float64_at,
+    float_at,
+    int32_at,
+    int64_at,
+    scale,
+    set_float,
+)
+from heed_kernels.cpu.runtime import compiled, compiled_for_calls
 from heed_kernels.cpu.vector import (
+    FLOAT32,
     KEY_TILE,
     STRIP,
-    fetch_add,
-    load_strip,
-    store_strip,
-    tile_exponential,
-    tile_maximum,
+    exponential,
+    load_scaled,
+    maximum,
+    store_scaled,
 )
 
+(
+    QUERY, OUTPUT, QUERY_STEP, OUTPUT_STEP, QUERY_TYPE, CACHE, BLOCK_STEP, HEAD_STEP, CACHE_TYPE,
+    BLOCK_TABLE, BLOCK_TABLE_STEP, BLOCK_SIZE, UNITS, UNIT_COUNT, KV_HEADS, GROUP_HEADS, HEAD_DIM,
+    SCALE_BITS, KEY_ROW, VALUE_ROW, KEY_OFFSET, VALUE_OFFSET, PHASE_START, RANGE_COUNT, RANGE_START,
+    RANGE_GROUP, VISIBLE, TRAILING, LINE, LINE_STEP, LINES, VECTORS, LOCAL_HEADS, INV_FREQ,
+    HALF_ROTARY, INTERLEAVED, WORK, WORK_STEP, TAKEN, PRODUCT, PARAMETERS,
+) = range(41)  # fmt: skip
+"""Columns of the parameters. *_STEP: bytes from a token, block, KV head, block-table row, slot of this
+layer's lines or thread's memory to the next; QUERY_TYPE, CACHE_TYPE: codes of `vector`; SCALE_BITS: a
+float64; KEY_ROW, VALUE_ROW and the offsets are the layout's, in elements; TAKEN: units that
+threads have taken, 0 at the start; PRODUCT: `multiply_add`. The rest is the edit table's, the plan's, the rope's.
+"""
+
 INFINITY = np.float32(np.inf)
-ONE = np.float32(1)
+ZERO, ONE = np.float32(0), np.float32(1)
+WIDEN_ROWS = 8
+"""A 16-bit tile is widened once when at least so many rows use it, else in each register block."""
 
 
 @compiled()
 def rotate_back(
-    source: Any, source_at: Any, target: Any, target_at: Any, head_dim: Any, inv_freq: Any,
-    interleaved: Any, distance: Any,
+    source: Any, target: Any, head_dim: Any, inv_freq: Any, half: Any, interleaved: Any,
+    distance: Any,
 ) -> None:  # fmt: skip
-    """Copy a head's vector turned back by `distance` positions."""
-    half = len(inv_freq)
+    """Copy a head's float32 vector turned back by `distance` positions."""
     for i in range(2 * half, head_dim):
-        target[target_at + i] = source[source_at + i]
+        set_float(target, i, float_at(source, i))
     for i in range(half):
         first, second = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
-        angle = distance * inv_freq[i]
+        angle = distance * float64_at(inv_freq, i)
         cos, sin = math.cos(angle), math.sin(angle)
-        x, y = source[source_at + first], source[source_at + second]
-        target[target_at + first] = np.float32(x * cos + y * sin)
-        target[target_at + second] = np.float32(y * cos - x * sin)
+        x, y = float_at(source, first), float_at(source, second)
+        set_float(target, first, np.float32(x * cos + y * sin))
+        set_float(target, second, np.float32(y * cos - x * sin))
 
 
 @compiled()
 def tile_product(
-    query: Any, query_at: Any, rows: Any, head_dim: Any, logits: Any, logits_at: Any,
-    cache: Any, page_at: Any, block_step: Any, block_table: Any, block_row: Any, block_size: Any,
-    key_row: Any, key_offset: Any, scratch: Any, scratch_at: Any, first_key: Any, columns: Any,
+    p: Any, left: Any, left_row: Any, result: Any, result_row: Any, rows: Any, scratch: Any,
+    page_at: Any, block_row: Any, first_key: Any, keys: Any, hidden_from: Any, hidden_to: Any,
+    values: Any,
 ) -> None:  # fmt: skip
-    """logits[r, t] = query[r] . key[first_key + t] for t < columns, a multiple of STRIP."""
-    for r in range(rows):
-        at = logits_at + r * KEY_TILE
-        for t in range(columns):
-            logits[at + t] = 0
+    """Products with `keys` keys from `first_key`, added to `result`, as `values` says:
+
+    False: result[r, t] += left[r] . key[first_key + t]; keys is a multiple of STRIP.
+    True: result[r] += sum_t left[r, t] value[first_key + t].
+
+    left, result: addresses of float32, *_row: bytes. Blocks inside of the keys [hidden_from,
+    hidden_to) are not read.
+    """
+    block_size, head_dim = int64_at(p, BLOCK_SIZE), int64_at(p, HEAD_DIM)
+    dtype, product = int64_at(p, CACHE_TYPE), int64_at(p, PRODUCT)
+    size = 4 if dtype == FLOAT32 else 2
+    row = int64_at(p, VALUE_ROW if values else KEY_ROW)
+    offsets = int64_at(p, VALUE_OFFSET if values else KEY_OFFSET)
     done = 0
-    while done < columns:
-        block = np.int64(block_table[block_row, (first_key + done) // block_size])
-        token = (first_key + done) % block_size
-        count = min(block_size - token, columns - done)
-        page = page_at + block * block_step
-        if key_row:
-            multiply_add(query, query_at, head_dim, cache, page + token, key_row,
-                         logits, logits_at + done, KEY_TILE, rows, count, head_dim)  # fmt: skip
+    while done < keys:
+        key = first_key + done
+        token = key % block_size
+        count = min(block_size - token, keys - done)
+        if key >= hidden_from and key + count <= hidden_to:
+            done += count
+            continue
+        page = page_at + int32_at(block_row, key // block_size) * int64_at(p, BLOCK_STEP)
+        # What is multiplied: dimensions of `count` keys, or `count` values of all dimensions.
+        inner, columns = (count, head_dim) if values else (head_dim, count)
+        first = left + done * 4 if values else left
+        target = result if values else result + done * 4
+        if row:
+            source = page + size * (block_size * head_dim + token * row if values else token)
+            if dtype != FLOAT32 and rows >= WIDEN_ROWS:
+                for i in range(inner):
+                    at = source + i * row * size
+                    load_scaled(dtype, at, scratch + i * columns * 4, columns, ONE)
+                call_product(product, FLOAT32, first, left_row, scratch, columns * 4,
+                             target, result_row, rows, columns, inner)  # fmt: skip
+            else:
+                call_product(product, dtype, first, left_row, source, row * size,
+                             target, result_row, rows, columns, inner)  # fmt: skip
         else:
-            for d in range(head_dim):
-                for t in range(count):
-                    at = page + key_offset[token + t, d]
-                    scratch[scratch_at + d * KEY_TILE + t] = widened(cache, at)
-            multiply_add(query, query_at, head_dim, scratch, scratch_at, KEY_TILE,
-                         logits, logits_at + done, KEY_TILE, rows, count, head_dim)  # fmt: skip
+            for t in range(count):
+                for d in range(head_dim):
+                    at = page + size * int32_at(offsets, (token + t) * head_dim + d)
+                    to = t * head_dim + d if values else d * count + t
+                    set_float(scratch, to, element_at(dtype, at))
+            call_product(product, FLOAT32, first, left_row, scratch, columns * 4,
+                         target, result_row, rows, columns, inner)  # fmt: skip
         done += count
 
 
 @compiled()
-def widened(cache: Any, at: Any) -> Any:
-    """One cache element as float32."""
-    line = np.empty(STRIP, np.float32)
-    load_strip(cache, at, line, 0)
-    return line[0]
-
-
-@compiled()
 def edit_row(
-    logits: Any, at: Any, q: Any, first_key: Any, keys: Any, head: Any, line: Any, vectors: Any,
-    range_start: Any, range_group: Any, range_count: Any, cursor: Any, trailing_from: Any,
+    p: Any, logits: Any, slot: Any, q: Any, first_key: Any, keys: Any, head: Any, line: Any,
+    cursor: Any,
 ) -> None:  # fmt: skip
-    """Scales, absolutes and biases of one row and head on the logits of one key tile."""
-    end = first_key + keys
+    """Scales, absolutes and biases of one row and head on the first `keys` logits of a key tile."""
+    starts = int64_at(p, RANGE_START) + slot * 4 * RANGES
+    groups = int64_at(p, RANGE_GROUP) + slot * 4 * RANGES
+    vectors, heads = int64_at(p, VECTORS), int64_at(p, LOCAL_HEADS)
+    ranges = int32_at(int64_at(p, RANGE_COUNT), slot)
     j = cursor
-    while j < range_count and range_start[j] < end:
-        group = range_group[j]
+    start = int32_at(starts, j)
+    while j < ranges and start < first_key + keys:
+        end = first_key + keys
+        next_start = end
+        if j + 1 < ranges:
+            next_start = int32_at(starts, j + 1)
+            end = min(next_start, end)
+        group = int32_at(groups, j)
         if group > 0:
             field = 2 + 3 * (group - 1)
-            scale_at, absolute_at, bias_at = (
-                line[field + SCALE], line[field + ABSOLUTE], line[field + BIAS],
-            )  # fmt: skip
+            scale_at = int32_at(line, field + SCALE)
+            absolute_at = int32_at(line, field + ABSOLUTE)
+            bias_at = int32_at(line, field + BIAS)
             if scale_at != 1 or absolute_at != 0 or bias_at != 0:
-                scale = vectors[scale_at, head]
-                absolute = vectors[absolute_at, head]
-                bias = vectors[bias_at, head]
-                low = max(range_start[j] - first_key, 0)
-                high = keys
-                if j + 1 < range_count:
-                    high = min(range_start[j + 1] - first_key, keys)
-                for t in range(low, high):
-                    s = logits[at + t]
-                    logits[at + t] = scale * s + (absolute * abs(s) + bias)
+                low = max(start - first_key, 0)
+                edit(logits + 4 * low, end - first_key - low,
+                     float_at(vectors, scale_at * heads + head),
+                     float_at(vectors, absolute_at * heads + head),
+                     float_at(vectors, bias_at * heads + head))  # fmt: skip
+        start = next_start
         j += 1
-    if line[TRAILING_BIAS] != 0 and trailing_from < q:
-        bias = vectors[line[TRAILING_BIAS], head]
-        for t in range(max(trailing_from - first_key, 0), min(q - first_key, keys)):
-            logits[at + t] += bias
+    trailing_at = int32_at(line, TRAILING_BIAS)
+    if trailing_at != 0:
+        first = int32_at(int64_at(p, TRAILING), 2 * slot)
+        width = int32_at(int64_at(p, TRAILING), 2 * slot + 1)
+        low = max(max(first, q - width) - first_key, 0)
+        high = min(q - first_key, keys)
+        if low < high:
+            bias = float_at(vectors, trailing_at * heads + head)
+            edit(logits + 4 * low, high - low, ONE, ZERO, bias)
 
 
 @compiled()
-def attend_unit(
-    query: Any, output: Any, query_step: Any, output_step: Any, cache: Any, block_step: Any,
-    head_step: Any, block_table: Any, block_size: Any, unit: Any, kv_head: Any, group_heads: Any,
-    head_dim: Any,
-    scale: Any, key_row: Any, value_row: Any, key_offset: Any, value_offset: Any, phase_start: Any,
-    range_count: Any, range_start: Any, range_group: Any, visible: Any, trailing: Any, line: Any,
-    lines: Any, vectors: Any, inv_freq: Any, interleaved: Any, work: Any,
-) -> None:  # fmt: skip
-    """All rows of one unit, for the query heads of one KV head. See `attend_units`."""
-    slot, first_token, rows = unit[0], np.int64(unit[1]), np.int64(unit[2])
-    first_row, block_row = np.int64(unit[3]), np.int64(unit[4])
+def line_of(p: Any, slot: Any, q: Any) -> Any:
+    """Address of the line that holds for row `q`."""
+    starts = int64_at(p, PHASE_START) + slot * 4 * PHASES
+    phase = 0
+    while phase + 1 < PHASES and int32_at(starts, phase + 1) <= q:
+        phase += 1
+    line = int32_at(int64_at(p, LINE) + slot * int64_at(p, LINE_STEP), phase)
+    return int64_at(p, LINES) + line * 4 * FIELDS
+
+
+@compiled()
+def attend_unit(p: Any, unit: Any, kv_head: Any, work: Any) -> None:
+    """All rows of one unit, for the query heads of one KV head. work: the thread's memory."""
+    slot, first_token, rows = int32_at(unit, 0), int32_at(unit, 1), int32_at(unit, 2)
+    first_row = int32_at(unit, 3)
+    block_row = int64_at(p, BLOCK_TABLE) + int32_at(unit, 4) * int64_at(p, BLOCK_TABLE_STEP)
+    group_heads, head_dim = int64_at(p, GROUP_HEADS), int64_at(p, HEAD_DIM)
+    dtype = int64_at(p, QUERY_TYPE)
+    item = 4 if dtype == FLOAT32 else 2
+    factor = np.float32(float64_at(p, SCALE_BITS))
     last_row = first_row + rows - 1
     vectors_in = rows * group_heads
-    sinks, window = np.int64(visible[slot, 0]), np.int64(visible[slot, 1])
-    rolling = visible[slot, 2] != 0 and window > 0 and last_row - window - sinks + 1 > 0
-    page_at = kv_head * head_step
+    first_head = kv_head * group_heads
+    visible = int64_at(p, VISIBLE)
+    sinks, window = int32_at(visible, 3 * slot), int32_at(visible, 3 * slot + 1)
+    rolling = (
+        int32_at(visible, 3 * slot + 2) != 0 and window > 0 and last_row - window - sinks + 1 > 0
+    )
+    page_at = int64_at(p, CACHE) + kv_head * int64_at(p, HEAD_STEP)
+    # What is hidden from the first row, keys [sinks, hidden_to), is hidden from all; it may have been
+    # freed and belong to somebody else, so whole blocks of it are not read.
+    hidden_to = first_row - window + 1 if window > 0 else 0
 
-    query_at = 0
-    turned_at = query_at + vectors_in * head_dim
-    sums_at = turned_at + vectors_in * head_dim
-    logits_at = sums_at + vectors_in * head_dim
-    extra_at = logits_at + vectors_in * KEY_TILE
-    state_at = extra_at + vectors_in * KEY_TILE
-    scratch_at = state_at + 2 * vectors_in
+    head_bytes, tile_bytes = 4 * head_dim, 4 * KEY_TILE
+    queries = work
+    turned = queries + vectors_in * head_bytes
+    sums = turned + vectors_in * head_bytes
+    logits = sums + vectors_in * head_bytes
+    extra = logits + vectors_in * tile_bytes
+    scratch = extra + vectors_in * tile_bytes
+    state = scratch + KEY_TILE * head_bytes  # per vector: largest logit, total weight
 
-    for r in range(rows):
-        for g in range(group_heads):
-            i = r * group_heads + g
-            at = query_at + i * head_dim
-            source = (first_token + r) * query_step + (kv_head * group_heads + g) * head_dim
-            for d in range(0, head_dim, STRIP):
-                load_strip(query, source + d, work, at + d)
-            for d in range(head_dim):
-                work[at + d] *= scale
-                work[sums_at + i * head_dim + d] = 0
-            if rolling:
-                hidden = max(first_row + r - window - sinks + 1, 0)
-                rotate_back(work, at, work, turned_at + i * head_dim, head_dim, inv_freq,
-                            interleaved, np.float64(hidden))  # fmt: skip
-            work[state_at + 2 * i] = -INFINITY
-            work[state_at + 2 * i + 1] = 0
+    fill(sums, vectors_in * head_dim, ZERO)
+    for i in range(vectors_in):
+        r = i // group_heads
+        at = queries + i * head_bytes
+        source = int64_at(p, QUERY) + (first_token + r) * int64_at(p, QUERY_STEP)
+        head = first_head + i % group_heads
+        load_scaled(dtype, source + head * head_dim * item, at, head_dim, factor)
+        if rolling:
+            hidden = max(first_row + r - window - sinks + 1, 0)
+            rotate_back(at, turned + i * head_bytes, head_dim, int64_at(p, INV_FREQ),
+                        int64_at(p, HALF_ROTARY), int64_at(p, INTERLEAVED), hidden)  # fmt: skip
+        set_float(state, 2 * i, -INFINITY)
+        set_float(state, 2 * i + 1, ZERO)
 
+    ranges, starts = int64_at(p, RANGE_COUNT), int64_at(p, RANGE_START) + slot * 4 * RANGES
     cursor = 0
-    edited = range_count[slot] > 1 or range_group[slot, 0] > 0 or trailing[slot, 1] > 0
-    for first_key in range(0, last_row + 1, KEY_TILE):
-        if window > 0 and first_key >= sinks and first_key + KEY_TILE - 1 <= first_row - window:
-            continue  # hidden from the first row, and so from all
+    edited = (
+        int32_at(ranges, slot) > 1
+        or int32_at(int64_at(p, RANGE_GROUP), slot * RANGES) > 0
+        or int32_at(int64_at(p, TRAILING), 2 * slot + 1) > 0
+    )
+    first_key = -KEY_TILE
+    while first_key + KEY_TILE <= last_row:
+        first_key += KEY_TILE
+        if first_key >= sinks and first_key + KEY_TILE <= hidden_to:
+            continue
         keys = min(KEY_TILE, last_row + 1 - first_key)
         columns = (keys + STRIP - 1) // STRIP * STRIP
-        tile_product(work, query_at, vectors_in, head_dim, work, logits_at, cache, page_at,
-                     block_step, block_table, block_row, block_size, key_row, key_offset,
-                     work, scratch_at, first_key, columns)  # fmt: skip
-        if rolling and first_key < sinks:
-            tile_product(work, turned_at, vectors_in, head_dim, work, extra_at, cache, page_at,
-                         block_step, block_table, block_row, block_size, key_row, key_offset,
-                         work, scratch_at, first_key, columns)  # fmt: skip
+        turns = 2 if rolling and first_key < sinks else 1
+        for turn in range(turns):
+            left, target = (turned, extra) if turn else (queries, logits)
+            fill(target, vectors_in * KEY_TILE, ZERO)
+            tile_product(p, left, head_bytes, target, tile_bytes, vectors_in, scratch, page_at,
+                         block_row, first_key, columns, sinks, hidden_to, False)  # fmt: skip
+        if turns == 2:
             for i in range(vectors_in):
                 for t in range(min(sinks - first_key, columns)):
-                    work[logits_at + i * KEY_TILE + t] = work[extra_at + i * KEY_TILE + t]
-        while cursor + 1 < range_count[slot] and range_start[slot, cursor + 1] <= first_key:
+                    set_float(logits, i * KEY_TILE + t, float_at(extra, i * KEY_TILE + t))
+        while cursor + 1 < int32_at(ranges, slot) and int32_at(starts, cursor + 1) <= first_key:
             cursor += 1
 
         for r in range(rows):
             q = first_row + r
-            hide_from, hide_to = np.int64(0), np.int64(0)
+            # The row sees nothing from `seen` on; its strips up to `used` take part in the softmax.
+            seen = min(q + 1 - first_key, KEY_TILE)
+            used = min((seen + STRIP - 1) // STRIP * STRIP, columns)
+            hide_from, hide_to = 0, 0
             if window > 0:
                 hide_from = max(sinks - first_key, 0)
-                hide_to = min(q - window + 1 - first_key, KEY_TILE)
-            phase = 0
-            while phase + 1 < phase_start.shape[1] and phase_start[slot, phase + 1] <= q:
-                phase += 1
-            fields = lines[line[slot, phase]]
+                hide_to = min(q - window + 1 - first_key, used)
+            line = line_of(p, slot, q) if edited else 0
             for g in range(group_heads):
                 i = r * group_heads + g
-                at = logits_at + i * KEY_TILE
-                if edited:
-                    trailing_from = max(
-                        np.int64(trailing[slot, 0]), q - np.int64(trailing[slot, 1])
-                    )
-                    edit_row(work, at, q, first_key, keys, kv_head * group_heads + g, fields,
-                             vectors, range_start[slot], range_group[slot], range_count[slot],
-                             cursor, trailing_from)  # fmt: skip
-                for t in range(max(q + 1 - first_key, 0), KEY_TILE):
-                    work[at + t] = -INFINITY
-                for t in range(hide_from, hide_to):
-                    work[at + t] = -INFINITY
-                before = work[state_at + 2 * i]
-                largest = max(before, tile_maximum(work, at))
-                if largest == -INFINITY:
-                    for t in range(KEY_TILE):
-                        work[at + t] = 0
+                at = logits + i * tile_bytes
+                if seen <= 0:
+                    fill(at, columns, ZERO)
                     continue
-                total = tile_exponential(work, at, largest)
+                if edited:
+                    edit_row(p, at, slot, q, first_key, seen, first_head + g, line, cursor)
+                fill(at + 4 * seen, used - seen, -INFINITY)
+                fill(at + 4 * hide_from, hide_to - hide_from, -INFINITY)
+                fill(at + 4 * used, columns - used, ZERO)
+                before = float_at(state, 2 * i)
+                largest = max(before, maximum(at, used))
+                if largest == -INFINITY:
+                    fill(at, columns, ZERO)
+                    continue
+                total = exponential(at, used, largest)
                 if before != largest:
                     decay = np.float32(math.exp(before - largest))
-                    total += work[state_at + 2 * i + 1] * decay
-                    for d in range(sums_at + i * head_dim, sums_at + (i + 1) * head_dim):
-                        work[d] *= decay
+                    total += float_at(state, 2 * i + 1) * decay
+                    scale(sums + i * head_bytes, head_dim, decay)
                 else:
-                    total += work[state_at + 2 * i + 1]
-                work[state_at + 2 * i] = largest
-                work[state_at + 2 * i + 1] = total
+                    total += float_at(state, 2 * i + 1)
+                set_float(state, 2 * i, largest)
+                set_float(state, 2 * i + 1, total)
+        tile_product(p, logits, tile_bytes, sums, head_bytes, vectors_in, scratch, page_at,
+                     block_row, first_key, keys, sinks, hidden_to, True)  # fmt: skip
 
-        done = 0
-        while done < keys:
-            block = np.int64(block_table[block_row, (first_key + done) // block_size])
-            token = (first_key + done) % block_size
-            count = min(block_size - token, keys - done)
-            page = page_at + block * block_step
-            if value_row:
-                start = page + block_size * head_dim + token * value_row
-                multiply_add(work, logits_at + done, KEY_TILE, cache, start, value_row,
-                             work, sums_at, head_dim, vectors_in, head_dim, count)  # fmt: skip
-            else:
-                for t in range(count):
-                    for d in range(head_dim):
-                        at = page + value_offset[token + t, d]
-                        work[scratch_at + t * head_dim + d] = widened(cache, at)
-                multiply_add(work, logits_at + done, KEY_TILE, work, scratch_at, head_dim,
-                             work, sums_at, head_dim, vectors_in, head_dim, count)  # fmt: skip
-            done += count
+    for i in range(vectors_in):
+        r, head = i // group_heads, first_head + i % group_heads
+        gain_at = int32_at(line_of(p, slot, first_row + r), GAIN)
+        gain = float_at(int64_at(p, VECTORS), gain_at * int64_at(p, LOCAL_HEADS) + head)
+        target = int64_at(p, OUTPUT) + (first_token + r) * int64_at(p, OUTPUT_STEP)
+        store_scaled(sums + i * head_bytes, gain * (ONE / float_at(state, 2 * i + 1)), dtype,
+                     target + head * head_dim * item, head_dim)  # fmt: skip
 
-    for r in range(rows):
-        phase = 0
-        while phase + 1 < phase_start.shape[1] and phase_start[slot, phase + 1] <= first_row + r:
-            phase += 1
-        gain_at = lines[line[slot, phase], GAIN]
-        for g in range(group_heads):
-            i = r * group_heads + g
-            head = kv_head * group_heads + g
-            factor = vectors[gain_at, head] * (ONE / work[state_at + 2 * i + 1])
-            target = (first_token + r) * output_step + head * head_dim
-            for d in range(0, head_dim, STRIP):
-                store_strip(work, sums_at + i * head_dim + d, factor, output, target + d)
+
+@compiled_for_calls(types.void(types.int64, types.int64))
+def attend_thread(p: Any, thread: Any) -> None:
+    """Take units from the shared counter until none is left. p: address of the parameters."""
+    kv_heads, work = int64_at(p, KV_HEADS), int64_at(p, WORK) + thread * int64_at(p, WORK_STEP)
+    end = int64_at(p, UNIT_COUNT) * kv_heads
+    index = fetch_add(p + 8 * TAKEN)
+    while index < end:
+        unit = int64_at(p, UNITS) + index // kv_heads * 20
+        attend_unit(p, unit, index % kv_heads, work)
+        index = fetch_add(p + 8 * TAKEN)
 
 
 @compiled(parallel=True)
-def attend_units(
-    query: Any, output: Any, query_step: Any, output_step: Any, cache: Any, block_step: Any,
-    head_step: Any, block_table: Any, block_size: Any, units: Any, kv_heads: Any, group_heads: Any,
-    head_dim: Any, scale: Any, key_row: Any, value_row: Any, key_offset: Any, value_offset: Any,
-    phase_start: Any, range_count: Any, range_start: Any, range_group: Any, visible: Any,
-    trailing: Any, line: Any, lines: Any, vectors: Any, inv_freq: Any, interleaved: Any,
-    work: Any, counter: Any, threads: Any,
-) -> None:  # fmt: skip
-    """Threads take units from a shared counter until none is left.
-
-    query, output: flat; *_step: elements from a token to the next (heads are contiguous);
-    block_step, head_step: elements between pages and between the KV heads of a page; units: see
-    `Pattern.units`; line: [slots, PHASES] of this layer; work: float32 [threads, size]; counter:
-    int64 [1], 0. The rest is the edit table's and the layout's.
-    """
+def run_threads(function: Any, parameters: Any, threads: Any) -> None:
+    """function(parameters, thread) on each of `threads` threads; addresses."""
     for thread in numba.prange(threads):
-        while True:
-            index = fetch_add(counter)
-            if index >= len(units) * kv_heads:
-                break
-            attend_unit(
-                query, output, query_step, output_step, cache, block_step, head_step, block_table,
-                block_size, units[index // kv_heads], index % kv_heads, group_heads, head_dim,
-                scale, key_row, value_row, key_offset, value_offset, phase_start, range_count,
-                range_start, range_group, visible, trailing, line, lines, vectors, inv_freq,
-                interleaved, work[thread],
-            )  # fmt: skip
+        call_thread(function, parameters, thread)

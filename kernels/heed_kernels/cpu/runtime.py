@@ -1,5 +1,6 @@
 """numba's settings: whose threads, and where compiled code is kept."""
 
+import functools
 import importlib.util
 import os
 import warnings
@@ -9,6 +10,9 @@ from typing import Any
 import numba
 import torch
 from numba.np.ufunc import parallel
+
+_alive: list[Any] = []
+"""Compiled functions whose addresses are in use."""
 
 
 def choose_threads() -> int:
@@ -37,14 +41,35 @@ def compiled(**options: Any) -> Callable[[Callable[..., Any]], Callable[..., Any
     numba tries NUMBA_CACHE_DIR, `__pycache__` beside the source, then the user's cache directory;
     with none of them writable it refuses to decorate, and the code is compiled anew in each process.
     """
+    return _kept(functools.partial(numba.njit, nogil=True, error_model="numpy", **options))
 
-    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
-        options.setdefault("error_model", "numpy")
+
+def compiled_for_calls(signature: Any) -> Callable[[Callable[..., Any]], Callable[[], int]]:
+    """Compile to a C function when its address is first asked for; returns what gives the address.
+
+    Who calls it by address links none of its code, so nothing is optimised a second time with the
+    caller. Kept on disk as `compiled` does.
+    """
+
+    def decorate(function: Callable[..., Any]) -> Callable[[], int]:
+        @functools.cache
+        def address() -> int:
+            made = _kept(functools.partial(numba.cfunc, signature, error_model="numpy"))(function)
+            _alive.append(made)
+            result: int = made.address
+            return result
+
+        return address
+
+    return decorate
+
+
+def _kept(decorator: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
+    def decorate(function: Callable[..., Any]) -> Any:
         try:
-            result: Callable[..., Any] = numba.njit(cache=True, nogil=True, **options)(function)
+            return decorator(cache=True)(function)
         except RuntimeError as error:
             warnings.warn(f"compiled code is not kept: {error}", stacklevel=2)
-            result = numba.njit(nogil=True, **options)(function)
-        return result
+            return decorator()(function)
 
     return decorate

@@ -1,20 +1,20 @@
 """Vector instructions for the CPU kernel, written as LLVM IR.
 
 A loop over keys with several query heads in registers is beyond what the loop vectoriser finds, and
-the order of every sum must be fixed. So the inner loops are spelled out here: all take flat arrays
-and element offsets (int64), check nothing, and count in floats. Caches hold float32, bfloat16 (as
-uint16) or float16 (as int16); arithmetic is float32.
+the order of every sum must be fixed. So the inner loops are spelled out here. All take memory by
+address in bytes (int64) and check nothing. Queries, outputs and caches hold float32, bfloat16 or
+float16, told apart by a code at run time, outside of the inner loops: one compilation serves all.
+Arithmetic is float32.
 """
 
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding as llvm
+import llvmlite.binding as llvm  # type: ignore[import-untyped]
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
-from numba.np import arrayobj
 
 _FEATURES = llvm.get_host_cpu_features()
 LANES = 16 if _FEATURES.get("avx512f") else 8 if _FEATURES.get("avx2") else 4
@@ -27,18 +27,25 @@ KEY_TILE = 128
 """Keys per tile, aligned to absolute positions: softmax is rescaled once per tile."""
 
 BLOCK_ROWS = 3 if LANES == 8 else 4
-"""Rows of the register block of `multiply_add`; AVX2 has half as many registers."""
+"""Rows of the register block of a product; AVX2 has half as many registers."""
+
+FLOAT32, BFLOAT16, FLOAT16 = range(3)
+"""Codes of element types."""
 
 _I16, _I32, _I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 _FLOAT = ir.FloatType()
 _VECTOR = ir.VectorType(_FLOAT, LANES)
 _INTEGERS = ir.VectorType(_I32, LANES)
+_SHORTS = ir.VectorType(_I16, LANES)
+_HALVES = ir.VectorType(ir.HalfType(), LANES)
+_WORD = types.int64
 
 Builder = Any
 Value = Any
 
 
-def _splat(builder: Builder, scalar: Value) -> Value:
+def splat(builder: Builder, scalar: Value) -> Value:
+    """A vector of equal elements."""
     shape = ir.VectorType(scalar.type, LANES)
     one = builder.insert_element(ir.Constant(shape, ir.Undefined), scalar, _I32(0))
     return builder.shuffle_vector(one, one, ir.Constant(_INTEGERS, [0] * LANES))
@@ -52,56 +59,68 @@ def _integers(value: int) -> Value:
     return ir.Constant(_INTEGERS, [value] * LANES)
 
 
-def _fma(builder: Builder, a: Value, b: Value, c: Value) -> Value:
+def fused(builder: Builder, a: Value, b: Value, c: Value) -> Value:
+    """a * b + c, rounded once."""
     name = f"llvm.fmuladd.v{LANES}f32"
     kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [a, b, c])
 
 
-def _element(builder: Builder, data: Value, at: Value) -> Value:
-    return builder.gep(data, [at])
+def offset(builder: Builder, address: Value, by: Value | int) -> Value:
+    """`address` plus `by` bytes."""
+    return builder.add(address, _I64(by) if isinstance(by, int) else by)
 
 
-def _load(builder: Builder, pointer: Value) -> Value:
-    """A vector of floats from memory of any of the three cache types."""
-    stored = pointer.type.pointee
-    kind = ir.VectorType(_FLOAT if stored == _FLOAT else _I16, LANES)
-    vector = builder.load(builder.bitcast(pointer, kind.as_pointer()))
-    vector.align = 4 if stored == _FLOAT else 2
-    return vector
+def pointer(builder: Builder, address: Value, kind: Any) -> Value:
+    """`address` as a pointer to `kind`."""
+    return builder.inttoptr(address, kind.as_pointer())
 
 
-def _widen(builder: Builder, vector: Value, dtype: Any) -> Value:
-    if dtype == types.float32:
+def load(builder: Builder, address: Value, dtype: int = FLOAT32) -> Value:
+    """A vector of LANES elements as float32."""
+    vector = builder.load(pointer(builder, address, _VECTOR if dtype == FLOAT32 else _SHORTS))
+    vector.align = 4 if dtype == FLOAT32 else 2
+    if dtype == FLOAT32:
         return vector
-    if dtype == types.uint16:  # bfloat16 is the upper half of a float32
+    if dtype == BFLOAT16:  # the upper half of a float32
         wide = builder.shl(builder.zext(vector, _INTEGERS), _integers(16))
         return builder.bitcast(wide, _VECTOR)
-    half = builder.bitcast(vector, ir.VectorType(ir.HalfType(), LANES))
-    return builder.fpext(half, _VECTOR)
+    return builder.fpext(builder.bitcast(vector, _HALVES), _VECTOR)
 
 
-def _store(builder: Builder, vector: Value, pointer: Value) -> None:
-    target = builder.bitcast(pointer, vector.type.as_pointer())
-    builder.store(vector, target).align = 4 if vector.type.element == _FLOAT else 2
+def store(builder: Builder, vector: Value, address: Value, dtype: int = FLOAT32) -> None:
+    """LANES floats as elements of `dtype`, rounded to nearest even."""
+    if dtype == BFLOAT16:
+        bits = builder.bitcast(vector, _INTEGERS)
+        odd = builder.and_(builder.lshr(bits, _integers(16)), _integers(1))
+        bits = builder.add(builder.add(bits, odd), _integers(0x7FFF))
+        number = builder.fcmp_ordered("==", vector, vector)
+        bits = builder.select(number, bits, _integers(0x7FC00000))
+        vector = builder.trunc(builder.lshr(bits, _integers(16)), _SHORTS)
+    elif dtype == FLOAT16:
+        vector = builder.bitcast(builder.fptrunc(vector, _HALVES), _SHORTS)
+    stored = builder.store(vector, pointer(builder, address, vector.type))
+    stored.align = 4 if dtype == FLOAT32 else 2
 
 
-def _array(context: Any, builder: Builder, kind: Any, value: Value) -> Value:
-    return arrayobj.make_array(kind)(context, builder, value).data
+def each_dtype(builder: Builder, code: Value, emit: Callable[[int], None]) -> None:
+    """What `emit(dtype)` emits, once per element type; `code` chooses one when it runs."""
+    with builder.if_else(builder.icmp_signed("==", code, _I64(FLOAT32))) as (yes, no):
+        with yes:
+            emit(FLOAT32)
+        with no, builder.if_else(builder.icmp_signed("==", code, _I64(BFLOAT16))) as (one, other):
+            with one:
+                emit(BFLOAT16)
+            with other:
+                emit(FLOAT16)
 
 
-def _reduce(builder: Builder, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
-    """One float from a vector, halves first: a fixed order."""
-    width = LANES
-    while width > 1:
-        width //= 2
-        index = [(i + width) % LANES for i in range(LANES)]
-        other = builder.shuffle_vector(vector, vector, ir.Constant(_INTEGERS, index))
-        vector = combine(vector, other)
-    return builder.extract_element(vector, _I32(0))
+def item_bytes(dtype: int) -> int:
+    """Size of an element."""
+    return 4 if dtype == FLOAT32 else 2
 
 
-def _loop(
+def loop(
     builder: Builder, count: Value, start: list[Value], body: Callable[[Value, list[Value]], Any]
 ) -> list[Value]:
     """`for m in range(count): values = body(m, values)` with the values in registers; count >= 0."""
@@ -128,73 +147,37 @@ def _loop(
     return phis
 
 
-def multiply_add_block(rows: int, vectors: int) -> Any:
-    """c[r, n] += sum_m a[r, m] b[m, n] for `rows` rows and `vectors` * LANES columns.
-
-    Products are summed in ascending m by fused multiply-adds, so an element's value does not depend
-    on the size of the block that it is computed in.
-    """
-
-    @intrinsic  # type: ignore[untyped-decorator]
-    def block(
-        typing: Any, a: Any, a_at: Any, a_row: Any, b: Any, b_at: Any, b_row: Any, c: Any,
-        c_at: Any, c_row: Any, count: Any,
-    ) -> Any:  # fmt: skip
-        def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
-            a_data = _array(context, builder, a, args[0])
-            b_data = _array(context, builder, b, args[3])
-            c_data = _array(context, builder, c, args[6])
-            a_from, a_step, b_from, b_step, c_from, c_step = (args[i] for i in (1, 2, 4, 5, 7, 8))
-            a_rows, c_parts = [], []
-            for r in range(rows):
-                offset = builder.add(a_from, builder.mul(a_step, _I64(r)))
-                a_rows.append(_element(builder, a_data, offset))
-                offset = builder.add(c_from, builder.mul(c_step, _I64(r)))
-                for v in range(vectors):
-                    at = builder.add(offset, _I64(v * LANES))
-                    c_parts.append(_element(builder, c_data, at))
-            b_first = _element(builder, b_data, b_from)
-
-            def body(m: Value, sums: list[Value]) -> list[Value]:
-                line = _element(builder, b_first, builder.mul(m, b_step))
-                columns = []
-                for v in range(vectors):
-                    part = _load(builder, _element(builder, line, _I64(v * LANES)))
-                    columns.append(_widen(builder, part, b.dtype))
-                result = []
-                for r in range(rows):
-                    factor = _splat(builder, builder.load(_element(builder, a_rows[r], m)))
-                    for v in range(vectors):
-                        result.append(_fma(builder, factor, columns[v], sums[r * vectors + v]))
-                return result
-
-            start = [_load(builder, part) for part in c_parts]
-            for part, total in zip(c_parts, _loop(builder, args[9], start, body), strict=True):
-                _store(builder, total, part)
-            return context.get_dummy_value()
-
-        word = types.int64
-        return types.void(a, word, word, b, word, word, c, word, word, word), codegen
-
-    return block
+def _vectors(builder: Builder, count: Value) -> Value:
+    return builder.sdiv(count, _I64(LANES))
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def tile_maximum(typing: Any, logits: Any, at: Any) -> Any:
-    """Largest of the KEY_TILE floats from `at`."""
+def _reduce(builder: Builder, vector: Value, combine: Callable[[Value, Value], Value]) -> Value:
+    """One float from a vector, halves first: a fixed order."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        index = [(i + width) % LANES for i in range(LANES)]
+        other = builder.shuffle_vector(vector, vector, ir.Constant(_INTEGERS, index))
+        vector = combine(vector, other)
+    return builder.extract_element(vector, _I32(0))
+
+
+@intrinsic
+def maximum(typing: Any, address: Any, count: Any) -> Any:
+    """Largest of `count` floats, a positive multiple of STRIP."""
 
     def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
-        data = _element(builder, _array(context, builder, logits, args[0]), args[1])
-
         def larger(x: Value, y: Value) -> Value:
             return builder.select(builder.fcmp_ordered(">", x, y), x, y)
 
-        best = _load(builder, data)
-        for start in range(LANES, KEY_TILE, LANES):
-            best = larger(_load(builder, _element(builder, data, _I64(start))), best)
-        return _reduce(builder, best, larger)
+        def body(m: Value, values: list[Value]) -> list[Value]:
+            at = offset(builder, args[0], builder.mul(m, _I64(4 * LANES)))
+            return [larger(load(builder, at), values[0])]
 
-    return types.float32(logits, types.int64), codegen
+        start = [load(builder, args[0])]
+        return _reduce(builder, loop(builder, _vectors(builder, args[1]), start, body)[0], larger)
+
+    return types.float32(_WORD, _WORD), codegen
 
 
 # exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts; the polynomial is
@@ -206,94 +189,84 @@ _POLYNOMIAL = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-
 _SMALLEST = -87.0
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def tile_exponential(typing: Any, logits: Any, at: Any, shift: Any) -> Any:
-    """Replace the KEY_TILE floats s from `at` by exp(s - shift), s <= shift; returns their sum.
+@intrinsic
+def exponential(typing: Any, address: Any, count: Any, shift: Any) -> Any:
+    """Replace `count` floats s, a multiple of STRIP, by exp(s - shift), s <= shift; returns their sum.
 
-    exp(0) is exactly 1, and what lies below exp(-87), exp(-inf) with it, is exactly 0.
+    exp(0) is exactly 1, and what lies below exp(-87), exp(-inf) with it, is exactly 0: more such
+    elements at the end leave every bit of the sum as it is.
     """
 
     def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
-        data = _element(builder, _array(context, builder, logits, args[0]), args[1])
-        shift_vector = _splat(builder, args[2])
-        total = _floats(0.0)
-        for start in range(0, KEY_TILE, LANES):
-            pointer = _element(builder, data, _I64(start))
-            x = builder.fsub(_load(builder, pointer), shift_vector)
+        shift_vector = splat(builder, args[2])
+
+        def body(m: Value, values: list[Value]) -> list[Value]:
+            at = offset(builder, args[0], builder.mul(m, _I64(4 * LANES)))
+            x = builder.fsub(load(builder, at), shift_vector)
             # Unordered: a NaN stays in the computation.
             kept = builder.fcmp_unordered(">=", x, _floats(_SMALLEST))
             x = builder.select(kept, x, _floats(_SMALLEST))
-            scaled = _fma(builder, x, _floats(_LOG2_E), _floats(_ROUND))
+            scaled = fused(builder, x, _floats(_LOG2_E), _floats(_ROUND))
             n = builder.fsub(scaled, _floats(_ROUND))
-            r = _fma(builder, n, _floats(-_LN2_HIGH), x)
-            r = _fma(builder, n, _floats(-_LN2_LOW), r)
+            r = fused(builder, n, _floats(-_LN2_HIGH), x)
+            r = fused(builder, n, _floats(-_LN2_LOW), r)
             p = _floats(_POLYNOMIAL[0])
             for coefficient in _POLYNOMIAL[1:]:
-                p = _fma(builder, p, r, _floats(coefficient))
-            p = _fma(builder, builder.fmul(r, r), p, builder.fadd(r, _floats(1.0)))
+                p = fused(builder, p, r, _floats(coefficient))
+            p = fused(builder, builder.fmul(r, r), p, builder.fadd(r, _floats(1.0)))
             exponent = builder.shl(builder.bitcast(scaled, _INTEGERS), _integers(23))
             p = builder.bitcast(builder.add(builder.bitcast(p, _INTEGERS), exponent), _VECTOR)
             p = builder.select(kept, p, _floats(0.0))
-            _store(builder, p, pointer)
-            total = builder.fadd(total, p)
+            store(builder, p, at)
+            return [builder.fadd(values[0], p)]
+
+        (total,) = loop(builder, _vectors(builder, args[1]), [_floats(0.0)], body)
         return _reduce(builder, total, builder.fadd)
 
-    return types.float32(logits, types.int64, types.float32), codegen
+    return types.float32(_WORD, _WORD, types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def load_strip(typing: Any, source: Any, source_at: Any, target: Any, target_at: Any) -> Any:
-    """STRIP elements of any cache type from `source` to float32 in `target`."""
+@intrinsic
+def load_scaled(typing: Any, dtype: Any, source: Any, target: Any, count: Any, factor: Any) -> Any:
+    """`count` elements of `source`, a multiple of STRIP, times `factor` as float32 in `target`."""
 
     def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
-        data = _element(builder, _array(context, builder, source, args[0]), args[1])
-        out = _element(builder, _array(context, builder, target, args[2]), args[3])
-        for start in range(0, STRIP, LANES):
-            vector = _load(builder, _element(builder, data, _I64(start)))
-            wide = _widen(builder, vector, source.dtype)
-            _store(builder, wide, _element(builder, out, _I64(start)))
+        times, count = splat(builder, args[4]), _vectors(builder, args[3])
+
+        def emit(dtype: int) -> None:
+            def body(m: Value, values: list[Value]) -> list[Value]:
+                step = builder.mul(m, _I64(item_bytes(dtype) * LANES))
+                vector = load(builder, offset(builder, args[1], step), dtype)
+                step = builder.mul(m, _I64(4 * LANES))
+                store(builder, builder.fmul(vector, times), offset(builder, args[2], step))
+                return []
+
+            loop(builder, count, [], body)
+
+        each_dtype(builder, args[0], emit)
         return context.get_dummy_value()
 
-    return types.void(source, types.int64, target, types.int64), codegen
+    return types.void(_WORD, _WORD, _WORD, _WORD, types.float32), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def store_strip(
-    typing: Any, source: Any, source_at: Any, factor: Any, target: Any, target_at: Any
-) -> Any:
-    """STRIP floats of `source` times `factor` to any cache type in `target`, rounded to nearest even."""
+@intrinsic
+def store_scaled(typing: Any, source: Any, factor: Any, dtype: Any, target: Any, count: Any) -> Any:
+    """`count` floats of `source`, a multiple of STRIP, times `factor` as `dtype` in `target`."""
 
     def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
-        data = _element(builder, _array(context, builder, source, args[0]), args[1])
-        out = _element(builder, _array(context, builder, target, args[3]), args[4])
-        times = _splat(builder, args[2])
-        for start in range(0, STRIP, LANES):
-            vector = _load(builder, _element(builder, data, _I64(start)))
-            vector = builder.fmul(vector, times)
-            if target.dtype == types.uint16:
-                bits = builder.bitcast(vector, _INTEGERS)
-                odd = builder.and_(builder.lshr(bits, _integers(16)), _integers(1))
-                bits = builder.add(builder.add(bits, odd), _integers(0x7FFF))
-                number = builder.fcmp_ordered("==", vector, vector)
-                bits = builder.select(number, bits, _integers(0x7FC00000))
-                high = builder.lshr(bits, _integers(16))
-                vector = builder.trunc(high, ir.VectorType(_I16, LANES))
-            elif target.dtype == types.int16:
-                half = builder.fptrunc(vector, ir.VectorType(ir.HalfType(), LANES))
-                vector = builder.bitcast(half, ir.VectorType(_I16, LANES))
-            _store(builder, vector, _element(builder, out, _I64(start)))
+        times, count = splat(builder, args[1]), _vectors(builder, args[4])
+
+        def emit(dtype: int) -> None:
+            def body(m: Value, values: list[Value]) -> list[Value]:
+                step = builder.mul(m, _I64(4 * LANES))
+                vector = builder.fmul(load(builder, offset(builder, args[0], step)), times)
+                step = builder.mul(m, _I64(item_bytes(dtype) * LANES))
+                store(builder, vector, offset(builder, args[3], step), dtype)
+                return []
+
+            loop(builder, count, [], body)
+
+        each_dtype(builder, args[2], emit)
         return context.get_dummy_value()
 
-    word = types.int64
-    return types.void(source, word, types.float32, target, word), codegen
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def fetch_add(typing: Any, counter: Any) -> Any:
-    """counter[0]++ atomically; returns the value before. counter: int64 array."""
-
-    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
-        data = _array(context, builder, counter, args[0])
-        return builder.atomic_rmw("add", data, _I64(1), "monotonic")
-
-    return types.int64(counter), codegen
+    return types.void(_WORD, types.float32, _WORD, _WORD, _WORD), codegen

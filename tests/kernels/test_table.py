@@ -1,0 +1,179 @@
+import numpy as np
+import pytest
+
+from heed_kernels.compiled import GROUPS, PHASES, RANGES
+from heed_kernels.edits import (
+    OPEN,
+    HeadGain,
+    HeadSet,
+    KeyBias,
+    KeyRanges,
+    Rows,
+    TrailingKeys,
+    VisibleKeys,
+)
+from heed_kernels.errors import EditError
+from heed_kernels.table import EditTable
+
+FIRST_LAYER = HeadSet((0b1011, 0, 0))
+
+
+def table(slots=4, **options):
+    return EditTable(slots, 3, 4, 2, **options)
+
+
+def ones(*values):
+    return np.array(values)
+
+
+def snapshot(edits):
+    arrays = ("phase_start", "range_count", "range_start", "range_group", "visible", "trailing",
+              "line", "active", "occupied")  # fmt: skip
+    return [getattr(edits, name).copy() for name in arrays] + [
+        edits.vectors.in_use, edits.lines.in_use, edits.rows_in_use
+    ]  # fmt: skip
+
+
+def mixture():
+    return [
+        KeyBias(FIRST_LAYER, Rows(5), KeyRanges(((0, 1), (7, 30))), 0.7, 0),
+        KeyBias(FIRST_LAYER, Rows(5), TrailingKeys(3, 8), 0.7, 0),
+        HeadGain(HeadSet((0, 0, 1)), Rows(0, 9), 0.5, 1),
+        VisibleKeys(4, 60, True, 2),
+    ]
+
+
+def test_a_released_slot_leaves_nothing_behind():
+    edits = table()
+    before = snapshot(edits)
+    slots = [edits.insert(mixture()) for _ in range(3)]
+    assert edits.rows_in_use == 3 and edits.bytes_of(slots[0]) > 0
+    for slot in slots:
+        edits.release(slot)
+    for old, new in zip(before, snapshot(edits), strict=True):
+        assert np.array_equal(old, new)
+    assert edits.bytes_of(slots[0]) == 0
+
+
+def test_equal_requests_share_their_vectors():
+    edits = table()
+    edits.insert(mixture())
+    used = edits.vectors.in_use, edits.lines.in_use
+    edits.insert(mixture())
+    assert (edits.vectors.in_use, edits.lines.in_use) == used
+
+
+def test_a_full_table_and_full_pools_are_errors_that_change_nothing():
+    edits = table(slots=1)
+    edits.insert(mixture())
+    with pytest.raises(EditError, match="all 1 slots"):
+        edits.insert(mixture())
+    for options in ({"vector_capacity": 3}, {"line_capacity": 2}):
+        edits = table(**options)
+        before = snapshot(edits)
+        with pytest.raises(EditError, match="no room"):
+            edits.insert(mixture())
+        for old, new in zip(before, snapshot(edits), strict=True):
+            assert np.array_equal(old, new)
+
+
+def test_a_slot_can_be_chosen_once():
+    edits = table()
+    assert edits.insert(mixture(), slot=2) == 2
+    with pytest.raises(EditError):
+        edits.insert(mixture(), slot=2)
+    with pytest.raises(EditError):
+        edits.release(1)
+
+
+@pytest.mark.parametrize(
+    "edits, message",
+    [
+        ([HeadGain(HeadSet((1,)), Rows(), 0.5, 0)], "layers"),
+        ([HeadGain(HeadSet((1, 16, 0)), Rows(), 0.5, 0)], "head 4"),
+        ([VisibleKeys(4, 8, False, 0), VisibleKeys(4, 8, False, 1)], "one VisibleKeys"),
+        (
+            [KeyBias(FIRST_LAYER, Rows(), TrailingKeys(0, w), 1.0, 0) for w in (3, 4)],
+            "one TrailingKeys",
+        ),
+        ([HeadGain(FIRST_LAYER, Rows(i), 0.5, 0) for i in range(1, PHASES + 1)], "different rows"),
+        (
+            [KeyBias(FIRST_LAYER, Rows(), KeyRanges(((i, i + 1),)), i, 0) for i in range(GROUPS)],
+            "kinds",
+        ),
+        (
+            [KeyBias(FIRST_LAYER, Rows(), KeyRanges(tuple((2 * i, 2 * i + 1) for i in range(RANGES))),
+                     1.0, 0)],
+            "ranges",
+        ),
+        ([HeadGain(FIRST_LAYER, Rows(), 1e30, 0)] * 2, "float32"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_is_an_error(edits, message):
+    with pytest.raises(EditError, match=message):
+        table().insert(edits)
+
+
+def test_only_rows_and_layers_with_an_edit_are_active():
+    edits = table()
+    slot = edits.insert([HeadGain(FIRST_LAYER, Rows(10, 20), 0.5, 0)])
+    plan = edits.plan(ones(slot), ones(100), ones(30), ones(5), ones(7))
+    assert plan.items(0).tolist() == [[slot, 105, 10, 10, 7]]
+    assert plan.stock_needed(0).tolist() == [True]
+    assert plan.items(1).shape == (0, 5) and plan.stock_needed(1).tolist() == [True]
+    assert plan.pattern(1) == plan.pattern(2) != plan.pattern(0)
+    plan = edits.plan(ones(slot), ones(0), ones(3), ones(12), ones(0))
+    assert plan.stock_needed(0).tolist() == [False]
+
+
+def test_neutral_values_are_not_active():
+    edits = table()
+    slot = edits.insert([
+        HeadGain(FIRST_LAYER, Rows(), 1.0, 0),
+        KeyBias(FIRST_LAYER, Rows(), KeyRanges(((0, 4),)), 0.0, 1),
+    ])  # fmt: skip
+    assert not edits.active[slot].any()
+
+
+def test_rows_are_plain_until_a_key_is_hidden():
+    edits = table()
+    slot = edits.insert([VisibleKeys(4, 60, False, 0)])
+    plan = edits.plan(ones(slot), ones(0), ones(100), ones(0), ones(0))
+    for layer in range(3):
+        assert plan.items(layer).tolist() == [[slot, 64, 36, 64, 0]]
+
+
+def test_neighbouring_active_phases_are_one_item():
+    edits = table()
+    slot = edits.insert([
+        HeadGain(FIRST_LAYER, Rows(10, 20), 0.5, 0), HeadGain(FIRST_LAYER, Rows(20), 2.0, 1)
+    ])  # fmt: skip
+    plan = edits.plan(ones(slot, slot), ones(0, 30), ones(30, 1), ones(0, 40), ones(0, 1))
+    assert plan.items(0).tolist() == [[slot, 10, 20, 10, 0], [slot, 30, 1, 40, 1]]
+    assert plan.stock_needed(0).tolist() == [True, False]
+
+
+def test_ranks_agree_on_what_is_active():
+    edits = [HeadGain(HeadSet((0b0001, 0b1000, 0)), Rows(), 0.5, 0)]
+    first, second = (table(head_start=s, local_query_heads=2) for s in (0, 2))
+    for rank in (first, second):
+        rank.insert(edits, slot=0)
+    assert np.array_equal(first.active, second.active)
+    gain = [rank.vectors.rows[rank.lines.rows[rank.line[0, :, 0], 0]] for rank in (first, second)]
+    assert np.concatenate(gain, axis=1)[:2].tolist() == [[0.5, 1, 1, 1], [1, 1, 1, 0.5]]
+
+
+@pytest.mark.parametrize(
+    "bad", [(1, 0, 1, 0, 0), (4, 0, 1, 0, 0), (0, 0, 0, 0, 0), (0, -1, 1, 0, 0), (0, 0, 1, OPEN, 0)]
+)
+def test_a_plan_outside_of_the_table_is_an_error(bad):
+    edits = table()
+    edits.insert(mixture(), slot=0)
+    with pytest.raises(EditError):
+        edits.plan(*(ones(value) for value in bad))
+
+
+def test_an_empty_plan_has_no_work():
+    empty = np.zeros(0, int)
+    plan = table().plan(empty, empty, empty, empty, empty)
+    assert plan.patterns == 1 and len(plan.items(0)) == 0 and len(plan.stock_needed(0)) == 0
