@@ -1,0 +1,160 @@
+"""Cases of every method, and the comparison of a server's completion with the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from live_server import Completion, LiveServer
+from transformers_reference import Result, generate
+
+Edits = list[dict[str, Any]]
+Case = Callable[[int], Edits]
+
+TOLERANCE = 1e-4
+# Two tokens whose log-probabilities lie within both sides' tolerance may swap places.
+NEAR_TIE = 2e-4
+
+# The server's threads wait by spinning, so more than one thread here only adds waiting. With one,
+# a pass over 300 tokens takes a tenth of a second beside a server on two cores.
+torch.set_num_threads(1)
+
+
+def inner(length: int) -> dict[str, int]:
+    """A span in the middle of a prompt of any length."""
+    return {"start": length // 3, "end": max(length // 3 + 1, length // 2)}
+
+
+def tail(length: int) -> dict[str, int]:
+    return {"start": max(0, length - 5), "end": length}
+
+
+# What the server accepts as it is started by default. Edits are stronger than anyone would want,
+# so that an edit which is not carried out shows. Layers and heads of the bundled model: at least
+# four layers, six query heads on two KV heads.
+CASES: dict[str, Case] = {
+    "zerotuning": lambda n: [{"method": "zerotuning", "gamma": 6}],
+    "zerotuning of some heads": lambda n: [
+        {"method": "zerotuning", "gamma": 0.1, "layers": [1, -1], "heads": [0, 4, 5]}
+    ],
+    "zerotuning of another position": lambda n: [
+        {"method": "zerotuning", "gamma": 9, "position": 7, "heads": {"0": [1], "-2": [2, 3]}}
+    ],
+    "head gain": lambda n: [
+        {"method": "head_gain", "gain": 2.5, "layers": [1, 2], "heads": [0, 3]}
+    ],
+    "head gain of prompt rows": lambda n: [{"method": "head_gain", "gain": 3, "rows": "prompt"}],
+    "head gain of generated rows": lambda n: [
+        {"method": "head_gain", "gain": 3, "rows": "generated"}
+    ],
+    "head gain from the last prompt row": lambda n: [
+        {"method": "head_gain", "gain": 3, "rows": "last_and_generated", "heads": {"2": [5]}}
+    ],
+    "attention scale": lambda n: [{"method": "attention_scale", "q_scale": 3, "heads": [1, 2]}],
+    "emphasis": lambda n: [{"method": "emphasis", "spans": [inner(n)]}],
+    "emphasis of two spans in generated rows": lambda n: [
+        {
+            "method": "emphasis",
+            "alpha": 0.2,
+            "spans": [inner(n), tail(n)],
+            "protect_positions": [],
+            "layers": [0, 2],
+            "heads": [0, 1, 5],
+            "rows": "generated",
+        }
+    ],
+    "locore": lambda n: [{"method": "locore", "beta": 1, "window": 3}],
+    "locore of late layers": lambda n: [{"method": "locore", "beta": 0.9, "layers": [-1, -2]}],
+    "streaming": lambda n: [{"method": "streaming_llm", "window": 40}],
+    "streaming without sinks": lambda n: [{"method": "streaming_llm", "sinks": 0, "window": 16}],
+    "streaming at original positions": lambda n: [
+        {"method": "streaming_llm", "sinks": 3, "window": 61, "positions": "original"}
+    ],
+    "everything together": lambda n: [
+        {"method": "head_gain", "gain": 1.7, "rows": "last_and_generated"},
+        {"method": "locore", "beta": 0.7, "window": 5},
+        {"method": "emphasis", "alpha": 0.3, "spans": [inner(n)], "layers": [0, 1, 3]},
+        {"method": "emphasis", "alpha": 0.5, "spans": [tail(n)], "heads": [0, 2, 4]},
+        {"method": "streaming_llm", "sinks": 2, "window": 33},
+        {"method": "attention_scale", "q_scale": 1.5, "heads": {"1": [0, 1, 2]}},
+        {"method": "zerotuning", "gamma": 3},
+        {"method": "zerotuning", "gamma": 2, "layers": [2]},
+    ],
+}
+
+# Only where the operator allows them.
+PRIVILEGED_CASES: dict[str, Case] = {
+    "an inverted head": lambda n: [{"method": "head_gain", "gain": -2, "heads": {"1": [0, 4]}}],
+    "removed heads": lambda n: [
+        {"method": "head_gain", "gain": 0, "layers": [1], "rows": "prompt"}
+    ],
+    "uniform heads": lambda n: [{"method": "attention_scale", "q_scale": 0, "heads": {"0": [3]}}],
+    "flat heads": lambda n: [{"method": "attention_scale", "q_scale": 0.3, "layers": [0, 1]}],
+}
+
+LENGTHS = [1, 17, 63, 129, 300]
+ALL_CASES = CASES | PRIVILEGED_CASES
+
+
+def reference_of(
+    server: LiveServer, prompt: Sequence[int], edits: Edits, completion: Completion
+) -> Result:
+    """The reference, along the tokens that the server chose."""
+    return generate(server.model_dir, prompt, edits, forced_tokens=completion.tokens)
+
+
+def assert_conforms(
+    server: LiveServer,
+    prompt: Sequence[int],
+    edits: Edits,
+    completion: Completion,
+    tolerance: float = TOLERANCE,
+) -> int:
+    """Equal greedy tokens and log-probabilities; the number of near-ties that went the other way.
+
+    The reference follows the server's tokens, so what comes after a near-tie is compared as well.
+    """
+    reference = reference_of(server, prompt, edits, completion)
+    swaps = [
+        i
+        for i, pair in enumerate(zip(completion.tokens, reference.best_tokens, strict=True))
+        if pair[0] != pair[1]
+    ]
+    for i in swaps:
+        gap = reference.best_logprobs[i] - reference.token_logprobs[i]
+        assert gap < NEAR_TIE, (
+            f"{edits}, prompt of {len(prompt)}: token {i} is {completion.tokens[i]}, the reference "
+            f"takes {reference.best_tokens[i]}, more likely by {gap:.2g}"
+        )
+    found = [*completion.prompt_logprobs, *completion.logprobs]
+    expected = [
+        *reference.prompt_logprobs[: len(completion.prompt_logprobs)],
+        *reference.token_logprobs,
+    ]
+    assert_close(found, expected, tolerance, f"{edits}, prompt of {len(prompt)}")
+    return len(swaps)
+
+
+def assert_close(
+    found: Sequence[float | None],
+    expected: Sequence[float | None],
+    tolerance: float,
+    what: str = "",
+) -> None:
+    """Log-probabilities agree; a failure says where the worst of them is."""
+    worst, place = largest_difference(found, expected)
+    assert worst <= tolerance, f"{what}: log-probability {place} is off by {worst:.3g}"
+
+
+def largest_difference(
+    found: Sequence[float | None], expected: Sequence[float | None]
+) -> tuple[float, int]:
+    """The largest difference and its place."""
+    assert len(found) == len(expected)
+    differences = [
+        0.0 if one is None or other is None else abs(one - other)
+        for one, other in zip(found, expected, strict=True)
+    ]
+    worst = max(differences)
+    return worst, differences.index(worst)

@@ -1,0 +1,320 @@
+"""What edited attention means, by Hugging Face transformers: float32, one request, no cache.
+
+This file shares no code with Heed. Everything of the model but its attention is transformers' own;
+the attention of each layer is written out here over dense `[heads, rows, keys]` arrays, one
+sequence at a time, and every edit is taken from its formula. Nothing is cached: each call computes
+all rows of the sequence again, so the edit of a row can only depend on its absolute position, on
+the number of prompt tokens, and on the edits themselves.
+
+Order of composition:
+
+    logits    q . k / sqrt(d) after RoPE, times `q_scale`            (attention_scale)
+    visible   keys outside sinks and window do not exist             (streaming_llm)
+    weights   softmax, times the factors of the edits, renormalised  (zerotuning, emphasis, locore)
+    output    sum of weights and values, times `gain`                (head_gain)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+
+Intervention = Mapping[str, Any]
+
+# Parameters and their defaults. What is not listed here is refused, so that a test with a field
+# that this file does not know cannot pass by comparing two plain runs.
+REQUIRED = object()
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "zerotuning": {"gamma": REQUIRED, "position": 0, "layers": "all", "heads": "all"},
+    "head_gain": {"gain": REQUIRED, "layers": "all", "heads": "all", "rows": "all"},
+    "attention_scale": {"q_scale": REQUIRED, "layers": "all", "heads": "all"},
+    "emphasis": {
+        "spans": REQUIRED,
+        "alpha": 0.01,
+        "protect_positions": (0,),
+        "layers": "all",
+        "heads": "all",
+        "rows": "all",
+    },
+    "locore": {"beta": 0.15, "window": 16, "include_prompt_tail": False, "layers": "all"},
+    "streaming_llm": {"sinks": 4, "window": 1020, "positions": "rolling"},
+}
+
+
+@dataclass(frozen=True)
+class Result:
+    """One request. `tokens` are greedy, or the forced ones; `best_tokens` are always greedy.
+
+    With forced tokens, `best_logprobs[i] - token_logprobs[i]` says how far a forced token is from
+    the one that greedy decoding would have taken after the same prefix.
+    """
+
+    tokens: list[int]
+    token_logprobs: list[float]
+    best_tokens: list[int]
+    best_logprobs: list[float]
+    prompt_logprobs: list[float | None]
+    top: list[list[tuple[int, float]]]
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One forward pass: log-probabilities `[rows, vocabulary]`, weights `[heads, rows, keys]`."""
+
+    logprobs: Tensor
+    weights: list[Tensor]
+
+
+def generate(
+    model_dir: str | Path,
+    prompt_token_ids: Sequence[int],
+    interventions: Sequence[Intervention] = (),
+    max_tokens: int = 16,
+    forced_tokens: Sequence[int] | None = None,
+) -> Result:
+    """Decode greedily, or score `forced_tokens`, under `interventions` (spans as start and end)."""
+    return load(str(model_dir)).generate(prompt_token_ids, interventions, max_tokens, forced_tokens)
+
+
+@lru_cache(maxsize=4)
+def load(model_dir: str) -> Reference:
+    """The model of a directory, read once."""
+    model = AutoModelForCausalLM.from_pretrained(
+        model_dir, dtype=torch.float32, attn_implementation="eager"
+    )
+    return Reference(model)
+
+
+class Reference:
+    """A model of the Llama or Qwen2 family whose attention can be edited."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model: Any = model.eval()
+
+    def generate(
+        self,
+        prompt_token_ids: Sequence[int],
+        interventions: Sequence[Intervention] = (),
+        max_tokens: int = 16,
+        forced_tokens: Sequence[int] | None = None,
+        top: int = 5,
+    ) -> Result:
+        prompt = list(prompt_token_ids)
+        if forced_tokens is None:
+            tokens: list[int] = []
+            for _ in range(max_tokens):
+                logprobs = self.run(prompt + tokens, len(prompt), interventions).logprobs
+                tokens.append(int(logprobs[-1].argmax()))
+        else:
+            tokens = list(forced_tokens)
+        # The last token is sampled and never becomes a row, so it stays out of the pass.
+        logprobs = self.run((prompt + tokens)[:-1] or prompt, len(prompt), interventions).logprobs
+        rows = logprobs[len(prompt) - 1 :][: len(tokens)]
+        best = rows.max(dim=-1)
+        leaders = rows.topk(top, dim=-1)
+        return Result(
+            tokens=tokens,
+            token_logprobs=[float(row[token]) for row, token in zip(rows, tokens, strict=True)],
+            best_tokens=best.indices.tolist(),
+            best_logprobs=best.values.tolist(),
+            prompt_logprobs=[None]
+            + [float(logprobs[i, token]) for i, token in enumerate(prompt[1:])],
+            top=[
+                list(zip(ids, values, strict=True))
+                for ids, values in zip(
+                    leaders.indices.tolist(), leaders.values.tolist(), strict=True
+                )
+            ],
+        )
+
+    @torch.no_grad()
+    def run(
+        self,
+        tokens: Sequence[int],
+        prompt_length: int,
+        interventions: Sequence[Intervention] = (),
+    ) -> Pass:
+        """All rows of `tokens`, of which the first `prompt_length` are the prompt."""
+        filled = [with_defaults(intervention) for intervention in interventions]
+        with self._edited(filled, prompt_length) as attentions:
+            logits = self.model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        return Pass(logits.log_softmax(-1), [attention.weights for attention in attentions])
+
+    @contextmanager
+    def _edited(
+        self, interventions: list[dict[str, Any]], prompt_length: int
+    ) -> Iterator[list[EditedAttention]]:
+        decoder = self.model.model
+        attentions = [
+            EditedAttention(layer.self_attn, index, decoder, interventions, prompt_length)
+            for index, layer in enumerate(decoder.layers)
+        ]
+        for attention in attentions:
+            attention.module.forward = attention
+        try:
+            yield attentions
+        finally:
+            for attention in attentions:
+                del attention.module.forward
+
+
+class EditedAttention:
+    """One layer's attention over one sequence. Takes the place of the module's `forward`."""
+
+    weights: Tensor
+
+    def __init__(
+        self,
+        module: Any,
+        layer: int,
+        decoder: Any,
+        interventions: list[dict[str, Any]],
+        prompt_length: int,
+    ) -> None:
+        if getattr(module, "sliding_window", None) is not None:
+            raise NotImplementedError("a layer with a sliding window of its own")
+        self.module = module
+        self.rotary = decoder.rotary_emb
+        self.head_count = decoder.config.num_attention_heads
+        self.prompt_length = prompt_length
+        self.edits = [
+            (intervention, heads)
+            for intervention in interventions
+            if (heads := heads_in_layer(intervention, layer, decoder.config))
+        ]
+
+    def __call__(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        query, key, value = self.project(hidden_states[0])
+        rows = query.shape[1]
+        logits = self.logits(query, key)
+        for edit, heads in self.chosen("attention_scale"):
+            logits[heads] *= edit["q_scale"]
+        logits = logits.masked_fill(~self.visible(rows), float("-inf"))
+        weights = logits.softmax(-1) * self.factors(rows)
+        weights = weights / weights.sum(-1, keepdim=True)
+        output = weights @ value  # [heads, rows, head_dim]
+        for edit, heads in self.chosen("head_gain"):
+            in_scope = row_mask(edit["rows"], rows, self.prompt_length)
+            gain = torch.where(in_scope, edit["gain"], 1.0)
+            output[heads] *= gain[:, None]
+        self.weights = weights
+        output = self.module.o_proj(output.transpose(0, 1).reshape(rows, -1))
+        return output[None], weights[None]
+
+    def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys (both before RoPE) and values, `[query_heads, rows, head_dim]` each."""
+        module, width = self.module, self.module.head_dim
+        query = module.q_proj(hidden).unflatten(-1, (-1, width))
+        key = module.k_proj(hidden).unflatten(-1, (-1, width))
+        value = module.v_proj(hidden).unflatten(-1, (-1, width))
+        if hasattr(module, "q_norm"):  # Qwen3 normalises each head
+            query, key = module.q_norm(query), module.k_norm(key)
+        group = self.head_count // key.shape[1]
+        key, value = (tensor.repeat_interleave(group, dim=1) for tensor in (key, value))
+        return query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Dot products after RoPE over sqrt(d), `[heads, rows, keys]`, before any mask."""
+        rows = query.shape[1]
+        positions = torch.arange(rows)
+        scaling = self.module.scaling
+        logits = self.rotate(query, positions) @ self.rotate(key, positions).mT * scaling
+        streaming = [edit for edit, _ in self.chosen("streaming_llm")]
+        if streaming and streaming[0]["positions"] == "rolling":
+            visible = self.visible(rows)
+            for row in range(rows):
+                seen = visible[row].nonzero()[:, 0]
+                # The i-th visible key stands at position i and the query at the last of them.
+                # Where nothing is hidden that is what the whole product above says already.
+                if len(seen) <= row:
+                    new = torch.arange(len(seen))
+                    row_query = self.rotate(query[:, row : row + 1], new[-1:])
+                    row_keys = self.rotate(key[:, seen], new)
+                    logits[:, row, seen] = (row_query @ row_keys.mT)[:, 0] * scaling
+        return logits
+
+    def rotate(self, states: Tensor, positions: Tensor) -> Tensor:
+        """RoPE of `[heads, n, head_dim]` at `positions` `[n]`, by the model's own angles."""
+        cos, sin = self.rotary(states, position_ids=positions[None])
+        first, second = states.chunk(2, dim=-1)
+        return states * cos[0] + torch.cat((-second, first), dim=-1) * sin[0]
+
+    def visible(self, rows: int) -> Tensor:
+        """`[rows, keys]`: a row sees the keys up to its own, and of those sinks and window only."""
+        row, key = torch.arange(rows)[:, None], torch.arange(rows)[None]
+        visible = key <= row
+        for edit, _ in self.chosen("streaming_llm"):
+            visible &= (key < edit["sinks"]) | (key > row - edit["window"])
+        return visible
+
+    def factors(self, rows: int) -> Tensor:
+        """What the softmax weights are multiplied by, `[heads, rows, keys]`."""
+        row, key = torch.arange(rows)[:, None], torch.arange(rows)[None]
+        prompt_length = self.prompt_length
+        factors = torch.ones(self.head_count, rows, rows)
+        for edit, heads in self.chosen("zerotuning"):
+            factors[heads] *= torch.where(key == edit["position"], edit["gamma"], 1.0)
+        for edit, heads in self.chosen("emphasis"):
+            spared = key >= prompt_length  # generated keys keep weight 1
+            for span in edit["spans"]:
+                spared = spared | ((key >= span["start"]) & (key < span["end"]))
+            for position in edit["protect_positions"]:
+                spared = spared | (key == position)
+            edited = ~spared & row_mask(edit["rows"], rows, prompt_length)[:, None]
+            factors[heads] *= torch.where(edited, edit["alpha"], 1.0)
+        for edit, heads in self.chosen("locore"):
+            if edit["include_prompt_tail"]:
+                raise NotImplementedError("include_prompt_tail speaks of an image")
+            start = (row - edit["window"]).clamp(min=prompt_length)
+            edited = (row >= prompt_length) & (key >= start) & (key < row)
+            factors[heads] *= torch.where(edited, 1.0 + edit["beta"], 1.0)
+        return factors
+
+    def chosen(self, method: str) -> list[tuple[dict[str, Any], list[int]]]:
+        return [(edit, heads) for edit, heads in self.edits if edit["method"] == method]
+
+
+def with_defaults(intervention: Intervention) -> dict[str, Any]:
+    """The intervention with every parameter written out."""
+    method = intervention["method"]
+    known = PARAMETERS[method]
+    filled = {**known, **intervention}
+    unknown = set(filled) - set(known) - {"method"}
+    missing = {name for name, value in filled.items() if value is REQUIRED}
+    if unknown or missing:
+        raise ValueError(f"{method}: unknown {sorted(unknown)}, missing {sorted(missing)}")
+    return filled
+
+
+def heads_in_layer(intervention: Intervention, layer: int, config: Any) -> list[int]:
+    """Query heads of `layer` that the intervention edits."""
+    layers, heads = intervention.get("layers", "all"), intervention.get("heads", "all")
+    if isinstance(heads, Mapping):
+        by_layer = {int(name) % config.num_hidden_layers: ids for name, ids in heads.items()}
+        return list(by_layer.get(layer, []))
+    if layers != "all" and layer not in [each % config.num_hidden_layers for each in layers]:
+        return []
+    return list(range(config.num_attention_heads)) if heads == "all" else list(heads)
+
+
+def row_mask(rows: str, length: int, prompt_length: int) -> Tensor:
+    """`[length]`: which rows are in scope."""
+    row = torch.arange(length)
+    match rows:
+        case "all":
+            return row >= 0
+        case "prompt":
+            return row < prompt_length
+        case "generated":
+            return row >= prompt_length
+        case "last_and_generated":
+            return row >= prompt_length - 1
+    raise ValueError(f"rows: {rows!r}")
