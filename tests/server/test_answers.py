@@ -98,3 +98,25 @@ def test_after_an_error_a_stream_carries_no_reports() -> None:
 def test_a_stream_whose_client_sent_nothing_is_left_alone() -> None:
     events = streamed([CHUNK | {"choices": []}, "[DONE]"], exchange(asked=False))
     assert len(events) == 2
+
+
+def test_reports_that_cannot_be_had_end_a_stream_in_an_error_and_not_in_silence() -> None:
+    made = exchange()
+
+    async def broken() -> dict[int, dict[str, Any]]:
+        raise RuntimeError("the engine is gone")
+
+    async def collect() -> list[str]:
+        made.engine_requests[0].ran = asyncio.ensure_future(broken())
+
+        async def body() -> AsyncIterator[str]:
+            yield f"data: {json.dumps(CHUNK | {'choices': [{'index': 0}]})}\n\n"
+            yield "data: [DONE]\n\n"
+
+        response = await with_reports(StreamingResponse(body()), made)
+        assert isinstance(response, StreamingResponse)
+        return [str(event) async for event in response.body_iterator]
+
+    events = asyncio.run(collect())
+    assert "the engine is gone" in events[1] and '"error"' in events[1]
+    assert events[2].strip() == "data: [DONE]"

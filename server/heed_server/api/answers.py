@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
+from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
 from heed_server.api.exchange import Exchange, Report
 from heed_server.api.reports import assemble
@@ -57,14 +58,14 @@ async def _stream_with_reports(stream: Any, exchange: Exchange) -> AsyncIterator
             text = event if isinstance(event, str) else bytes(event).decode()
             data = text.removeprefix(_DATA).strip() if text.startswith(_DATA) else ""
             if data == _DONE and not reported and not failed and last:
-                yield _event(_chunk_like(last) | {"interventions": await _reports(exchange)})
+                yield await _reported(_chunk_like(last), exchange)
             elif data.startswith("{"):
                 # Only what the extra chunk repeats is read of each event.
                 last = json.loads(data)
                 failed = failed or "error" in last
                 if not failed and last.get("choices") == [] and last.get("usage"):
                     reported = True
-                    yield _event(last | {"interventions": await _reports(exchange)})
+                    yield await _reported(last, exchange)
                     continue
             yield event
     finally:
@@ -73,9 +74,15 @@ async def _stream_with_reports(stream: Any, exchange: Exchange) -> AsyncIterator
             await close()
 
 
-async def _reports(exchange: Exchange) -> list[Report]:
+async def _reported(chunk: Mapping[str, Any], exchange: Exchange) -> str:
+    """The chunk with the reports of choice 0; an error event where they cannot be had."""
     choices = sum(max(1, len(r.completion_tokens)) for r in exchange.engine_requests)
-    return await choice_reports(exchange, 0, choices)
+    try:
+        reports = await choice_reports(exchange, 0, choices)
+    except Exception as error:
+        # The answer is out with status 200: this is how vLLM says that something failed later.
+        return _event(create_error_response(error).model_dump())
+    return _event({**chunk, "interventions": reports})
 
 
 def _chunk_like(chunk: Mapping[str, Any]) -> dict[str, Any]:
