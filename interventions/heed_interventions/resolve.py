@@ -80,7 +80,7 @@ def resolve(
             error.method = method.name()
             if source == "request":
                 raise
-            reports[index] = _report(method, "skipped", source) | {"reason": error.message}
+            reports[index] = report_of(method, "skipped", source) | {"reason": error.message}
 
     active = [done[index] for index in sorted(done) if done[index].edits]
     edits = tuple(edit for item in active for edit in item.edits)
@@ -110,6 +110,12 @@ def _resolve_one(
             reason="privileged",
             status=403,
         )
+    if model.unsupported is not None:
+        # Nothing about such a model can be relied on, not even that it has layers.
+        if not method.is_neutral(model):
+            raise InterventionError(model.unsupported, view.path, reason="unsupported")
+        report = report_of(method, "neutral", source)
+        return _Resolved(method, (), HeadSet(()), None, CacheClass.SHARED, report)
     if method.needs_image:
         view.image_end("method", method.name())
     heads = method.on(view)
@@ -122,14 +128,12 @@ def _resolve_one(
             view.report["reason"] = "there is nothing to edit in this prompt"
         edits, cache, limit = (), CacheClass.SHARED, None
     else:
-        if model.unsupported is not None:
-            raise InterventionError(model.unsupported, view.path, reason="unsupported")
         meaningless = conflict(method, [item.method for item in before if item.edits])
         if meaningless:
             raise InterventionError(meaningless, view.path, reason="composition")
         limit = method.publication_limit(prompt.length)
         cache = _cache_class(method, edits, limit)
-    report = _report(method, "applied" if edits else "neutral", source, heads, cache)
+    report = report_of(method, "applied" if edits else "neutral", source, heads, cache)
     return _Resolved(method, edits, heads, limit, cache, report | view.report)
 
 
@@ -139,13 +143,14 @@ def _cache_class(method: Method, edits: tuple[Edit, ...], limit: int | None) -> 
     return CacheClass.SHARED if digest(edits, limit) is None else CacheClass.SALTED
 
 
-def _report(
+def report_of(
     method: Method,
     status: Literal["applied", "neutral", "skipped"],
     source: Source,
     heads: HeadSet | None = None,
     cache: CacheClass = CacheClass.SHARED,
 ) -> dict[str, Any]:
+    """The parts of a report that every intervention has; heads: None where none were selected."""
     report: dict[str, Any] = {
         "method": method.name(),
         "status": status,

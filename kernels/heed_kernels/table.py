@@ -31,13 +31,22 @@ from heed_kernels.errors import EditError
 from heed_kernels.plan import Plan, make_plan
 from heed_kernels.pool import Pool
 
+VECTORS = 1024
+"""Different per-head vectors that one request may need, at most."""
+
+CONSTANT_VECTORS = 2
+"""Rows of the vector pool that hold zeros and ones."""
+
 
 class EditTable:
     """Edits of up to `slots` requests for one model, or for one tensor-parallel rank of it.
 
     layers, query_heads, kv_heads: of the whole model. This rank has the query heads
     [head_start, head_start + local_query_heads), by default all of them.
-    vector_capacity, line_capacity: rows of the two shared pools.
+    vector_capacity, line_capacity: rows of the two shared pools. By default they hold what `slots`
+    requests can need at most, so that a set which fits a table of one slot fits every later table of
+    the same model that has a free slot, whoever else is in it, and on every tensor-parallel rank (a
+    rank's shares of different vectors may coincide, never the other way round).
     """
 
     def __init__(
@@ -49,8 +58,8 @@ class EditTable:
         *,
         head_start: int = 0,
         local_query_heads: int | None = None,
-        vector_capacity: int = 65536,
-        line_capacity: int = 16384,
+        vector_capacity: int | None = None,
+        line_capacity: int | None = None,
     ) -> None:
         local = query_heads - head_start if local_query_heads is None else local_query_heads
         if query_heads % kv_heads or not 0 <= head_start < head_start + local <= query_heads:
@@ -69,7 +78,11 @@ class EditTable:
         self.trailing = np.zeros((slots, 2), np.int32)
         self.line = np.zeros((slots, layers, PHASES), np.int32)
         self.active = np.zeros((slots, layers, PHASES), bool)
-        constants = np.zeros((2, local), np.float32)
+        if vector_capacity is None:
+            vector_capacity = CONSTANT_VECTORS + slots * VECTORS
+        if line_capacity is None:
+            line_capacity = 1 + slots * layers * PHASES
+        constants = np.zeros((CONSTANT_VECTORS, local), np.float32)
         constants[1] = 1
         self.vectors = Pool("per-head vectors", vector_capacity, constants)
         identity = np.zeros((1, FIELDS), np.int32)

@@ -2,7 +2,7 @@
 
 import os
 from argparse import ArgumentParser, Namespace
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -41,11 +41,12 @@ def serve(arguments: Sequence[str]) -> None:
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="heed serve"))
     add_arguments(parser)
+    parser.set_defaults(model=None)
     parsed = parser.parse_args(arguments)
     if parsed.default_interventions is not None:
         read_interventions(parsed.default_interventions)
     pass_settings_on(os.environ, parsed)
-    choose_model(parsed, vllm_default=parser.get_default("model"))
+    choose_model(parsed, os.environ)
     if "--no-enforce-eager" in arguments:
         parsed.enforce_eager = False
     configure_logging_from_args(parsed)
@@ -69,19 +70,15 @@ def add_arguments(parser: ArgumentParser) -> None:
     )
 
 
-def choose_model(parsed: Namespace, vllm_default: str) -> None:
+def choose_model(parsed: Namespace, environment: Mapping[str, str]) -> None:
     """Set what to serve, in place: the model named first, or by --model, or the bundled one.
 
     A bundled model is served from its directory, under its own name, in float32, in which
     conformance is promised; uncompiled, because compiling takes longer than it will ever save on a
     model of this size; and with a KV cache of 1 GiB instead of nearly all memory. What the user
     wrote for these flags is left alone.
-
-    vllm_default: the model that vLLM's parser falls back to.
     """
-    named = parsed.model_tag
-    if named is None and parsed.model != vllm_default:
-        named = parsed.model
+    named = parsed.model_tag if parsed.model_tag is not None else parsed.model
     bundled = bundled_model(named or DEFAULT_MODEL)
     if bundled is None:
         if named is None:
@@ -93,7 +90,7 @@ def choose_model(parsed: Namespace, vllm_default: str) -> None:
         parsed.served_model_name = [bundled.name]
     if parsed.dtype == "auto":
         parsed.dtype = "float32"
-    if parsed.kv_cache_memory_bytes is None:
+    if parsed.kv_cache_memory_bytes is None and not environment.get("VLLM_CPU_KVCACHE_SPACE"):
         parsed.kv_cache_memory_bytes = BUNDLED_KV_CACHE_BYTES
     parsed.enforce_eager = True
 

@@ -63,10 +63,13 @@ class Metrics:
         )
         build.labels(__version__, installed_vllm() or "unknown", backend).set(1)
 
-    def resolved(self, reports: Sequence[Mapping[str, object]], seconds: float) -> None:
-        """Interventions of one admitted prompt, with their statuses."""
+    def resolved(self, reports: Sequence[Mapping[str, object]]) -> None:
+        """Interventions of one prompt that went to the engine, with their statuses."""
         for report in reports:
             self._requests.labels(_method_label(report["method"]), str(report["status"])).inc()
+
+    def compiled(self, seconds: float) -> None:
+        """One list of interventions resolved for a prompt and compiled."""
         self._compile_seconds.observe(seconds)
 
     def rejected(self, reason: str, methods: Iterable[object] = ()) -> None:

@@ -154,3 +154,21 @@ def test_a_vision_method_works_beside_an_image() -> None:
 def test_methods_can_be_made_without_json() -> None:
     resolution = resolve([ZeroTuning(gamma=1.6, layers=[1, 2])], MODEL, prompt())
     assert resolution.reports[0]["layer_count"] == 2
+
+
+@pytest.mark.parametrize("method", ["zerotuning", "streaming_llm", "locore"])
+def test_a_model_without_attention_layers_refuses_in_its_own_words_and_lets_neutral_ones_pass(
+    method: str,
+) -> None:
+    model = replace(MODEL, layers=0, query_heads=0, rotary=False, unsupported="it has no attention")
+    edits = {
+        "zerotuning": ({"gamma": 2}, {"gamma": 1}),
+        "streaming_llm": ({"window": 16}, None),
+        "locore": ({}, {"beta": 0}),
+    }
+    active, neutral = edits[method]
+    with pytest.raises(InterventionError, match="it has no attention"):
+        resolve(parse([{"method": method, **active}]), model, PromptView(length=30))
+    if neutral is not None:
+        resolution = resolve(parse([{"method": method, **neutral}]), model, PromptView(length=30))
+        assert not resolution.edits and resolution.reports[0]["status"] == "neutral"

@@ -52,24 +52,70 @@ interventions = st.dictionaries(
         st.sampled_from(METHODS), st.sampled_from(METHODS), st.text(max_size=9), anything
     ).map(lambda method: {"method": method, **fields})
 )
+# Right as they stand, or with one field spoilt: half of these are accepted, so that the bodies
+# reach the engine as well.
+selectors = {
+    "layers": st.lists(st.integers(-4, 3), min_size=1, max_size=3, unique=True) | st.just("all"),
+    "heads": st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True) | st.just("all"),
+}
+right = st.one_of(
+    st.fixed_dictionaries(
+        {"method": st.just("zerotuning"), "gamma": st.floats(0.01, 10)},
+        optional={"position": st.integers(0, 7), **selectors},
+    ),
+    st.fixed_dictionaries(
+        {"method": st.just("head_gain"), "gain": st.floats(1, 4)},
+        optional={"rows": st.sampled_from(["all", "prompt", "generated"]), **selectors},
+    ),
+    st.fixed_dictionaries(
+        {"method": st.just("emphasis"), "spans": st.just([{"text": "there"}])},
+        optional={"alpha": st.floats(0.001, 1), **selectors},
+    ),
+    st.fixed_dictionaries(
+        {"method": st.just("locore")},
+        optional={"beta": st.floats(0, 1), "window": st.integers(1, 256)},
+    ),
+    st.fixed_dictionaries(
+        {"method": st.just("streaming_llm"), "window": st.integers(16, 500)},
+        optional={
+            "sinks": st.integers(0, 64),
+            "positions": st.sampled_from(["rolling", "original"]),
+        },
+    ),
+)
+spoilt = st.builds(
+    lambda one, name, value: one | {name: value}, right, st.sampled_from(FIELDS), likely
+)
 values = st.one_of(
-    st.lists(interventions, max_size=3),
+    st.lists(right, min_size=1, max_size=3),
+    st.lists(right | spoilt, min_size=1, max_size=3),
     st.lists(interventions, max_size=3),
     st.lists(anything, max_size=10),
     anything,
 )
-requests = st.fixed_dictionaries(
-    {"interventions": values},
+settings_beside = st.fixed_dictionaries(
+    {},
     optional={
         "stream": st.booleans(),
         "n": st.integers(1, 2),
         "logprobs": st.sampled_from([0, 1]),
-        "cache_salt": st.sampled_from(["a", "", "heed1:a"]) | anything,
-        "vllm_xargs": st.dictionaries(st.sampled_from(["heed", "x"]), scalars, max_size=2),
-        "use_beam_search": st.booleans(),
+        "cache_salt": st.sampled_from(["a", "b"]),
+        "vllm_xargs": st.just({"x": "1"}),
         "echo": st.booleans(),
     },
 )
+settings_wrong = st.fixed_dictionaries(
+    {},
+    optional={
+        "cache_salt": st.sampled_from(["", "heed1:a"]) | anything,
+        "vllm_xargs": st.dictionaries(st.sampled_from(["heed", "x"]), scalars, max_size=2),
+        "use_beam_search": st.booleans(),
+        "n": scalars,
+    },
+)
+# Three times in four what stands beside the interventions is in order.
+beside = st.one_of(settings_beside, settings_beside, settings_beside, settings_wrong)
+requests = st.builds(lambda value, others: {"interventions": value, **others}, values, beside)
 
 
 @pytest.fixture(scope="module")

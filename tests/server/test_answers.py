@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 from fastapi.responses import JSONResponse, StreamingResponse
+from starlette.background import BackgroundTask
 from starlette.responses import Response
 
 from heed_interventions.method import CacheClass
@@ -120,3 +121,21 @@ def test_reports_that_cannot_be_had_end_a_stream_in_an_error_and_not_in_silence(
     events = asyncio.run(collect())
     assert "the engine is gone" in events[1] and '"error"' in events[1]
     assert events[2].strip() == "data: [DONE]"
+
+
+def test_the_background_task_by_which_vllm_counts_its_load_stays_on_the_response() -> None:
+    task = BackgroundTask(lambda: None)
+    response = JSONResponse({"choices": [{"index": 0}]}, background=task)
+    assert answered(response, exchange()).background is task
+
+
+def test_a_lost_report_is_not_dressed_up_as_a_measured_one() -> None:
+    made = exchange()
+
+    async def lost() -> Response:
+        made.engine_requests[0].ran = asyncio.get_running_loop().create_future()
+        made.engine_requests[0].ran.set_result({})
+        return await with_reports(JSONResponse({"choices": [{"index": 0}]}), made)
+
+    body = body_of(asyncio.run(lost()))
+    assert "lost" in body["interventions"][0]["reason"]

@@ -110,3 +110,27 @@ def test_leaving_twice_or_without_entering_is_harmless(name: str) -> None:
     requests.leave(name, finished=True)
     requests.leave("a", finished=True)
     assert requests.table.rows_in_use == 0
+
+
+def test_a_report_that_was_taken_while_running_is_not_kept_again() -> None:
+    requests = book()
+    requests.enter("a", payload(), 0)
+    assert requests.take(["r"])
+    requests.leave("a", finished=True)
+    assert not requests.take(["r"])
+
+
+def test_sets_that_fit_an_empty_table_fit_beside_any_others() -> None:
+    scratch = EditTable(slots=1, layers=LAYERS, query_heads=HEADS, kv_heads=2)
+    requests = book(slots=8)
+    for number in range(8):
+        # As different from each other as they can be: nothing in the pools is shared.
+        edits = tuple(
+            HeadGain(HeadSet((1 << head, 0)), Rows(start), 1.5 + number + head / 8, source=0)
+            for head in range(HEADS)
+            for start in (0, 3, 10)
+        )
+        scratch.release(scratch.insert(edits))
+        sent = Payload(f"r{number}", 1, 10, None, edits)
+        requests.enter(f"q{number}", sent, 0)
+    assert requests.rows_in_use == 8

@@ -1,4 +1,5 @@
 from argparse import Namespace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +11,18 @@ from heed_server.launcher import (
 )
 from heed_server.settings import DEFAULTS_VARIABLE, PRIVILEGED_VARIABLE
 
-VLLM_DEFAULT = "vendor/default"
 
-
-def chosen(**written: Any) -> Namespace:
+def chosen(environment: Mapping[str, str] | None = None, **written: Any) -> Namespace:
     blank = {
         "model_tag": None,
-        "model": VLLM_DEFAULT,
+        "model": None,
         "served_model_name": None,
         "dtype": "auto",
         "kv_cache_memory_bytes": None,
         "enforce_eager": False,
     }
     parsed = Namespace(**(blank | written))
-    choose_model(parsed, VLLM_DEFAULT)
+    choose_model(parsed, environment or {})
     return parsed
 
 
@@ -37,6 +36,7 @@ def test_the_bundled_model_starts_quickly_and_leaves_memory_to_others() -> None:
     parsed = chosen()
     assert parsed.enforce_eager and parsed.kv_cache_memory_bytes == BUNDLED_KV_CACHE_BYTES
     assert chosen(kv_cache_memory_bytes=5).kv_cache_memory_bytes == 5
+    assert chosen({"VLLM_CPU_KVCACHE_SPACE": "4"}).kv_cache_memory_bytes is None
 
 
 def test_what_the_user_wrote_about_the_bundled_model_wins() -> None:

@@ -4,6 +4,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from vllm.model_executor.layers.attention import Attention, ChunkedLocalAttention
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.dynamic_ntk_scaling_rope import (
     DynamicNTKScalingRotaryEmbedding,
@@ -23,20 +24,23 @@ PLAIN_IMPL = {
 }
 
 
-def layer(heads: int = 4, **impl: Any) -> Any:
-    return SimpleNamespace(
-        num_heads=heads,
-        num_kv_heads=2,
-        head_size=32,
-        impl=SimpleNamespace(**(PLAIN_IMPL | impl)),
-    )
+def layer(heads: int = 4, kind: type[Attention] = Attention, **impl: Any) -> Any:
+    """A real layer object without the weights and configuration that its constructor wants."""
+    made = kind.__new__(kind)
+    torch.nn.Module.__init__(made)
+    made.num_heads, made.num_kv_heads, made.head_size = heads, 2, 32
+    made.impl = SimpleNamespace(**(PLAIN_IMPL | impl))
+    return made
 
 
 def obstacle(
     layers: dict[int, Any] | None = None, backend: str | None = "cpu", **changed: Any
 ) -> str | None:
     config = SimpleNamespace(
-        model_config=SimpleNamespace(use_mla=changed.pop("use_mla", False)),
+        model_config=SimpleNamespace(
+            use_mla=changed.pop("use_mla", False),
+            is_mm_prefix_lm=changed.pop("both_ways", False),
+        ),
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=changed.pop("pipeline", 1),
             decode_context_parallel_size=changed.pop("context", 1),
@@ -61,6 +65,8 @@ def test_standard_decoder_attention_can_be_edited() -> None:
     [
         ({"backend": None}, "device"),
         ({"use_mla": True}, "MLA"),
+        ({"both_ways": True}, "both directions"),
+        ({"layers": {0: layer(kind=ChunkedLocalAttention)}}, "ChunkedLocalAttention"),
         ({"pipeline": 2}, "pipeline"),
         ({"context": 2}, "context parallelism"),
         ({"speculative": object()}, "speculative"),

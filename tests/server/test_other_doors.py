@@ -43,3 +43,13 @@ def test_a_form_field_is_found_too() -> None:
 )
 def test_other_bodies_are_left_to_their_routes(body: bytes) -> None:
     assert forbidden_field(body) is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-32-be"])
+def test_another_encoding_does_not_slip_by(encoding: str) -> None:
+    assert forbidden_field('{"interventions": []}'.encode(encoding)) == "interventions"
+
+
+def test_an_unquoted_form_field_is_found_too() -> None:
+    body = b"--x\r\nContent-Disposition: form-data; name=interventions\r\n\r\n[]\r\n--x--"
+    assert forbidden_field(body) == "interventions"

@@ -31,7 +31,8 @@ async def with_reports(response: Response, exchange: Exchange) -> Response:
             choice["interventions"] = await choice_reports(exchange, choice["index"], len(choices))
     # Headers carry vLLM's load metrics; the length is that of the new body.
     headers = {k: v for k, v in response.headers.items() if k.lower() != "content-length"}
-    return JSONResponse(body, headers=headers)
+    # The background task is how vLLM keeps count of its load.
+    return JSONResponse(body, headers=headers, background=response.background)
 
 
 async def choice_reports(exchange: Exchange, index: int, choices: int) -> list[Report]:
@@ -40,6 +41,8 @@ async def choice_reports(exchange: Exchange, index: int, choices: int) -> list[R
     Raises:
         RuntimeError: a worker could not carry out a set that the door had admitted.
     """
+    if not exchange.engine_requests:
+        return []
     per_prompt = max(1, choices // max(1, len(exchange.engine_requests)))
     request = exchange.engine_requests[index // per_prompt]
     ran: Mapping[int, Report] = await request.ran if request.ran is not None else {}
@@ -51,21 +54,20 @@ async def choice_reports(exchange: Exchange, index: int, choices: int) -> list[R
 
 async def _stream_with_reports(stream: Any, exchange: Exchange) -> AsyncIterator[Any]:
     """The stock event stream; the reports ride in the usage chunk, or in one more before [DONE]."""
-    last: dict[str, Any] = {}
+    like = ""
     reported = failed = False
     try:
         async for event in stream:
             text = event if isinstance(event, str) else bytes(event).decode()
             data = text.removeprefix(_DATA).strip() if text.startswith(_DATA) else ""
-            if data == _DONE and not reported and not failed and last:
-                yield await _reported(_chunk_like(last), exchange)
+            if data == _DONE and like and not reported and not failed:
+                yield await _reported(_chunk_like(json.loads(like)), exchange)
             elif data.startswith("{"):
-                # Only what the extra chunk repeats is read of each event.
-                last = json.loads(data)
-                failed = failed or "error" in last
-                if not failed and last.get("choices") == [] and last.get("usage"):
+                like = like or data
+                failed = failed or _is_error(data)
+                if not failed and (usage := _usage_chunk(data)) is not None:
                     reported = True
-                    yield await _reported(last, exchange)
+                    yield await _reported(usage, exchange)
                     continue
             yield event
     finally:
@@ -83,6 +85,18 @@ async def _reported(chunk: Mapping[str, Any], exchange: Exchange) -> str:
         # The answer is out with status 200: this is how vLLM says that something failed later.
         return _event(create_error_response(error).model_dump())
     return _event({**chunk, "interventions": reports})
+
+
+def _is_error(data: str) -> bool:
+    # Only events that may be errors are parsed: most are tokens, one each.
+    return '"error"' in data and "error" in json.loads(data)
+
+
+def _usage_chunk(data: str) -> dict[str, Any] | None:
+    if '"usage"' not in data:
+        return None
+    chunk: dict[str, Any] = json.loads(data)
+    return chunk if chunk.get("choices") == [] and chunk.get("usage") else None
 
 
 def _chunk_like(chunk: Mapping[str, Any]) -> dict[str, Any]:

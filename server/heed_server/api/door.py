@@ -15,7 +15,7 @@ from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from heed_interventions.errors import InterventionError
 from heed_interventions.method import CacheClass, Method
-from heed_interventions.resolve import Resolution, resolve
+from heed_interventions.resolve import Resolution, report_of, resolve
 from heed_interventions.token_text import align
 from heed_interventions.views import ModelView, PromptView
 from heed_kernels.errors import EditError
@@ -82,19 +82,24 @@ class Door:
                 "send `interventions` instead",
                 f"vllm_xargs.{RESERVED_KEY}",
             )
-        salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
-        if salt and salt.startswith(SALT_PREFIX):
-            raise RefusedError(
-                f"a cache_salt must not begin with {SALT_PREFIX!r}, which is reserved",
-                "cache_salt",
-            )
+        salt = user_salt(prompt)
         exchange = CURRENT.get()
-        if exchange is None:
+        if exchange is None or not exchange.methods:
             return stock(prompt, sampling_params, request_id, **rest)
-        resolution, prompt_length = self.resolve(exchange, prompt)
+        if exchange.skipped is not None and exchange.engine_requests:
+            # A beam search comes once per beam and step.
+            return stock(prompt, sampling_params, request_id, **rest)
+        start = time.perf_counter()
+        try:
+            resolution, prompt_length = self.resolve(exchange, prompt)
+        except InterventionError as error:
+            self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
+            raise refused(error) from error
+        self.metrics.compiled(time.perf_counter() - start)
         admitted = EngineRequest(resolution, prompt_length)
         exchange.engine_requests.append(admitted)
         if not resolution.edits:
+            self.metrics.resolved(resolution.reports)
             return stock(prompt, sampling_params, request_id, **rest)
         payload = Payload(
             report=uuid4().hex,
@@ -107,7 +112,6 @@ class Door:
         sampling_params.extra_args = {**(extra_args or {}), RESERVED_KEY: pack(payload)}
         if resolution.digest is not None:
             prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
-            self.metrics.salted()
         generator = stock(prompt, sampling_params, request_id, **rest)
         return self._observed(generator, admitted, payload.report, sampling_params.output_kind)
 
@@ -115,44 +119,32 @@ class Door:
         """The exchange's interventions for one rendered prompt, and that prompt's length in tokens.
 
         Raises:
-            RefusedError: see `generate`.
+            InterventionError: they cannot be carried out; never for the server's defaults, which
+                are left out where they do not fit.
         """
         token_ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
-        if token_ids is None:
-            raise RefusedError(
-                "interventions need a prompt of text or token ids, not of embeddings",
-                "interventions",
+        length = len(token_ids) if token_ids is not None else 0
+        try:
+            if exchange.skipped is not None or token_ids is None:
+                reason = exchange.skipped or "the prompt is of embeddings, not of text or token ids"
+                raise InterventionError(reason, "interventions", reason="unsupported")
+            view = PromptView(
+                length=length,
+                text=partial(align, self._tokenizer, token_ids) if self._tokenizer else None,
             )
-        view = PromptView(
-            length=len(token_ids),
-            text=partial(align, self._tokenizer, token_ids) if self._tokenizer else None,
-        )
-        start = time.perf_counter()
-        try:
-            resolution = self._resolve(exchange, view)
-        except InterventionError as error:
-            self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
-            raise refused(error) from error
-        self.metrics.resolved(resolution.reports, time.perf_counter() - start)
-        return resolution, len(token_ids)
-
-    def _resolve(self, exchange: Exchange, view: PromptView) -> Resolution:
-        if exchange.skipped is not None:
-            return skipped(exchange.methods, exchange.source, exchange.skipped)
-        resolution = resolve(
-            exchange.methods,
-            self.model,
-            view,
-            sources=[exchange.source] * len(exchange.methods),
-            allow_privileged=self.settings.allow_privileged,
-        )
-        try:
+            resolution = resolve(
+                exchange.methods,
+                self.model,
+                view,
+                sources=[exchange.source] * len(exchange.methods),
+                allow_privileged=self.settings.allow_privileged,
+            )
             self._compile(resolution)
         except InterventionError as error:
             if exchange.source == "request":
                 raise
-            return skipped(exchange.methods, exchange.source, error.message)
-        return resolution
+            return skipped(exchange.methods, error.message), length
+        return resolution, length
 
     def _compile(self, resolution: Resolution) -> None:
         if not resolution.edits or self._table is None:
@@ -176,6 +168,9 @@ class Door:
         # The engine's own generator is closed with this one: that is how an abort gets through.
         tokens = admitted.completion_tokens
         self._activity.begin()
+        self.metrics.resolved(admitted.resolution.reports)
+        if admitted.resolution.digest is not None:
+            self.metrics.salted()
         try:
             async for output in generator:
                 for choice in output.outputs:
@@ -189,10 +184,23 @@ class Door:
             await generator.aclose()
 
 
-def skipped(methods: Sequence[Method], source: str, reason: str) -> Resolution:
-    """A plain resolution in which every intervention is left out for `reason`."""
+def user_salt(prompt: Any) -> str | None:
+    """The request's own `cache_salt`.
+
+    Raises:
+        RefusedError: it begins like one of Heed's.
+    """
+    salt: str | None = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
+    if salt and salt.startswith(SALT_PREFIX):
+        raise RefusedError(
+            f"a cache_salt must not begin with {SALT_PREFIX!r}, which is reserved", "cache_salt"
+        )
+    return salt
+
+
+def skipped(methods: Sequence[Method], reason: str) -> Resolution:
+    """A plain resolution of the server's defaults, in which each is left out for `reason`."""
     reports = tuple(
-        {"method": method.method, "status": "skipped", "source": source, "reason": reason}
-        for method in methods
+        report_of(method, "skipped", "default") | {"reason": reason} for method in methods
     )
     return Resolution((), CacheClass.SHARED, None, None, reports, (None,) * len(reports))

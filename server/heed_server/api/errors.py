@@ -3,7 +3,10 @@
 from typing import Any
 
 from fastapi import FastAPI, Request
+from fastapi.exception_handlers import http_exception_handler
 from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
 from vllm.exceptions import VLLMValidationError
 
 from heed_interventions.errors import InterventionError
@@ -43,10 +46,19 @@ def error_response(message: str, param: str | None = None, status: int = 400) ->
 
 
 def install(app: FastAPI) -> None:
-    """Answer `RefusedError` wherever it reaches the application."""
+    """Answer `RefusedError`, and bodies that cannot be parsed, wherever they reach the application."""
 
     async def answer(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RefusedError)
         return error_response(error.message, error.parameter, error.status)
 
+    async def answer_unparsable(request: Request, error: Exception) -> Response:
+        # FastAPI raises Starlette's class for bodies that it cannot parse (too deep, numbers too
+        # long), for which vLLM, which handles FastAPI's, has no handler.
+        assert isinstance(error, HTTPException)
+        if error.status_code == 400:
+            return error_response(f"the body is not usable JSON: {error.detail}")
+        return await http_exception_handler(request, error)
+
     app.add_exception_handler(RefusedError, answer)
+    app.add_exception_handler(HTTPException, answer_unparsable)

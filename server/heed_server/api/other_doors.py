@@ -5,6 +5,7 @@ vLLM's bodies accept unknown fields. Without this, `interventions` sent to `/v1/
 """
 
 import json
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,6 +14,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from heed_server.api.errors import error_response
 from heed_server.api.requests import FIELD
 from heed_server.engine.payload import RESERVED_KEY
+
+_FORM_FIELD = re.compile(rf'name="?{FIELD}[";\s]'.encode())
 
 CARRYING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/interventions/validate"})
 """Routes that take the field."""
@@ -52,10 +55,11 @@ def forbidden_field(body: bytes) -> str | None:
     Looks at the top level of a JSON object (whatever its declared type), at the reserved key in
     `vllm_xargs` and `sampling_params.extra_args`, and at the field names of a form.
     """
-    if f'name="{FIELD}"'.encode() in body:
+    if _FORM_FIELD.search(body):
         return FIELD
-    # An escaped name has a backslash in it; any other spelling of the names is literal.
-    if not any(sign in body for sign in (FIELD.encode(), RESERVED_KEY.encode(), b"\\")):
+    # A name is literal, or escaped as \\u…, or the whole body is UTF-16 or UTF-32.
+    signs = (FIELD.encode(), RESERVED_KEY.encode(), b"\\u")
+    if b"\0" not in body[:4] and not any(sign in body for sign in signs):
         return None
     try:
         parsed = json.loads(body)

@@ -2,7 +2,7 @@
 
 import asyncio
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -106,8 +106,8 @@ class Engines:
         return ModelSupport(**{field.name: answer[field.name] for field in fields(ModelSupport)})
 
     async def reports(self, report_ids: list[str]) -> Iterable[Mapping[str, Mapping[int, Report]]]:
-        """Reports from one worker of each engine: an engine's workers all run the same rows."""
-        return [workers[0] for workers in await self.call("heed_reports", report_ids)]
+        """Reports from each engine: its workers all run the same rows, and any may have failed."""
+        return [_one_report(workers) for workers in await self.call("heed_reports", report_ids)]
 
     async def poll(self, activity: Activity, metrics: Metrics) -> None:
         """Keep the worker gauges fresh while requests are edited, until the engine is gone."""
@@ -120,6 +120,18 @@ class Engines:
                 logger.debug("Heed: the poll of the workers failed: %s", error)
                 continue
             metrics.rows(sum(gauge["edit_table_rows"] for gauge in gauges))
+
+
+def _one_report(
+    workers: Sequence[dict[str, dict[int, Report]]],
+) -> Mapping[str, Mapping[int, Report]]:
+    first = workers[0]
+    for answer in workers[1:]:
+        for report_id, choices in answer.items():
+            for choice, report in choices.items():
+                if report["failure"] is not None:
+                    first[report_id][choice]["failure"] = report["failure"]
+    return first
 
 
 def _scratch_table(support: ModelSupport) -> EditTable | None:

@@ -52,10 +52,11 @@ def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> 
     ran: what the workers ran for the engine request, by choice (`EditedRequests.take`).
     """
     worker = ran.get(choice, {})
+    lost = {"reason": "the workers' report was lost"} if request.ran and not worker else {}
     tokens = request.completion_tokens.get(choice, 0)
     per_source = worker.get("interventions", {})
     return [
-        resolved | row_counts(per_source.get(index), request.prompt_length, tokens)
+        resolved | row_counts(per_source.get(index), request.prompt_length, tokens) | lost
         for index, resolved in enumerate(request.resolution.reports)
     ]
 

@@ -16,7 +16,7 @@ from heed_server.metrics import Metrics
 from heed_server.settings import Settings
 
 FIELD = "interventions"
-Interventions = Annotated[Any, WithJsonSchema(field_schema())]
+Interventions = Annotated[Any, WithJsonSchema({"anyOf": [field_schema(), {"type": "null"}]})]
 """Typed in the served schema; validated by `exchange_of`, whose errors name the path."""
 
 
@@ -33,9 +33,11 @@ class HeedCompletionRequest(CompletionRequest):  # type: ignore[misc]
 
 
 def exchange_of(
-    request: HeedChatRequest | HeedCompletionRequest, settings: Settings, metrics: Metrics
+    request: HeedChatRequest | HeedCompletionRequest, settings: Settings, metrics: Metrics | None
 ) -> Exchange | None:
     """The request's interventions, parsed; None for a request that neither sends nor inherits any.
+
+    metrics: where refusals are counted; None for a request that is not going to run.
 
     Raises:
         RefusedError: the list is malformed, or comes with something that cannot carry it.
@@ -56,10 +58,12 @@ def exchange_of(
     try:
         methods = parse(raw)
     except InterventionError as error:
-        metrics.rejected(error.reason, _named_methods(raw))
+        if metrics is not None:
+            metrics.rejected(error.reason, _named_methods(raw))
         raise refused(error) from error
     if methods and request.use_beam_search:
-        metrics.rejected("beam_search", [method.method for method in methods])
+        if metrics is not None:
+            metrics.rejected("composition", [method.method for method in methods])
         raise RefusedError(
             "interventions cannot be combined with use_beam_search: send one of them",
             "use_beam_search",
@@ -68,7 +72,7 @@ def exchange_of(
 
 
 def _named_methods(raw: Any) -> list[object]:
-    # A refused list may be anything; only its first few names count, once each.
+    # A refused list may be anything; only its first few names count.
     if not isinstance(raw, list):
         return []
     names = [item.get("method") for item in raw[:8] if isinstance(item, dict)]

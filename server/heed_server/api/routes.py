@@ -7,45 +7,23 @@ from typing import Any
 from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from pydantic import ValidationError
-from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from vllm.entrypoints.openai.chat_completion import api_router as chat_api
 from vllm.entrypoints.openai.completion import api_router as completion_api
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
+from heed_interventions.errors import InterventionError
 from heed_interventions.registry import METHODS, catalogue, catalogue_entry
 from heed_server.api.answers import with_reports
-from heed_server.api.door import Door
-from heed_server.api.errors import RefusedError, error_response
+from heed_server.api.door import Door, user_salt
+from heed_server.api.errors import RefusedError, error_response, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
 from heed_server.api.reports import assemble
 from heed_server.api.requests import HeedChatRequest, HeedCompletionRequest, exchange_of
 
-Handler = Callable[[Request], Coroutine[Any, Any, Response]]
-
-
-class EnvelopeRoute(APIRoute):
-    """Bodies that cannot even be parsed get OpenAI's envelope too."""
-
-    def get_route_handler(self) -> Handler:
-        stock = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            try:
-                return await stock(request)
-            except HTTPException as error:
-                # FastAPI raises Starlette's class, for which vLLM has no handler.
-                if error.status_code != 400:
-                    raise
-                return error_response(f"the body is not usable JSON: {error.detail}")
-
-        return handler
-
-
-router = APIRouter(route_class=EnvelopeRoute)
+router = APIRouter()
 _ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 403, 404, 500)
 }
@@ -109,9 +87,16 @@ async def get_intervention(method: str, raw_request: Request) -> JSONResponse:
     return JSONResponse(catalogue_entry(METHODS[method], door_of(raw_request).model))
 
 
-@router.post("/v1/interventions/validate", responses=_ERRORS)
+@router.post(
+    "/v1/interventions/validate",
+    dependencies=[Depends(validate_json_request)],
+    responses=_ERRORS,
+)
 async def validate_interventions(raw_request: Request) -> Response:
-    """What a chat or completion request would do: the reports without the rows, or the error."""
+    """What a chat or completion request would do: the reports without rows, or the error.
+
+    Nothing is generated and nothing counted.
+    """
     body = await _json_object(raw_request)
     chat = "messages" in body
     try:
@@ -124,7 +109,7 @@ async def validate_interventions(raw_request: Request) -> Response:
         # As FastAPI reports a body that does not fit, so that vLLM's handler words it.
         raise RequestValidationError(error.errors()) from error
     door = door_of(raw_request)
-    exchange = exchange_of(request, door.settings, door.metrics) or Exchange((), "request", False)
+    exchange = exchange_of(request, door.settings, None) or Exchange((), "request", False)
     state = raw_request.app.state
     if chat:
         rendered = await state.openai_serving_chat.render_chat_request(request)
@@ -132,6 +117,7 @@ async def validate_interventions(raw_request: Request) -> Response:
         rendered = await state.openai_serving_completion.render_completion_request(request)
     if isinstance(rendered, ErrorResponse):
         return JSONResponse(rendered.model_dump(), status_code=rendered.error.code)
+    request.to_sampling_params(1, {})
     prompts = rendered[1] if chat else rendered
     results = [_validated(door, exchange, prompt) for prompt in prompts]
     return JSONResponse(
@@ -144,7 +130,11 @@ async def validate_interventions(raw_request: Request) -> Response:
 
 
 def _validated(door: Door, exchange: Exchange, prompt: Any) -> dict[str, Any]:
-    resolution, length = door.resolve(exchange, prompt)
+    user_salt(prompt)
+    try:
+        resolution, length = door.resolve(exchange, prompt)
+    except InterventionError as error:
+        raise refused(error) from error
     return {
         "prompt_tokens": length,
         "cache": resolution.cache,

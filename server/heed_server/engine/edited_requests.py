@@ -26,12 +26,14 @@ class RunRecord:
 
     scopes: per intervention (its index in the request's list) the rows that its edits hold for.
     computed: absolute positions `[start, stop)` that were computed, one range per stay in the batch.
+    taken: whether the API process has its report already (a stop string ends a request there first).
     """
 
     prompt_length: int
     scopes: dict[int, Rows]
     computed: list[list[int]] = field(default_factory=list)
     failure: str | None = None
+    taken: bool = False
 
     def report(self) -> dict[str, Any]:
         """Plain values for the API process: row ranges in scope, and those of them computed here.
@@ -64,8 +66,8 @@ class EditedRequests:
         self.table = table
         self._slots: dict[str, int] = {}
         self._keys: dict[str, tuple[str, int]] = {}
-        self._live: dict[tuple[str, int], RunRecord] = {}
-        self._finished: OrderedDict[tuple[str, int], RunRecord] = OrderedDict()
+        self._live: dict[str, dict[int, RunRecord]] = {}
+        self._finished: OrderedDict[str, dict[int, RunRecord]] = OrderedDict()
 
     def enter(self, request_id: str, payload: Payload, computed_tokens: int) -> None:
         """Give a request that enters the batch (or comes back after preemption) its table row.
@@ -75,10 +77,10 @@ class EditedRequests:
         in its report; the API process checks sets with the same code first, so this is a defect
         that must reach the client and not the worker's life.
         """
-        key = (payload.report, _choice_of(request_id, payload.choices))
-        self._keys[request_id] = key
-        record = self._live.setdefault(
-            key, RunRecord(payload.prompt_length, scopes_of(payload.edits))
+        report, choice = payload.report, _choice_of(request_id, payload.choices)
+        self._keys[request_id] = (report, choice)
+        record = self._live.setdefault(report, {}).setdefault(
+            choice, RunRecord(payload.prompt_length, scopes_of(payload.edits))
         )
         if request_id in self._slots:
             self.table.release(self._slots.pop(request_id))
@@ -94,12 +96,17 @@ class EditedRequests:
         slot = self._slots.pop(request_id, None)
         if slot is not None:
             self.table.release(slot)
-        if finished and (key := self._keys.pop(request_id, None)) is not None:
-            record = self._live.pop(key, None)
-            if record is not None:
-                self._finished[key] = record
-                while len(self._finished) > REPORTS_KEPT:
-                    self._finished.popitem(last=False)
+        if not finished or request_id not in self._keys:
+            return
+        report, choice = self._keys.pop(request_id)
+        record = self._live[report].pop(choice)
+        if not self._live[report]:
+            del self._live[report]
+        if record.taken:
+            return
+        self._finished.setdefault(report, {})[choice] = record
+        while len(self._finished) > REPORTS_KEPT:
+            self._finished.popitem(last=False)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._slots
@@ -125,7 +132,8 @@ class EditedRequests:
             return None
         for row in rows:
             first = int(positions[row])
-            last = self._live[self._keys[request_ids[row]]].computed[-1]
+            report, choice = self._keys[request_ids[row]]
+            last = self._live[report][choice].computed[-1]
             last[1] = max(last[1], first + int(query_starts[row + 1] - query_starts[row]))
         index = np.asarray(rows, dtype=np.int32)
         starts = query_starts[index]
@@ -140,13 +148,14 @@ class EditedRequests:
 
     def take(self, report_ids: Iterable[str]) -> dict[str, dict[int, dict[str, Any]]]:
         """Reports by id and choice; finished ones are handed over, running ones copied."""
-        wanted = set(report_ids)
         taken: dict[str, dict[int, dict[str, Any]]] = {}
-        for key in [key for key in self._finished if key[0] in wanted]:
-            taken.setdefault(key[0], {})[key[1]] = self._finished.pop(key).report()
-        for key, record in self._live.items():
-            if key[0] in wanted:
-                taken.setdefault(key[0], {})[key[1]] = record.report()
+        for report in report_ids:
+            live = self._live.get(report, {})
+            for record in live.values():
+                record.taken = True
+            records = live | self._finished.pop(report, {})
+            if records:
+                taken[report] = {choice: record.report() for choice, record in records.items()}
         return taken
 
 

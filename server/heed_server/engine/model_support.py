@@ -114,6 +114,8 @@ def _obstacles(
     parallel, cache = config.parallel_config, config.cache_config
     if backend is None:
         yield "Heed has no edited attention for this device yet"
+    if config.model_config.is_mm_prefix_lm:
+        yield "the model attends to images in both directions"
     if config.model_config.use_mla:
         yield "the model uses multi-head latent attention (MLA)"
     others = [
@@ -145,6 +147,9 @@ def _obstacles(
 
 
 def _layer_obstacle(layer: Attention) -> str | None:
+    # Subclasses change what a row sees, or hand the kernel batches of their own making.
+    if type(layer) is not Attention:
+        return f"is {type(layer).__name__}"
     impl: Any = layer.impl
     if impl.attn_type != AttentionType.DECODER:
         return "is not decoder self-attention"
