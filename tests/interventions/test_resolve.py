@@ -168,7 +168,7 @@ def test_a_model_without_attention_layers_refuses_in_its_own_words_and_lets_neut
     }
     active, neutral = edits[method]
     with pytest.raises(InterventionError, match="it has no attention"):
-        resolve(parse([{"method": method, **active}]), model, PromptView(length=30))
+        resolve(parse([{"method": method, **active}]), model, prompt())
     if neutral is not None:
-        resolution = resolve(parse([{"method": method, **neutral}]), model, PromptView(length=30))
+        resolution = resolve(parse([{"method": method, **neutral}]), model, prompt())
         assert not resolution.edits and resolution.reports[0]["status"] == "neutral"
