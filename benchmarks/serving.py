@@ -12,6 +12,7 @@ import argparse
 import json
 import platform
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ import servers
 import shapes
 
 REQUESTS = 16
+PAUSE_SECONDS = 1.5
+"""vLLM's workers spin for a second after their last step: on few cores the one would slow the other."""
+
 RATIOS = (
     ("plain: heed / stock", "heed plain", "stock plain"),
     ("edited / plain", "heed equal edits", "heed plain"),
@@ -80,6 +84,7 @@ def _rounds(
         turn = round_number % len(names)
         for name in names[turn:] + names[:turn]:
             url, edits = arms[name]
+            time.sleep(PAUSE_SECONDS)
             seen = load.run(url, load.Burst(prompts, options.output, edits))
             if round_number < 0:
                 continue  # warms every arm up
