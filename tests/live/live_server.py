@@ -9,12 +9,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import httpx
@@ -175,12 +176,18 @@ def together(calls: Sequence[Any]) -> list[Any]:
 
 
 @contextmanager
-def serving(log: Path, flags: Sequence[str], model: str | None = None) -> Iterator[LiveServer]:
-    """`heed serve` on a free port, until the block ends."""
+def serving(
+    log: Path,
+    flags: Sequence[str],
+    model: str | None = None,
+    starter: Sequence[str] = ("heed_server", "serve"),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Iterator[LiveServer]:
+    """`heed serve` on a free port, until the block ends; `starter` is another module to run."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "heed_server", "serve", *([model] if model else [])]
+    command = [sys.executable, "-m", *starter, *([model] if model else [])]
     command += ["--host", "127.0.0.1", "--port", str(port), *flags]
     with log.open("wb") as sink:
         # A session of its own, so that its workers can be ended with it and nobody else is.
@@ -189,7 +196,7 @@ def serving(log: Path, flags: Sequence[str], model: str | None = None) -> Iterat
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT, **environment},
         )
     try:
         server = LiveServer(f"http://127.0.0.1:{port}", list(flags), log)
