@@ -43,13 +43,15 @@ def test_the_curl_command_gives_the_report_that_is_printed_below_it(server: Live
     for report in (*answer["interventions"], *printed["interventions"]):
         report.pop("cached_rows")  # another test may have sent the same prompt before
     assert answer["interventions"] == printed["interventions"]
+    assert answer["choices"][0]["message"]["content"] == "positive"
 
 
 def test_the_openai_example_prints_an_answer_and_its_report(server: LiveServer) -> None:
     script = blocks("python")[0].replace(ADDRESS, server.url)
     script = script.replace('"heed-tiny"', json.dumps(server.model))
     printed = run([sys.executable, "-c", script])
-    assert "'method': 'emphasis', 'status': 'applied'" in printed
+    assert printed.startswith("- dog ")
+    assert "'method': 'emphasis', 'status': 'applied'" in printed and "[[16, 22]]" in printed
 
 
 @pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)[^)]*\)", README))))
