@@ -26,7 +26,7 @@ LONG_FILES: dict[str, str] = {}
 # Patterns, written so that this file does not match itself.
 FORBIDDEN = {
     "a path of one machine": re.compile(
-        r"/work/(?:main|shared|\.library)\b|/tmp/[w]/|/root/\.pyenv|/opt/(?:wheels|pypi)\b"
+        r"/wor[k]/(?:main|shared|\.library)\b|/tmp/[w]/|/root/\.pyenv|/opt/(?:wheels|pypi)\b"
     ),
     "the host of a package registry": re.compile(
         r"\b(?:pypi\.org|pythonhosted\.org|download\.pytorch\.org|registry\.npmjs\.org"
