@@ -9,7 +9,17 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import fields, is_dataclass, replace
 
-from heed_kernels.edits import OPEN, Edit, HeadGain, KeyRanges, Rows, VisibleKeys
+from heed_kernels.edits import (
+    OPEN,
+    Edit,
+    KeyBias,
+    KeyRanges,
+    KeyScale,
+    ObserveColumns,
+    ObserveMass,
+    Rows,
+    VisibleKeys,
+)
 
 
 def lowest(limits: Iterable[int | None]) -> int | None:
@@ -34,6 +44,8 @@ def below(edit: Edit, limit: int) -> Edit | None:
 
     What reaches the limit becomes open: prompts of different length then agree on what they share.
     """
+    if isinstance(edit, ObserveColumns | ObserveMass):
+        return None  # they change nothing
     edit = replace(edit, source=0)
     if isinstance(edit, VisibleKeys):
         return edit if limit else None
@@ -41,7 +53,7 @@ def below(edit: Edit, limit: int) -> Edit | None:
     if rows is None:
         return None
     edit = replace(edit, rows=Rows(*rows))
-    if isinstance(edit, HeadGain) or not isinstance(edit.keys, KeyRanges):
+    if not isinstance(edit, KeyBias | KeyScale) or not isinstance(edit.keys, KeyRanges):
         return edit
     clipped = (_clip(start, end, limit) for start, end in edit.keys.ranges)
     ranges = tuple(pair for pair in clipped if pair is not None)
@@ -67,6 +79,8 @@ def _encode(value: object) -> bytes:
         return b"i%d" % value
     if isinstance(value, float):
         return b"f" + repr(value).encode()
+    if isinstance(value, bytes):
+        return b"y" + value
     raise TypeError(f"no canonical bytes for {type(value).__name__}")
 
 

@@ -2,17 +2,28 @@
 
 import math
 
+import numpy as np
+
 from heed_kernels.edits import (
     OPEN,
+    SOURCES,
     Edit,
+    FindKeys,
+    FoundKeys,
+    Gate,
     HeadGain,
+    HeadMix,
     HeadSet,
     KeyBias,
     KeyRanges,
+    KeyScale,
     KeySet,
+    MassTransfer,
+    ObserveMass,
     Rows,
     TrailingKeys,
     VisibleKeys,
+    VisibleRanges,
 )
 from heed_kernels.errors import EditError
 
@@ -29,19 +40,76 @@ def check_edit(edit: Edit) -> None:
         if not isinstance(edit.rolling, bool):
             raise EditError(f"rolling must be true or false, not {edit.rolling!r}")
         return
-    _check_heads(edit.on)
     _check_rows(edit.rows)
-    if isinstance(edit, HeadGain):
-        _number(edit.gain, "gain")
+    if isinstance(edit, VisibleRanges):
+        _check_visible_ranges(edit.ranges)
         return
-    _check_keys(edit.keys)
-    if isinstance(edit, KeyBias):
-        _number(edit.bias, "bias")
-    else:
-        _number(edit.scale, "scale")
-        _number(edit.absolute, "absolute")
-        if not isinstance(edit.keys, KeyRanges):
-            raise EditError("a KeyScale acts on keys at fixed positions only")
+    _check_heads(edit.on)
+    match edit:
+        case HeadGain():
+            _number(edit.gain, "gain")
+        case HeadMix():
+            _check_mix(edit)
+        case KeyBias():
+            _check_keys(edit.keys)
+            _number(edit.bias, "bias")
+        case KeyScale():
+            _check_ranges(edit.keys)
+            _number(edit.scale, "scale")
+            _number(edit.absolute, "absolute")
+        case MassTransfer():
+            _check_transfer(edit)
+        case ObserveMass():
+            _check_ranges(edit.keys)
+        case FindKeys():
+            _check_find(edit)
+
+
+def _check_transfer(edit: MassTransfer) -> None:
+    if not isinstance(edit.sources, FoundKeys):
+        _check_ranges(edit.sources)
+        count = sum(end - start for start, end in edit.sources.ranges)
+        if count > SOURCES:
+            raise EditError(f"a transfer has {count} source keys, at most {SOURCES} are possible")
+    _check_ranges(edit.destination)
+    _number(edit.fraction, "fraction", 0, 1)
+    if not isinstance(edit.gate, Gate):
+        raise EditError(f"gate must be a Gate, not {edit.gate!r}")
+    _check_ranges(edit.gate.numerator)
+    _check_ranges(edit.gate.denominator)
+    _number(edit.gate.ratio, "gate ratio", 0)
+    _number(edit.gate.least, "gate least", 0)
+
+
+def _check_find(edit: FindKeys) -> None:
+    _number(edit.threshold, "threshold", 0)
+    _integer(edit.least_rows, "least_rows", 1)
+    _integer(edit.most, "most", 1, SOURCES)
+    _check_ranges(edit.protected)
+    if not isinstance(edit.protect_first, bool):
+        raise EditError(f"protect_first must be true or false, not {edit.protect_first!r}")
+
+
+def _check_mix(edit: HeadMix) -> None:
+    _number(edit.weight, "weight")
+    if not isinstance(edit.vectors, bytes):
+        raise EditError(f"vectors must be bytes, not {type(edit.vectors).__name__}")
+    pairs = edit.on.pair_count
+    if not edit.vectors or not pairs or len(edit.vectors) % (4 * pairs):
+        raise EditError(
+            f"vectors have {len(edit.vectors)} bytes, not a multiple of 4 for each of {pairs} heads"
+        )
+    values = np.frombuffer(edit.vectors, "<f4")
+    if not (np.abs(values) <= LARGEST).all():
+        raise EditError(f"vectors must be finite and their magnitudes at most {LARGEST:g}")
+
+
+def _check_visible_ranges(ranges: object) -> None:
+    if not isinstance(ranges, tuple):
+        raise EditError("visible ranges must be a tuple of (start, end, shift)")
+    _check_ranges(KeyRanges(tuple((start, end) for start, end, _ in ranges)))
+    for _, _, shift in ranges:
+        _integer(shift, "shift", 0)
 
 
 def _check_heads(on: HeadSet) -> None:
@@ -61,6 +129,12 @@ def _check_keys(keys: KeySet) -> None:
         _integer(keys.first, "first", 0)
         _integer(keys.window, "window", 0)
         return
+    _check_ranges(keys)
+
+
+def _check_ranges(keys: object) -> None:
+    if not isinstance(keys, KeyRanges):
+        raise EditError("only a KeyBias can act on keys that move with the row")
     previous = 0
     for start, end in keys.ranges:
         _integer(start, "key range start", 0)
@@ -77,8 +151,8 @@ def _integer(value: object, name: str, low: int, high: int | None = OPEN) -> Non
         raise EditError(f"{name} is {value}, outside of [{low}, {high}]")
 
 
-def _number(value: object, name: str) -> None:
+def _number(value: object, name: str, low: float = -LARGEST, high: float = LARGEST) -> None:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise EditError(f"{name} must be a number, not {value!r}")
-    if not math.isfinite(value) or abs(value) > LARGEST:
-        raise EditError(f"{name} is {value}; its magnitude must be at most {LARGEST:g}")
+    if not math.isfinite(value) or not low <= value <= high:
+        raise EditError(f"{name} is {value}; it must lie in [{low:g}, {high:g}]")

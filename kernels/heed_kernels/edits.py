@@ -2,18 +2,22 @@
 
 Symbols: layer l, query head h, query row q, key k; rows and keys are absolute positions counted
 from 0 over the whole sequence; P is the number of prompt tokens; s_qk is the logit after RoPE and
-after the factor 1/sqrt(head_dim). A row sees keys k <= q.
+after the factor 1/sqrt(head_dim); m_X is the sum of a row's weights over the keys X. A row sees
+keys k <= q.
 
 Edits act in this order, whatever the order in which they are listed:
 
-    visible   keys that a `VisibleKeys` hides do not exist
+    visible   keys that a `VisibleKeys` or `VisibleRanges` hides do not exist
     s         <- c * s + a * |s| + b     c: product of the scales, a: sum of the absolutes,
                                          b: sum of the biases of the edits that hold for (l, h, q, k)
     w         = softmax of s over the visible keys
-    o         = sum_k w_k v_k
-    o         <- g * o                   g: product of the gains that hold for (l, h, q)
+    w         <- w after the `MassTransfer` that holds for (l, h, q)
+    o         = sum_k w_k v_k            0 for a row that sees no key
+    o         <- g * o + u               g: product of the gains, u: sum of the weighted vectors that
+                                         hold for (l, h, q)
 
-Every edit names the intervention that asked for it by `source`, its index in the request's list.
+Observations read w before the transfer and change nothing. Every edit names the intervention that
+asked for it by `source`, its index in the request's list.
 """
 
 from dataclasses import dataclass
@@ -123,4 +127,111 @@ class HeadGain:
     source: int
 
 
-Edit = KeyBias | KeyScale | VisibleKeys | HeadGain
+@dataclass(frozen=True)
+class VisibleRanges:
+    """Rows in `rows` see keys inside of `ranges` only (and k <= q).
+
+    ranges: sorted, disjoint `(start, end, shift)`; the query meets the keys of a range rotated back
+    by its `shift` positions. What an evicted cache leaves behind is such a list. At most one holds
+    for a row, and a range has one shift in all of a request's edits.
+    """
+
+    rows: Rows
+    ranges: tuple[tuple[int, int, int], ...]
+    source: int
+
+
+@dataclass(frozen=True)
+class FoundKeys:
+    """The keys that were found on the device for (l, h): see `FindKeys` and `EditTable.found_keys`."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Lets a transfer act on the rows where m_(numerator - S) >= ratio * m_denominator and
+    m_denominator >= least; S are the transfer's source keys."""
+
+    numerator: KeyRanges = ALL_KEYS
+    denominator: KeyRanges = ALL_KEYS
+    ratio: float = 0.0
+    least: float = 0.0
+
+
+@dataclass(frozen=True)
+class MassTransfer:
+    """Move `fraction` of the mass of the source keys S to D = `destination` without S, where each key
+    gains in proportion to what it has: w_S <- (1 - fraction) w_S, w_D <- w_D (1 + fraction m_S / m_D).
+
+    sources: at most SOURCES single keys. Rows in which the gate is shut, D has no mass, or S has none
+    stay as they are. At most one transfer holds for (l, h, q), and all transfers of a request have
+    the same sources, destination, numerator and denominator.
+    """
+
+    on: HeadSet
+    rows: Rows
+    sources: KeyRanges | FoundKeys
+    destination: KeyRanges
+    fraction: float
+    gate: Gate
+    source: int
+
+
+@dataclass(frozen=True)
+class HeadMix:
+    """Add `weight * vector` to the head's output, before the output projection.
+
+    vectors: float32 little-endian [pairs of `on` in ascending (layer, head), head_dim].
+    """
+
+    on: HeadSet
+    rows: Rows
+    weight: float
+    vectors: bytes
+    source: int
+
+
+@dataclass(frozen=True)
+class ObserveColumns:
+    """Sum of each key's weights over `rows`, per (l, h): what eviction scores and sinks are made of."""
+
+    on: HeadSet
+    rows: Rows
+    source: int
+
+
+@dataclass(frozen=True)
+class ObserveMass:
+    """m_keys of each row in `rows`, per (l, h), with the log-sum-exp of its logits."""
+
+    on: HeadSet
+    rows: Rows
+    keys: KeyRanges
+    source: int
+
+
+@dataclass(frozen=True)
+class FindKeys:
+    """Find a transfer's `FoundKeys`: keys whose mean weight over the rows of `rows` that see them is
+    above `threshold`.
+
+    Only keys that at least `least_rows` of these rows see; without the keys `protected` and, with
+    `protect_first`, without the first key above the threshold; the `most` largest means, of equal ones
+    the first. ACT's sinks (methods_text, arXiv 2406.15765).
+    """
+
+    on: HeadSet
+    rows: Rows
+    threshold: float
+    least_rows: int
+    most: int
+    protected: KeyRanges
+    protect_first: bool
+    source: int
+
+
+SOURCES = 64
+"""Most source keys of a transfer, per query head."""
+
+Change = KeyBias | KeyScale | VisibleKeys | VisibleRanges | MassTransfer | HeadGain | HeadMix
+Observation = ObserveColumns | ObserveMass | FindKeys
+Edit = Change | Observation

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from itertools import permutations
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,10 +19,13 @@ from heed_kernels.edits import (
     OPEN,
     Edit,
     HeadGain,
+    HeadMix,
     HeadSet,
     KeyBias,
     KeyRanges,
     KeyScale,
+    ObserveColumns,
+    ObserveMass,
     Rows,
     TrailingKeys,
     VisibleKeys,
@@ -250,3 +254,17 @@ def test_digests_forget_order_and_source(edits: list[Edit], random: Any) -> None
 def test_clipping_twice_is_clipping_once(edit: Edit, limit: int) -> None:
     once = below(edit, limit)
     assert once is None or below(once, limit) == once
+
+
+def test_observations_are_not_part_of_a_digest() -> None:
+    on = HeadSet((1,))
+    asked = [ObserveColumns(on, Rows(), 0), ObserveMass(on, Rows(), KeyRanges(((0, 1),)), 1)]
+    assert digest(asked, None) is None
+
+
+def test_mixed_vectors_are_part_of_a_digest() -> None:
+    def mixed(*numbers: float) -> HeadMix:
+        return HeadMix(HeadSet((1,)), Rows(), 1.0, np.array(numbers, "<f4").tobytes(), 0)
+
+    digests = {digest([mixed(*numbers)], None) for numbers in ((1, 2), (2, 1), (1, 2))}
+    assert len(digests) == 2 and None not in digests

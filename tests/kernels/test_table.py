@@ -1,25 +1,35 @@
 import numpy as np
 import pytest
 
-from heed_kernels.compiled import GROUPS, PHASES, RANGES
+from heed_kernels.compiled import FOUND, FRACTION, MIX, PHASES
 from heed_kernels.edits import (
+    ALL_KEYS,
     OPEN,
+    FindKeys,
+    FoundKeys,
+    Gate,
     HeadGain,
+    HeadMix,
     HeadSet,
     KeyBias,
     KeyRanges,
+    MassTransfer,
+    ObserveMass,
     Rows,
     TrailingKeys,
     VisibleKeys,
+    VisibleRanges,
 )
 from heed_kernels.errors import EditError
+from heed_kernels.ranges import DENOMINATOR, DESTINATION, GROUPS, NUMERATOR, PROBE, PROBES, RANGES
 from heed_kernels.table import EditTable
 
 FIRST_LAYER = HeadSet((0b1011, 0, 0))
+ALL_ROWS = Rows()
 
 
 def table(slots=4, **options):
-    return EditTable(slots, 3, 4, 2, **options)
+    return EditTable(slots, 3, 4, 2, head_dim=2, **options)
 
 
 def ones(*values):
@@ -27,11 +37,9 @@ def ones(*values):
 
 
 def snapshot(edits):
-    arrays = ("phase_start", "range_count", "range_start", "range_group", "visible", "trailing",
-              "line", "active", "occupied")  # fmt: skip
-    return [getattr(edits, name).copy() for name in arrays] + [
-        edits.vectors.in_use, edits.lines.in_use, edits.rows_in_use
-    ]  # fmt: skip
+    arrays = [value.copy() for value in vars(edits).values() if isinstance(value, np.ndarray)]
+    pools = (edits.vectors, edits.lines, edits.mix_heads, edits.mixes)
+    return arrays + [pool.in_use for pool in pools] + [edits.rows_in_use]
 
 
 def mixture():
@@ -40,7 +48,24 @@ def mixture():
         KeyBias(FIRST_LAYER, Rows(5), TrailingKeys(3, 8), 0.7, 0),
         HeadGain(HeadSet((0, 0, 1)), Rows(0, 9), 0.5, 1),
         VisibleKeys(4, 60, True, 2),
+        VisibleRanges(Rows(90), ((0, 32, 0), (64, OPEN, 0)), 3),
+        transfer(),
+        mix(HeadSet((0b0001, 0b0100, 0)), [[1, 2], [3, 4]]),
+        ObserveMass(FIRST_LAYER, Rows(), KeyRanges(((0, 4),)), 6),
     ]
+
+
+def transfer(**options):
+    values = {
+        "on": FIRST_LAYER, "rows": Rows(), "sources": KeyRanges(((0, 1), (40, 42))),
+        "destination": KeyRanges(((8, 40),)), "fraction": 0.6,
+        "gate": Gate(KeyRanges(((8, 40),)), ALL_KEYS, 0.5, 0.2), "source": 4,
+    }  # fmt: skip
+    return MassTransfer(**values | options)
+
+
+def mix(on, vectors, weight=1.0, rows=ALL_ROWS):
+    return HeadMix(on, rows, weight, np.array(vectors, "<f4").tobytes(), 5)
 
 
 def test_a_released_slot_leaves_nothing_behind():
@@ -68,7 +93,7 @@ def test_a_full_table_and_full_pools_are_errors_that_change_nothing():
     edits.insert(mixture())
     with pytest.raises(EditError, match="all 1 slots"):
         edits.insert(mixture())
-    for options in ({"vector_capacity": 3}, {"line_capacity": 2}):
+    for options in ({"vector_capacity": 3}, {"line_capacity": 2}, {"mix_capacity": 2}):
         edits = table(**options)
         before = snapshot(edits)
         with pytest.raises(EditError, match="no room"):
@@ -107,6 +132,30 @@ def test_a_slot_can_be_chosen_once():
             "ranges",
         ),
         ([HeadGain(FIRST_LAYER, Rows(), 1e30, 0)] * 2, "float32"),
+        ([transfer(), transfer(rows=Rows(30, 31))], "two transfers"),
+        ([transfer(), transfer(sources=FoundKeys())], "one set of sources"),
+        (
+            [FindKeys(FIRST_LAYER, Rows(), 0.1, 1, n, ALL_KEYS, False, 0) for n in (1, 2)],
+            "find keys in one way",
+        ),
+        (
+            [VisibleRanges(Rows(end - 5, end), ((0, 4, 0),), 0) for end in (10, 14)],
+            "two VisibleRanges",
+        ),
+        (
+            [VisibleRanges(Rows(r, r + 1), ((0, 4, r),), 0) for r in (10, 14)],
+            "two different shifts",
+        ),
+        (
+            [VisibleKeys(4, 8, True, 0), VisibleRanges(Rows(), ((0, 4, 1),), 0)],
+            "rolling positions and shifted",
+        ),
+        (
+            [ObserveMass(FIRST_LAYER, Rows(), KeyRanges(((i, i + 1),)), 0) for i in range(PROBES + 1)],
+            "key sets are observed",
+        ),
+        ([mix(HeadSet((1, 0, 0)), [[1, 2, 3]])], "3 numbers"),
+        ([mix(HeadSet((1, 0, 0)), [[1e30, 1]], 1e30)], "float32"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_an_error(edits, message):
@@ -177,3 +226,71 @@ def test_an_empty_plan_has_no_work():
     empty = np.zeros(0, int)
     plan = table().plan(empty, empty, empty, empty, empty)
     assert plan.patterns == 1 and len(plan.items(0)) == 0 and len(plan.stock_needed(0)) == 0
+
+
+def test_ranges_say_what_their_keys_are_for_and_who_sees_them():
+    edits = table()
+    slot = edits.insert([
+        transfer(),
+        ObserveMass(FIRST_LAYER, Rows(), KeyRanges(((0, 4),)), 1),
+        VisibleRanges(Rows(90, 95), ((0, 8, 3), (64, OPEN, 0)), 2),
+    ])  # fmt: skip
+    assert edits.phase_start[slot, :3].tolist() == [0, 90, 95]
+    count = edits.range_count[slot]
+    read = zip(
+        *(
+            getattr(edits, f"range_{name}")[slot, :count]
+            for name in ("start", "class", "visible", "shift")
+        ),
+        strict=True,
+    )
+    in_all, not_second = 0b111, 0b101
+    assert [tuple(int(part) for part in line) for line in read] == [
+        (0, DENOMINATOR | PROBE, in_all, 3),
+        (4, DENOMINATOR, in_all, 3),
+        (8, DESTINATION | NUMERATOR | DENOMINATOR, not_second, 0),
+        (40, DENOMINATOR, not_second, 0),
+        (64, DENOMINATOR, in_all, 0),
+    ]
+    assert edits.source_keys[slot, :3].tolist() == [0, 40, 41]
+    assert edits.source_range[slot, :3].tolist() == [0, 3, 3]
+    assert edits.active[slot, :, :3].tolist() == [[True] * 3] + [[False, True, False]] * 2
+
+
+def test_observations_alone_leave_every_row_plain():
+    edits = table()
+    asked = (ObserveMass(FIRST_LAYER, Rows(), KeyRanges(((0, 4),)), 1),)
+    slot = edits.insert(asked)
+    assert not edits.active[slot].any() and edits.observations(slot) == asked
+
+
+def test_a_slot_forgets_what_was_found_for_the_request_before():
+    edits = table()
+    slot = edits.insert([transfer(sources=FoundKeys())])
+    assert edits.source_count[slot] == FOUND
+    edits.found_count[slot] = 3
+    edits.release(slot)
+    edits.insert([transfer(sources=FoundKeys())], slot=slot)
+    assert not edits.found_count[slot].any()
+
+
+def test_mixed_vectors_add_up_per_head():
+    edits = table()
+    slot = edits.insert([
+        mix(HeadSet((0b1001, 0, 0)), [[1, 2], [3, 4]]),
+        mix(HeadSet((0b1000, 0, 0)), [[1, 1]], weight=-0.5, rows=Rows(7)),
+    ])  # fmt: skip
+    for phase, last in ((0, [3, 4]), (1, [2.5, 3.5])):
+        line = edits.lines.rows[edits.line[slot, 0, phase]]
+        vectors = edits.mixes.rows[edits.mix_heads.rows[line[MIX]]]
+        assert vectors.tolist() == [[1, 2], [0, 0], [0, 0], last]
+    assert edits.active[slot, :, :2].tolist() == [[True] * 2, [False] * 2, [False] * 2]
+
+
+def test_a_transfer_of_nothing_is_not_active():
+    edits = table()
+    slot = edits.insert([transfer(fraction=0)])
+    assert not edits.active[slot].any()
+    slot = edits.insert([transfer(fraction=0.25)])
+    line = edits.lines.rows[edits.line[slot, 0, 0]]
+    assert edits.vectors.rows[line[FRACTION]].tolist() == [0.25, 0.25, 0, 0.25]

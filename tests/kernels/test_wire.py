@@ -1,17 +1,28 @@
+import base64
 import json
 
+import numpy as np
 import pytest
 
 from heed_kernels.edits import (
     ALL_KEYS,
+    SOURCES,
+    FindKeys,
+    FoundKeys,
+    Gate,
     HeadGain,
+    HeadMix,
     HeadSet,
     KeyBias,
     KeyRanges,
     KeyScale,
+    MassTransfer,
+    ObserveColumns,
+    ObserveMass,
     Rows,
     TrailingKeys,
     VisibleKeys,
+    VisibleRanges,
 )
 from heed_kernels.errors import EditError
 from heed_kernels.wire import from_wire, to_wire
@@ -23,7 +34,17 @@ EDITS = [
     KeyScale(ON, Rows(), ALL_KEYS, 1.25, -0.5, 2),
     VisibleKeys(4, 256, True, 3),
     HeadGain(ON, Rows(9, 10), 0.0, 4),
+    VisibleRanges(Rows(100), ((0, 4, 12), (64, 2**31 - 1, 0)), 5),
+    MassTransfer(ON, Rows(), KeyRanges(((0, 2),)), ALL_KEYS, 0.6, Gate(), 6),
+    MassTransfer(
+        ON, Rows(4), FoundKeys(), ALL_KEYS, 1, Gate(ALL_KEYS, KeyRanges(((1, 9),)), 0.5, 0.2), 7
+    ),
+    HeadMix(ON, Rows(), -0.25, np.arange(9, dtype="<f4").tobytes(), 8),
+    ObserveColumns(ON, Rows(3), 9),
+    ObserveMass(ON, Rows(), KeyRanges(((0, 1),)), 10),
+    FindKeys(ON, Rows(0, 40), 0.1, 2, 8, KeyRanges(((0, 1),)), True, 11),
 ]
+BY_KIND = {item["kind"]: item for item in to_wire(EDITS)}
 
 
 def test_edits_survive_json():
@@ -59,6 +80,37 @@ def test_a_malformed_edit_is_an_error(change):
     item = to_wire(EDITS)[0] | change
     with pytest.raises(EditError):
         from_wire([item])
+
+
+@pytest.mark.parametrize(
+    "kind, change",
+    [
+        ("visible_ranges", {"ranges": [[0, 4]]}),
+        ("visible_ranges", {"ranges": [[0, 4, -1]]}),
+        ("visible_ranges", {"ranges": [[4, 8, 0], [0, 2, 0]]}),
+        ("visible_ranges", {"ranges": [[0, 4, 0.5]]}),
+        ("mass_transfer", {"sources": "lost"}),
+        ("mass_transfer", {"sources": [[0, SOURCES + 1]]}),
+        ("mass_transfer", {"destination": {"first": 0, "window": 3}}),
+        ("mass_transfer", {"fraction": 1.01}),
+        ("mass_transfer", {"fraction": -0.1}),
+        ("mass_transfer", {"gate": {}}),
+        ("mass_transfer", {"gate": None}),
+        ("head_mix", {"vectors": "AAA"}),
+        ("head_mix", {"vectors": "AAAA"}),
+        ("head_mix", {"vectors": ""}),
+        ("head_mix", {"vectors": 3}),
+        ("head_mix", {"vectors": base64.b64encode(np.full(3, np.nan, "<f4").tobytes()).decode()}),
+        ("observe_mass", {"keys": {"first": 0, "window": 3}}),
+        ("find_keys", {"most": SOURCES + 1}),
+        ("find_keys", {"least_rows": 0}),
+        ("find_keys", {"threshold": -1}),
+        ("find_keys", {"protect_first": 1}),
+    ],
+)
+def test_every_kind_checks_its_fields(kind, change):
+    with pytest.raises(EditError):
+        from_wire([BY_KIND[kind] | change])
 
 
 @pytest.mark.parametrize("items", [None, "x", {}, [3], [None], [{}]])

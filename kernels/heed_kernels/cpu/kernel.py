@@ -14,7 +14,16 @@ import numba
 import numpy as np
 from numba import types
 
-from heed_kernels.compiled import ABSOLUTE, BIAS, FIELDS, GAIN, PHASES, RANGES, SCALE, TRAILING_BIAS
+from heed_kernels.compiled import (
+    ABSOLUTE,
+    BIAS,
+    FIELDS,
+    GAIN,
+    GROUP_FIELDS,
+    PHASES,
+    SCALE,
+    TRAILING_BIAS,
+)
 from heed_kernels.cpu.memory import (
     call_product,
     call_thread,
@@ -39,6 +48,7 @@ from heed_kernels.cpu.vector import (
     maximum,
     store_scaled,
 )
+from heed_kernels.ranges import RANGES
 
 (
     QUERY, OUTPUT, QUERY_STEP, OUTPUT_STEP, QUERY_TYPE, CACHE, BLOCK_STEP, HEAD_STEP, CACHE_TYPE,
@@ -150,7 +160,7 @@ def edit_row(
             end = min(next_start, end)
         group = int32_at(groups, j)
         if group > 0:
-            field = 2 + 3 * (group - 1)
+            field = GROUP_FIELDS + 3 * (group - 1)
             scale_at = int32_at(line, field + SCALE)
             absolute_at = int32_at(line, field + ABSOLUTE)
             bias_at = int32_at(line, field + BIAS)
