@@ -43,7 +43,7 @@ format: install ## Put the code into shape
 bench: install ## Measure speed and effects on this machine (a quarter of an hour)
 	$(BIN)/python benchmarks/host.py
 	$(BIN)/python benchmarks/kernel_cpu.py
-	$(BIN)/python benchmarks/serving.py --rounds 10
+	$(BIN)/python benchmarks/serving.py --starts 2 --rounds 5
 	$(BIN)/python benchmarks/effects.py
 
 clean: ## Remove the environment, caches and build output

@@ -1,11 +1,14 @@
 """Serving speed: plain traffic with Heed against stock vLLM, and edited traffic against plain.
 
-Two servers stand side by side, stock vLLM and Heed, with the same model and flags and without prefix
-caching. Each round sends the same burst of 16 concurrent requests once per arm, in an order that
-rotates; ratios are taken within a round and their median and 95 % interval (bootstrap) are printed.
+Three servers stand side by side with the same model and flags and without prefix caching: stock vLLM,
+Heed, and stock vLLM once more as the control, which says how far two servers differ that are the same.
+Each round sends the same burst of 16 concurrent requests once per arm, in an order that rotates, and
+ratios are taken within a round. Where its memory happens to lie makes a process some per cent faster
+or slower for its whole life, so the servers are started afresh several times: the 95 % intervals
+(bootstrap) draw starts first and rounds within them.
 
-    python benchmarks/serving.py --model heed-tiny --rounds 30
-    python benchmarks/serving.py --model qwen2-0.5b --rounds 8 --prompt 64 --output 16
+    python benchmarks/serving.py --model heed-tiny --starts 6 --rounds 6
+    python benchmarks/serving.py --model qwen2-0.5b --starts 3 --rounds 4 --prompt 64 --output 16
 """
 
 import argparse
@@ -14,6 +17,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +31,9 @@ PAUSE_SECONDS = 1.5
 """vLLM's workers spin for a second after their last step: on few cores the one would slow the other."""
 
 RATIOS = (
+    ("control: stock / stock", "control plain", "stock plain"),
     ("plain: heed / stock", "heed plain", "stock plain"),
+    ("plain: heed / control", "heed plain", "control plain"),
     ("edited / plain", "heed equal edits", "heed plain"),
     ("different / equal edits", "heed different edits", "heed equal edits"),
 )
@@ -35,29 +41,41 @@ RATIOS = (
 
 def main() -> None:
     options = _options()
+    measured: list[Measured] = []
+    seconds: dict[str, list[float]] = {"stock": [], "heed": [], "control": []}
     with tempfile.TemporaryDirectory() as scratch:
         model, flags, vocabulary = _model(options, Path(scratch))
         logs = options.logs or Path(scratch)
-        stock = servers.stock(model, flags, logs / "stock.log", split_kv=options.stock_split_kv)
-        heed = servers.heed(model, flags, logs / "heed.log")
-        with stock, heed:
-            measured = _rounds(options, stock.url, heed.url, vocabulary)
+        for start in range(options.starts):
+            stood = _stand(options, model, flags, logs, start)
+            with ExitStack() as running:
+                # The first one started is not always the same one.
+                names = list(stood)
+                for name in names[start % 3 :] + names[: start % 3]:
+                    running.enter_context(stood[name])
+                measured.append(_rounds(options, stood, vocabulary, start))
+            for name, server in stood.items():
+                seconds[name].append(server.start_seconds)
     result = {
         "model": options.model,
         "machine": f"{platform.machine()}, {options.machine}",
         "requests": REQUESTS,
         "prompt_tokens": options.prompt,
         "output_tokens": options.output,
+        "starts": options.starts,
         "rounds": options.rounds,
         "stock_split_kv": options.stock_split_kv,
-        "start_seconds": {"stock": stock.start_seconds, "heed": heed.start_seconds},
+        "start_seconds": {name: float(np.median(took)) for name, took in seconds.items()},
         "ratios": {
             name: {phase: _ratio(measured, above, below, phase) for phase in _PHASES}
             for name, above, below in RATIOS
         },
         "medians": {
-            arm: {phase: float(np.median(values[phase])) for phase in values}
-            for arm, values in measured.items()
+            arm: {
+                phase: float(np.median([value for one in measured for value in one[arm][phase]]))
+                for phase in _PHASES
+            }
+            for arm in measured[0]
         },
     }
     print(_table(result))
@@ -68,11 +86,28 @@ def main() -> None:
 _PHASES = ("prefill", "decode", "total", "first")
 
 
+Measured = dict[str, dict[str, list[float]]]
+"""Seconds of one start: by arm and phase, one number per round."""
+
+
+def _stand(
+    options: argparse.Namespace, model: Path, flags: list[str], logs: Path, start: int
+) -> dict[str, servers.Server]:
+    split_kv = options.stock_split_kv
+    return {
+        "stock": servers.stock(model, flags, logs / f"stock-{start}.log", split_kv=split_kv),
+        "heed": servers.heed(model, flags, logs / f"heed-{start}.log"),
+        "control": servers.stock(model, flags, logs / f"control-{start}.log", split_kv=split_kv),
+    }
+
+
 def _rounds(
-    options: argparse.Namespace, stock: str, heed: str, vocabulary: int
-) -> dict[str, dict[str, list[float]]]:
+    options: argparse.Namespace, stood: Mapping[str, servers.Server], vocabulary: int, start: int
+) -> Measured:
+    stock, heed, control = (stood[name].url for name in ("stock", "heed", "control"))
     arms: dict[str, tuple[str, Sequence[list[dict[str, Any]] | None]]] = {
         "stock plain": (stock, [None] * REQUESTS),
+        "control plain": (control, [None] * REQUESTS),
         "heed plain": (heed, [None] * REQUESTS),
         "heed equal edits": (heed, [_edit(0)] * REQUESTS),
         "heed different edits": (heed, [_edit(index) for index in range(REQUESTS)]),
@@ -80,7 +115,9 @@ def _rounds(
     names = list(arms)
     measured = {name: {phase: list[float]() for phase in _PHASES} for name in names}
     for round_number in range(-1, options.rounds):
-        prompts = load.random_prompts(REQUESTS, options.prompt, vocabulary, round_number + 7)
+        prompts = load.random_prompts(
+            REQUESTS, options.prompt, vocabulary, 1000 * start + round_number + 7
+        )
         turn = round_number % len(names)
         for name in names[turn:] + names[:turn]:
             url, edits = arms[name]
@@ -98,20 +135,25 @@ def _edit(index: int) -> list[dict[str, Any]]:
     return [{"method": "zerotuning", "gamma": 1.5 + index / 16}]
 
 
-def _ratio(
-    measured: Mapping[str, Mapping[str, Sequence[float]]], above: str, below: str, phase: str
-) -> dict[str, float]:
+def _ratio(measured: Sequence[Measured], above: str, below: str, phase: str) -> dict[str, float]:
     """Speed of `above` relative to `below` (above 1: faster), from rounds paired with each other."""
-    ratios = np.asarray(measured[below][phase]) / np.asarray(measured[above][phase])
-    draws = np.random.default_rng(0).choice(ratios, size=(4000, len(ratios)))
-    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    ratios = np.array(
+        [np.divide(one[below][phase], one[above][phase]) for one in measured]
+    )  # [starts, rounds]
+    starts, rounds = ratios.shape
+    generator = np.random.default_rng(0)
+    drawn = ratios[generator.integers(0, starts, (4000, starts))]
+    within = generator.integers(0, rounds, drawn.shape)
+    medians = np.median(np.take_along_axis(drawn, within, axis=2), axis=(1, 2))
+    low, high = np.quantile(medians, (0.025, 0.975))
     return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
 def _table(result: Mapping[str, Any]) -> str:
     lines = [
         f"{result['model']}: {REQUESTS} concurrent requests of {result['prompt_tokens']} + "
-        f"{result['output_tokens']} tokens, {result['rounds']} rounds; {result['machine']}",
+        f"{result['output_tokens']} tokens, {result['starts']} starts of {result['rounds']} rounds; "
+        f"{result['machine']}",
         "",
         "| speed ratio | prefill | decode | whole burst | time to first token |",
         "| --- | --- | --- | --- | --- |",
@@ -142,7 +184,8 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--model", choices=("heed-tiny", "qwen2-0.5b"), default="heed-tiny")
     parser.add_argument("--dtype", default="float32")
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--starts", type=int, default=6, help="times to start the servers afresh")
+    parser.add_argument("--rounds", type=int, default=6, help="rounds per start")
     parser.add_argument("--prompt", type=int, default=256, help="prompt tokens per request")
     parser.add_argument("--output", type=int, default=64, help="tokens sampled per request")
     parser.add_argument(
