@@ -36,6 +36,13 @@ class Server:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    def api_seconds(self) -> float:
+        """Processor time that the API process has taken so far; the engine's processes are not in it."""
+        assert self.process is not None
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        user, system = int(fields[11]), int(fields[12])
+        return (user + system) / os.sysconf("SC_CLK_TCK")
+
     def __enter__(self) -> "Server":
         started = time.perf_counter()
         with self.log.open("wb") as log:

@@ -75,6 +75,8 @@ def main() -> None:
                 phase: float(np.median([value for one in measured for value in one[arm][phase]]))
                 for phase in _PHASES
             }
+            # Its clock ticks are too coarse for a median.
+            | {API: float(np.mean([value for one in measured for value in one[arm][API]]))}
             for arm in measured[0]
         },
     }
@@ -84,6 +86,7 @@ def main() -> None:
 
 
 _PHASES = ("prefill", "decode", "total", "first")
+API = "processor time of the API process"
 
 
 Measured = dict[str, dict[str, list[float]]]
@@ -104,8 +107,8 @@ def _stand(
 def _rounds(
     options: argparse.Namespace, stood: Mapping[str, servers.Server], vocabulary: int, start: int
 ) -> Measured:
-    stock, heed, control = (stood[name].url for name in ("stock", "heed", "control"))
-    arms: dict[str, tuple[str, Sequence[list[dict[str, Any]] | None]]] = {
+    stock, heed, control = (stood[name] for name in ("stock", "heed", "control"))
+    arms: dict[str, tuple[servers.Server, Sequence[list[dict[str, Any]] | None]]] = {
         "stock plain": (stock, [None] * REQUESTS),
         "control plain": (control, [None] * REQUESTS),
         "heed plain": (heed, [None] * REQUESTS),
@@ -113,20 +116,22 @@ def _rounds(
         "heed different edits": (heed, [_edit(index) for index in range(REQUESTS)]),
     }
     names = list(arms)
-    measured = {name: {phase: list[float]() for phase in _PHASES} for name in names}
+    measured = {name: {phase: list[float]() for phase in (*_PHASES, API)} for name in names}
     for round_number in range(-1, options.rounds):
         prompts = load.random_prompts(
             REQUESTS, options.prompt, vocabulary, 1000 * start + round_number + 7
         )
         turn = round_number % len(names)
         for name in names[turn:] + names[:turn]:
-            url, edits = arms[name]
+            server, edits = arms[name]
             time.sleep(PAUSE_SECONDS)
-            seen = load.run(url, load.Burst(prompts, options.output, edits))
+            before = server.api_seconds()
+            seen = load.run(server.url, load.Burst(prompts, options.output, edits))
+            api = server.api_seconds() - before
             if round_number < 0:
                 continue  # warms every arm up
-            values = (seen.prefill, seen.decode, seen.total, float(np.median(seen.first)))
-            for phase, value in zip(_PHASES, values, strict=True):
+            values = (seen.prefill, seen.decode, seen.total, float(np.median(seen.first)), api)
+            for phase, value in zip((*_PHASES, API), values, strict=True):
                 measured[name][phase].append(value)
     return measured
 
