@@ -3,20 +3,33 @@
     python benchmarks/kernel_cpu.py [--repeats 30]
 
 Times are medians in microseconds per layer; ratios are Heed / stock of the same round, their median.
-Below them the host's own costs: making a plan, and putting a request into the edit table.
+Below them what a mass transfer costs beside a bias, and what observing costs beside attending; then the
+host's own costs: making a plan, and putting a request into the edit table.
 """
 
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from vllm import _custom_ops as ops
 
-from heed_kernels.cpu import attend, probe_layout, warm_up
-from heed_kernels.edits import HeadSet, KeyBias, KeyRanges, Rows
+from heed_kernels.cpu import ColumnSums, attend, observe, probe_layout, warm_up
+from heed_kernels.edits import (
+    ALL_KEYS,
+    Edit,
+    Gate,
+    HeadSet,
+    KeyBias,
+    KeyRanges,
+    MassTransfer,
+    ObserveColumns,
+    ObserveMass,
+    Rows,
+)
 from heed_kernels.plan import Plan
 from heed_kernels.table import EditTable
 
@@ -61,15 +74,12 @@ class Batch:
         self.heed_output, self.stock_output = (torch.zeros_like(self.query) for _ in range(2))
 
         self.layout = probe_layout(write, dtype, BLOCK_SIZE, head_dim)
-        self.table = EditTable(requests, 1, query_heads, kv_heads)
         on = HeadSet(((1 << query_heads) - 1,))
-        each = np.arange(requests)
-        for slot in each:
-            edit = KeyBias(on, Rows(), KeyRanges(((0, 1),)), 1e-6 * (1 + int(slot)), 0)
-            self.table.insert([edit], int(slot))
-        ones = np.ones(requests, int)
-        positions = ones * (context - rows)
-        self.plan = self.table.plan(each, each * rows, ones * rows, positions, each)
+        self.shape, self.work = shape, work
+        self.edit(
+            [KeyBias(on, Rows(), KeyRanges(((0, 1),)), 1e-6 * (1 + slot), 0)]
+            for slot in range(requests)
+        )
 
         self.starts = torch.arange(requests + 1, dtype=torch.int32) * rows
         self.lengths = torch.full((requests,), context, dtype=torch.int32)
@@ -80,6 +90,23 @@ class Batch:
             )
             for split in (False, True)
         ]  # fmt: skip
+
+    def edit(self, edits: Iterable[Sequence[Edit]]) -> None:
+        """Give each request its edits."""
+        query_heads, kv_heads, _, _ = self.shape
+        _, requests, rows, context = self.work
+        self.table = EditTable(requests, 1, query_heads, kv_heads)
+        for slot, each in enumerate(edits):
+            self.table.insert(each, slot)
+        index, ones = np.arange(requests), np.ones(requests, int)
+        positions = ones * (context - rows)
+        self.plan = self.table.plan(index, index * rows, ones * rows, positions, index)
+
+    def observe(self, columns: Sequence[ColumnSums]) -> None:
+        observe(
+            self.query, self.pages, self.block_table, self.table, self.plan.items(0), 0, self.scale,
+            None, self.layout, columns,
+        )  # fmt: skip
 
     def heed(self) -> None:
         attend(
@@ -98,6 +125,34 @@ def timed(call: Callable[..., object], *arguments: object) -> float:
     began = time.perf_counter()
     call(*arguments)
     return (time.perf_counter() - began) * 1e6
+
+
+def primitive_costs(repeats: int) -> None:
+    print("\nmedian of the ratios to attending with a bias, all heads")
+    print("| shape | work | transfer to all | transfer to some | masses | masses and columns |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    for name, shape in SHAPES.items():
+        on = HeadSet(((1 << shape[0]) - 1,))
+        sinks, some = KeyRanges(((0, 4), (100, 101))), KeyRanges(((20, 80), (120, 200)))
+        whole = MassTransfer(on, Rows(), sinks, ALL_KEYS, 0.6, Gate(), 0)
+        part = MassTransfer(on, Rows(), sinks, some, 0.6, Gate(some, some, 0.5, 0.01), 0)
+        columns, probe = ObserveColumns(on, Rows(), 0), ObserveMass(on, Rows(), some, 0)
+        gain = KeyBias(on, Rows(), KeyRanges(((0, 1),)), 1e-6, 0)
+        for work in (WORK[1], WORK[-1]):
+            kinds = ([gain], [whole], [part], [gain, probe], [gain, probe, columns])
+            batches = [Batch(shape, work) for _ in kinds]
+            for batch, edits in zip(batches, kinds, strict=True):
+                batch.edit([edits] * work[1])
+            batch = batches[4]
+            sums = [ColumnSums(batch.table, i, columns, 0, work[3]) for i in range(work[1])]
+            calls: list[Callable[[], None]] = [each.heed for each in batches[:3]]
+            calls += [partial(batches[3].observe, ()), partial(batch.observe, sums)]
+            for call in calls:
+                call()
+            times = np.array([[timed(call) for call in calls] for _ in range(repeats)])
+            ratios = np.median(times[:, 1:] / times[:, :1], axis=0)
+            line = " | ".join(f"{ratio:.2f}" for ratio in ratios)
+            print(f"| {name} | {work[0]} {work[1]} x {work[2]} at {work[3]} | {line} |")
 
 
 def use(plan: Plan, layers: int) -> None:
@@ -155,6 +210,7 @@ def main() -> None:
                 f" {stock:.0f}, {ratio:.2f} | {split:.0f}, {split_ratio:.2f}"
             )
         print(f"{name}: warm-up {seconds:.2f} s")
+    primitive_costs(repeats)
     host_costs(repeats)
 
 

@@ -117,7 +117,8 @@ def compile_edits(
     plain[GROUP_FIELDS + SCALE :: 3] = 1
     hidden = phase_start >= hides_from
     for edit in kept:
-        hidden |= _held(edit.rows, phase_start)
+        # Shifts hold for every row.
+        hidden |= _held(edit.rows, phase_start) | any(shift for _, _, shift in edit.ranges)
     active = (vectors != plain).any(axis=(2, 3)) | (mix != 0).any(axis=2) | hidden
     sources = np.zeros(0, np.int32)
     if transfers and isinstance(transfers[0].sources, KeyRanges):

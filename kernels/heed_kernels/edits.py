@@ -131,9 +131,9 @@ class HeadGain:
 class VisibleRanges:
     """Rows in `rows` see keys inside of `ranges` only (and k <= q).
 
-    ranges: sorted, disjoint `(start, end, shift)`; the query meets the keys of a range rotated back
-    by its `shift` positions. What an evicted cache leaves behind is such a list. At most one holds
-    for a row, and a range has one shift in all of a request's edits.
+    ranges: sorted, disjoint `(start, end, shift)`. What an evicted cache leaves behind is such a list;
+    at most one holds for a row. The query meets the keys of a range rotated back by its `shift`
+    positions: in every row of the request, so a range has one shift in all of its edits.
     """
 
     rows: Rows

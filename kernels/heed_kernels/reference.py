@@ -1,6 +1,6 @@
 """What the edits mean, on dense tensors, written to be read. All else is compared with it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,15 +96,13 @@ def attention_weights(
     key = key.repeat_interleave(query_heads // kv_heads, dim=1)
     q = torch.arange(keys - rows, keys)[:, None]  # [rows, 1]
     k = torch.arange(keys)[None, :]  # [1, keys]
-    seen, turned = visibility(edits, q, k)
+    seen = _visible(edits, q, k)
 
     logits = torch.einsum("qhd,khd->hqk", query, key) * scale  # [query_heads, rows, keys]
-    for turn in sorted(set(turned.flatten().tolist())):
-        if turn:
-            assert rope is not None, "turned queries need the model's rotary embedding"
-            back = rope.rotate(query, torch.full((rows, 1), -turn))
-            met = torch.einsum("qhd,khd->hqk", back, key) * scale
-            logits = torch.where(turned == turn, met, logits)
+    for keys_met, back in _turns(edits, q, k):
+        assert rope is not None, "turned queries need the model's rotary embedding"
+        turned = rope.rotate(query, -back)
+        logits = torch.where(keys_met, torch.einsum("qhd,khd->hqk", turned, key) * scale, logits)
 
     factor = torch.ones_like(logits)
     absolute = torch.zeros_like(logits)
@@ -128,27 +126,6 @@ def attention_weights(
             on = _heads(edit.on, layer, query_heads) & _rows(edit.rows, q)
             after = torch.where(on, _transferred(edit, before, q, k, found), after)
     return Weights(before, after, logits.logsumexp(dim=-1))
-
-
-def visibility(
-    edits: Sequence[Edit], q: torch.Tensor, k: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """bool [rows, keys]: what each row sees; int64 [rows, keys]: how far its query is turned back."""
-    seen = k <= q
-    turned = torch.zeros_like(q + k)
-    for edit in edits:
-        if isinstance(edit, VisibleKeys):
-            seen = seen & ((k < edit.sinks) | (k > q - edit.window))
-            if edit.rolling:
-                hidden = (q - edit.window - edit.sinks + 1).clamp(min=0)
-                turned = torch.where(k < edit.sinks, hidden, turned)
-        elif isinstance(edit, VisibleRanges):
-            held = _rows(edit.rows, q)[0]
-            kept = KeyRanges(tuple((start, end) for start, end, _ in edit.ranges))
-            seen = seen & (~held | _keys(kept, q, k)[0])
-            for start, end, shift in edit.ranges:
-                turned = torch.where((k >= start) & (k < end), shift, turned)
-    return seen, turned
 
 
 def observed_columns(edit: ObserveColumns | FindKeys, before: torch.Tensor) -> torch.Tensor:
@@ -201,6 +178,31 @@ def mixed_vectors(edit: HeadMix, layer: int) -> dict[int, torch.Tensor]:
     heads = edit.on.heads(layer)
     rows = data[before : before + len(heads)].astype(np.float64)
     return {head: torch.from_numpy(row) for head, row in zip(heads, rows, strict=True)}
+
+
+def _visible(edits: Sequence[Edit], q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """[rows, keys] bool: what each row sees."""
+    seen = k <= q
+    for edit in edits:
+        if isinstance(edit, VisibleKeys):
+            seen = seen & ((k < edit.sinks) | (k > q - edit.window))
+        elif isinstance(edit, VisibleRanges):
+            kept = KeyRanges(tuple((start, end) for start, end, _ in edit.ranges))
+            seen = seen & (~_rows(edit.rows, q)[0] | _keys(kept, q, k)[0])
+    return seen
+
+
+def _turns(
+    edits: Sequence[Edit], q: torch.Tensor, k: torch.Tensor
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys, [1, keys] bool, and how far the query of each row is turned back for them, [rows, 1]."""
+    for edit in edits:
+        if isinstance(edit, VisibleKeys) and edit.rolling:
+            yield k < edit.sinks, (q - edit.window - edit.sinks + 1).clamp(min=0)
+        elif isinstance(edit, VisibleRanges):
+            for start, end, shift in edit.ranges:
+                if shift:
+                    yield (k >= start) & (k < end), torch.full_like(q, shift)
 
 
 def _transferred(

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from heed_kernels import reference
-from heed_kernels.cpu import Layout, attend, probe_layout
-from heed_kernels.edits import Edit
+from heed_kernels.cpu import ColumnSums, Layout, Observed, attend, observe, probe_layout
+from heed_kernels.edits import Edit, FoundKeys, KeyRanges, MassTransfer
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 
@@ -72,7 +72,9 @@ class Model:
             self.write(self.key[i], self.value[i], *halves, slots)
 
     def table(self, slots: int = 8) -> EditTable:
-        return EditTable(slots, self.layers, self.query_heads, self.kv_heads)
+        return EditTable(
+            slots, self.layers, self.query_heads, self.kv_heads, head_dim=self.layout.head_dim
+        )
 
     def run(
         self, table: EditTable, work: Sequence[tuple[int, int, int, int]], layer: int = 0
@@ -95,14 +97,82 @@ class Model:
         )  # fmt: skip
         return list(output.split(lengths.tolist()))
 
-    def expected(self, request: int, edits: Sequence[Edit], layer: int = 0) -> torch.Tensor:
-        """[rows, query_heads, head_dim] float64."""
+    def observe(
+        self, table: EditTable, entry: tuple[int, int, int, int], layer: int = 0,
+        columns: Sequence[ColumnSums] = (),
+    ) -> Observed:  # fmt: skip
+        """entry: (request, slot, first row, end row)."""
+        request, slot, first, end = entry
+        return observe(
+            self.query[request][first:end].contiguous(), self.pages, self.block_table, table,
+            (slot, 0, end - first, first, request), layer, self.scale, self.rope, self.layout, columns,
+        )  # fmt: skip
+
+    def expected(
+        self, request: int, edits: Sequence[Edit], layer: int = 0, first: int = 0,
+        found: reference.Found | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """[rows, query_heads, head_dim] float64, of the rows from `first` on."""
         return reference.attend(
-            self.query[request].double(),
+            self.query[request][first:].double(),
             self.key[request].double(),
             self.value[request].double(),
-            edits, layer, self.scale, self.rope,
+            edits, layer, self.scale, self.rope, found,
         )  # fmt: skip
+
+    def weights(
+        self, request: int, edits: Sequence[Edit], layer: int = 0, first: int = 0
+    ) -> reference.Weights:
+        """The reference's weights of the rows from `first` on, but for transfers."""
+        plain = [edit for edit in edits if not isinstance(edit, MassTransfer)]
+        return reference.attention_weights(
+            self.query[request][first:].double(), self.key[request].double(), plain, layer,
+            self.scale, self.rope,
+        )  # fmt: skip
+
+    def near_gate(
+        self, request: int, edits: Sequence[Edit], layer: int = 0, first: int = 0,
+        found: reference.Found | None = None, margin: float = 1e-5,
+    ) -> torch.Tensor:  # fmt: skip
+        """bool [rows, query_heads]: float32 may see the gate of a transfer on its other side, or a
+        destination with no mass where float64 has a trace of it."""
+        transfers = [edit for edit in edits if isinstance(edit, MassTransfer)]
+        length, heads = len(self.key[request]), self.query_heads
+        near = torch.zeros(heads, length - first, dtype=torch.bool)
+        if not transfers:
+            return near.T
+        before = self.weights(request, edits, layer, first).before
+        for edit in transfers:
+            sources = torch.zeros(heads, 1, length, dtype=torch.bool)
+            if isinstance(edit.sources, FoundKeys):
+                assert found is not None
+                for head, keys in enumerate(found):
+                    sources[head, 0, list(keys)] = True
+            else:
+                sources |= members(edit.sources, length)
+            gate = edit.gate
+            denominator = (before * members(gate.denominator, length)).sum(-1)
+            numerator = (before * members(gate.numerator, length) * ~sources).sum(-1)
+            destination = (before * members(edit.destination, length) * ~sources).sum(-1)
+            # Equal sums are equal in float32 too: both are made of the same parts.
+            beyond = (numerator - gate.ratio * denominator).abs()
+            close = (beyond > 0) & (beyond < margin * denominator) & (gate.ratio > 0)
+            if gate.least > 0:
+                close |= (denominator - gate.least).abs() < margin
+            close |= (destination > 0) & (destination < 1e-30)
+            q = torch.arange(first, length)
+            close &= (q >= edit.rows.start) & (q < edit.rows.end)
+            for head in edit.on.heads(layer):
+                near[head] |= close[head]
+        return near.T
+
+
+def members(keys: KeyRanges, length: int) -> torch.Tensor:
+    """bool [length]: which keys are in the set."""
+    inside = torch.zeros(length, dtype=torch.bool)
+    for start, end in keys.ranges:
+        inside[start:end] = True
+    return inside
 
 
 _layouts: dict[tuple[object, ...], Layout] = {}
@@ -117,7 +187,8 @@ def layout_of(block_size=128, head_dim=32, dtype=torch.float32, write=write_plai
 
 def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float, what: str) -> None:
     """Largest difference relative to the largest value, and where it is. NaN never passes."""
-    error = (actual.double() - expected).abs() / expected.abs().max()
+    largest = expected.abs().max().clamp(min=torch.finfo(torch.float64).tiny)
+    error = (actual.double() - expected).abs() / largest
     worst = error.nan_to_num(torch.inf).argmax()
     place = tuple(int(i) for i in np.unravel_index(int(worst), error.shape))
     assert error.flatten()[worst] <= tolerance, (

@@ -254,6 +254,9 @@ def test_ranges_say_what_their_keys_are_for_and_who_sees_them():
     ]
     assert edits.source_keys[slot, :3].tolist() == [0, 40, 41]
     assert edits.source_range[slot, :3].tolist() == [0, 3, 3]
+    # A shift holds for every row.
+    assert edits.active[slot, :, :3].all()
+    slot = edits.insert([transfer(), VisibleRanges(Rows(90, 95), ((0, 8, 0),), 2)])
     assert edits.active[slot, :, :3].tolist() == [[True] * 3] + [[False, True, False]] * 2
 
 

@@ -2,5 +2,15 @@
 
 from heed_kernels.cpu.attention import attend, warm_up
 from heed_kernels.cpu.layout import Layout, probe_layout
+from heed_kernels.cpu.observation import ColumnSums, Observed, find_keys, observe
 
-__all__ = ["Layout", "attend", "probe_layout", "warm_up"]
+__all__ = [
+    "ColumnSums",
+    "Layout",
+    "Observed",
+    "attend",
+    "find_keys",
+    "observe",
+    "probe_layout",
+    "warm_up",
+]

@@ -42,6 +42,16 @@ def int64_at(typing: Any, address: Any, index: Any) -> Any:
 
 
 @intrinsic
+def uint8_at(typing: Any, address: Any, index: Any) -> Any:
+    """int64 from a uint8."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        return builder.zext(builder.load(_at(builder, ir.IntType(8), *args)), _I64)
+
+    return _WORD(_WORD, _WORD), codegen
+
+
+@intrinsic
 def float64_at(typing: Any, address: Any, index: Any) -> Any:
     def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
         return builder.load(_at(builder, ir.DoubleType(), *args))
@@ -88,6 +98,24 @@ def set_float(typing: Any, address: Any, index: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(_WORD, _WORD, types.float32), codegen
+
+
+@intrinsic
+def set_float64(typing: Any, address: Any, index: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        builder.store(args[2], _at(builder, ir.DoubleType(), *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(_WORD, _WORD, types.float64), codegen
+
+
+@intrinsic
+def set_int64(typing: Any, address: Any, index: Any, value: Any) -> Any:
+    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        builder.store(args[2], _at(builder, _I64, *args[:2]))
+        return context.get_dummy_value()
+
+    return types.void(_WORD, _WORD, _WORD), codegen
 
 
 def _change(
@@ -142,18 +170,56 @@ def edit(typing: Any, address: Any, count: Any, scale: Any, absolute: Any, bias:
 
 
 @intrinsic
-def fetch_add(typing: Any, address: Any) -> Any:
-    """Add one to an int64 atomically; returns the value before."""
+def blend(typing: Any, target: Any, count: Any, source: Any, weight: Any, factor: Any) -> Any:
+    """`count` floats x of `target` become (x + weight * y) * factor, y those of `source`."""
 
     def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
-        return builder.atomic_rmw("add", pointer(builder, args[0], _I64), _I64(1), "monotonic")
+        def body(m: Value, values: list[Value]) -> list[Value]:
+            at = _at(builder, _FLOAT, args[0], m)
+            other = builder.load(_at(builder, _FLOAT, args[2], m))
+            total = builder.fadd(builder.load(at), builder.fmul(args[3], other))
+            builder.store(builder.fmul(total, args[4]), at)
+            return []
 
-    return _WORD(_WORD), codegen
+        loop(builder, args[1], [], body)
+        return context.get_dummy_value()
+
+    return types.void(_WORD, _WORD, _WORD, types.float32, types.float32), codegen
 
 
-def _call(builder: Builder, args: Any) -> None:
-    kind = ir.FunctionType(ir.VoidType(), [_I64] * (len(args) - 1))
-    builder.call(pointer(builder, args[0], kind), args[1:])
+@intrinsic
+def add_fixed(typing: Any, target: Any, count: Any, source: Any, factor: Any) -> Any:
+    """To `count` int64 add those floats of `source`, not negative, times `factor`, rounded."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        double = ir.DoubleType()
+
+        def body(m: Value, values: list[Value]) -> list[Value]:
+            wide = builder.fpext(builder.load(_at(builder, _FLOAT, args[2], m)), double)
+            half = builder.fadd(builder.fmul(wide, args[3]), double(0.5))
+            at = _at(builder, _I64, args[0], m)
+            builder.store(builder.add(builder.load(at), builder.fptosi(half, _I64)), at)
+            return []
+
+        loop(builder, args[1], [], body)
+        return context.get_dummy_value()
+
+    return types.void(_WORD, _WORD, _WORD, types.float64), codegen
+
+
+@intrinsic
+def fetch_add(typing: Any, address: Any, value: Any) -> Any:
+    """Add to an int64 atomically; returns the value before."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        return builder.atomic_rmw("add", pointer(builder, args[0], _I64), args[1], "monotonic")
+
+    return _WORD(_WORD, _WORD), codegen
+
+
+def _call(builder: Builder, args: Any, result: Any = None) -> Value:
+    kind = ir.FunctionType(result or ir.VoidType(), [_I64] * (len(args) - 1))
+    return builder.call(pointer(builder, args[0], kind), args[1:])
 
 
 @intrinsic
@@ -168,7 +234,42 @@ def call_thread(typing: Any, function: Any, parameters: Any, thread: Any) -> Any
 
 
 @intrinsic
+def call_begin(typing: Any, function: Any, p: Any, item: Any, kv_head: Any, u: Any) -> Any:
+    """See `unit.begin`."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        _call(builder, args)
+        return context.get_dummy_value()
+
+    return types.void(*[_WORD] * 5), codegen
+
+
+@intrinsic
+def call_tile(typing: Any, function: Any, p: Any, u: Any, first_key: Any) -> Any:
+    """See `tile.tile_logits`."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        return _call(builder, args, _I64)
+
+    return _WORD(*[_WORD] * 4), codegen
+
+
+@intrinsic
 def call_product(
+    typing: Any, function: Any, p: Any, u: Any, left: Any, left_row: Any, result: Any,
+    result_row: Any, rows: Any, first_key: Any, keys: Any, values: Any,
+) -> Any:  # fmt: skip
+    """See `tile.product`."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        _call(builder, args)
+        return context.get_dummy_value()
+
+    return types.void(*[_WORD] * 11), codegen
+
+
+@intrinsic
+def call_multiply_add(
     typing: Any, function: Any, dtype: Any, a: Any, a_row: Any, b: Any, b_row: Any, c: Any,
     c_row: Any, rows: Any, columns: Any, count: Any,
 ) -> Any:  # fmt: skip

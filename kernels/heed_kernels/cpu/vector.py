@@ -180,6 +180,29 @@ def maximum(typing: Any, address: Any, count: Any) -> Any:
     return types.float32(_WORD, _WORD), codegen
 
 
+@intrinsic
+def summed(typing: Any, address: Any, count: Any) -> Any:
+    """Sum of `count` floats, in an order that `count` alone decides."""
+
+    def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
+        whole = _vectors(builder, args[1])
+
+        def add_vector(m: Value, values: list[Value]) -> list[Value]:
+            at = offset(builder, args[0], builder.mul(m, _I64(4 * LANES)))
+            return [builder.fadd(values[0], load(builder, at))]
+
+        def add_one(m: Value, values: list[Value]) -> list[Value]:
+            at = offset(builder, rest, builder.mul(m, _I64(4)))
+            return [builder.fadd(values[0], builder.load(pointer(builder, at, _FLOAT)))]
+
+        (lanes,) = loop(builder, whole, [_floats(0.0)], add_vector)
+        rest = offset(builder, args[0], builder.mul(whole, _I64(4 * LANES)))
+        left = builder.sub(args[1], builder.mul(whole, _I64(LANES)))
+        return loop(builder, left, [_reduce(builder, lanes, builder.fadd)], add_one)[0]
+
+    return types.float32(_WORD, _WORD), codegen
+
+
 # exp(x) = 2^n exp(r), n = round(x / ln 2), |r| <= ln 2 / 2; ln 2 in two parts; the polynomial is
 # Cephes' expf (Moshier), within 2 units in the last place.
 _LOG2_E, _LN2_HIGH, _LN2_LOW = 1.44269504088896341, 0.693359375, -2.12194440e-4

@@ -1,0 +1,197 @@
+"""The CPU kernel that observes: log-sum-exp and class masses in one pass over the keys, column sums of
+the weights in a second one. Units and tiles are those of `attend`.
+
+A weight enters a column sum as a whole number of 2^-32. Whole numbers add up to the same sum in any
+order, so chunks, threads and units change no bit of it.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from heed_kernels.cpu.memory import (
+    add_fixed,
+    call_begin,
+    call_tile,
+    fetch_add,
+    fill,
+    float_at,
+    int64_at,
+    scale,
+    set_float,
+    set_int64,
+    uint8_at,
+)
+from heed_kernels.cpu.parameters import (
+    BEGIN,
+    COLUMNS,
+    FIRST_HEAD,
+    FIRST_ROW,
+    FIRST_TOKEN,
+    GROUP_HEADS,
+    KV_HEADS,
+    LARGEST,
+    LOCAL_HEADS,
+    LOG_SUM_EXP,
+    LOGITS,
+    MASS,
+    MASSES,
+    ROWS,
+    SLOT,
+    STATE,
+    STATE_FIELDS,
+    TAKEN,
+    TARGET_COUNT,
+    TARGET_END,
+    TARGET_FIELDS,
+    TARGET_FIRST,
+    TARGET_HEADS,
+    TARGET_SLOT,
+    TARGET_STEP,
+    TARGET_SUMS,
+    TARGETS,
+    TILE,
+    TOTAL,
+    UNIT_COUNT,
+    UNITS,
+    WORK,
+    WORK_STEP,
+)
+from heed_kernels.cpu.runtime import compiled, compiled_for_calls
+from heed_kernels.cpu.tile import used_strips
+from heed_kernels.cpu.transfer import add_classes
+from heed_kernels.cpu.vector import KEY_TILE, exponential, maximum
+from heed_kernels.ranges import PROBE, PROBES
+
+INFINITY = np.float32(np.inf)
+ZERO, ONE = np.float32(0), np.float32(1)
+FIRST_PROBE = PROBE.bit_length() - 1
+ONE_FIXED = float(1 << 32)
+"""The weight 1 in a column sum."""
+
+
+@compiled()
+def measure(p: Any, u: Any, i: Any, first_key: Any, used: Any) -> None:
+    """Take a vector's logits of this tile into its largest logit, total and class masses."""
+    state = int64_at(u, STATE) + i * STATE_FIELDS * 4
+    at = int64_at(u, LOGITS) + i * 4 * KEY_TILE
+    before = float_at(state, LARGEST)
+    largest = max(before, maximum(at, used))
+    if largest == -INFINITY:
+        return
+    total = exponential(at, used, largest)
+    decay = np.float32(math.exp(before - largest))
+    set_float(state, LARGEST, largest)
+    set_float(state, TOTAL, total + float_at(state, TOTAL) * decay)
+    if int64_at(p, MASS):
+        scale(state + 4 * MASSES, PROBES, decay)
+        add_classes(p, u, at, first_key, used, state + 4 * MASSES, FIRST_PROBE, PROBES)
+
+
+@compiled()
+def write_masses(p: Any, u: Any) -> None:
+    """Log-sum-exp and masses of the unit's rows."""
+    rows, first_token, heads = int64_at(u, ROWS), int64_at(u, FIRST_TOKEN), int64_at(p, LOCAL_HEADS)
+    for g in range(int64_at(p, GROUP_HEADS)):
+        for r in range(rows):
+            state = int64_at(u, STATE) + (g * rows + r) * STATE_FIELDS * 4
+            to = (first_token + r) * heads + int64_at(u, FIRST_HEAD) + g
+            total = float_at(state, TOTAL)
+            value = -INFINITY
+            if total != 0:
+                value = np.float32(float_at(state, LARGEST) + math.log(np.float64(total)))
+            set_float(int64_at(p, LOG_SUM_EXP), to, value)
+            if int64_at(p, MASS):
+                for c in range(PROBES):
+                    mass = ZERO if total == 0 else float_at(state, MASSES + c) / total
+                    set_float(int64_at(p, MASS), to * PROBES + c, mass)
+
+
+@compiled()
+def add_columns(p: Any, u: Any, target: Any, g: Any, first_key: Any) -> None:
+    """Add the weights of this tile of one query head, over the target's rows, to its column sums."""
+    rows, first_row, columns = int64_at(u, ROWS), int64_at(u, FIRST_ROW), int64_at(u, COLUMNS)
+    keys = min(KEY_TILE, first_row + rows - first_key)
+    for t in range(keys):
+        set_int64(columns, t, 0)
+    low = max(int64_at(target, TARGET_FIRST) - first_row, 0)
+    for r in range(low, min(int64_at(target, TARGET_END) - first_row, rows)):
+        i = g * rows + r
+        total = float_at(int64_at(u, STATE), i * STATE_FIELDS + TOTAL)
+        seen = min(first_row + r + 1 - first_key, KEY_TILE)
+        if total != 0 and seen > 0:
+            add_fixed(columns, seen, int64_at(u, LOGITS) + i * 4 * KEY_TILE, ONE_FIXED / total)
+    step, head = int64_at(target, TARGET_STEP), int64_at(u, FIRST_HEAD) + g
+    sums = int64_at(target, TARGET_SUMS) + head * step + first_key * 8
+    for t in range(keys):
+        value = int64_at(columns, t)
+        if value != 0:
+            fetch_add(sums + 8 * t, value)
+
+
+@compiled()
+def wanted(target: Any, slot: Any, first_row: Any, rows: Any, head: Any) -> Any:
+    """Whether a target takes any of the rows, of one query head."""
+    return (
+        int64_at(target, TARGET_SLOT) == slot
+        and int64_at(target, TARGET_FIRST) < first_row + rows
+        and int64_at(target, TARGET_END) > first_row
+        and uint8_at(int64_at(target, TARGET_HEADS), head) != 0
+    )
+
+
+@compiled()
+def observe_unit(p: Any, item: Any, kv_head: Any, u: Any) -> None:
+    """All rows of one unit, for the query heads of one KV head. u: the thread's memory."""
+    call_begin(int64_at(p, BEGIN), p, item, kv_head, u)
+    rows, first_row, first_head = int64_at(u, ROWS), int64_at(u, FIRST_ROW), int64_at(u, FIRST_HEAD)
+    group_heads, state, slot = int64_at(p, GROUP_HEADS), int64_at(u, STATE), int64_at(u, SLOT)
+    fill(state, rows * group_heads * STATE_FIELDS, ZERO)
+    for i in range(rows * group_heads):
+        set_float(state, i * STATE_FIELDS + LARGEST, -INFINITY)
+    for first_key in range(0, first_row + rows, KEY_TILE):
+        if call_tile(int64_at(p, TILE), p, u, first_key) == 0:
+            continue
+        for r in range(rows):
+            q = first_row + r
+            if q >= first_key:
+                for g in range(group_heads):
+                    measure(p, u, g * rows + r, first_key, used_strips(q, first_key))
+    write_masses(p, u)
+
+    targets, count = int64_at(p, TARGETS), int64_at(p, TARGET_COUNT)
+    any_wanted = False
+    for n in range(count):
+        for g in range(group_heads):
+            target = targets + n * TARGET_FIELDS * 8
+            any_wanted |= wanted(target, slot, first_row, rows, first_head + g)
+    if not any_wanted:
+        return
+    for first_key in range(0, first_row + rows, KEY_TILE):
+        if call_tile(int64_at(p, TILE), p, u, first_key) == 0:
+            continue
+        for g in range(group_heads):
+            for r in range(rows):
+                i, q = g * rows + r, first_row + r
+                largest = float_at(state, i * STATE_FIELDS + LARGEST)
+                if q >= first_key and largest != -INFINITY:
+                    at = int64_at(u, LOGITS) + i * 4 * KEY_TILE
+                    exponential(at, used_strips(q, first_key), largest)
+            for n in range(count):
+                target = targets + n * TARGET_FIELDS * 8
+                if wanted(target, slot, first_row, rows, first_head + g):
+                    add_columns(p, u, target, g, first_key)
+
+
+@compiled_for_calls(types.void(types.int64, types.int64))
+def observe_thread(p: Any, thread: Any) -> None:
+    """Take units from the shared counter until none is left. p: address of the parameters."""
+    kv_heads, work = int64_at(p, KV_HEADS), int64_at(p, WORK) + thread * int64_at(p, WORK_STEP)
+    end = int64_at(p, UNIT_COUNT) * kv_heads
+    index = fetch_add(p + 8 * TAKEN, 1)
+    while index < end:
+        item = int64_at(p, UNITS) + index // kv_heads * 20
+        observe_unit(p, item, index % kv_heads, work)
+        index = fetch_add(p + 8 * TAKEN, 1)

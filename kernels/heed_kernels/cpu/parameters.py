@@ -1,0 +1,64 @@
+"""What the compiled code of the CPU path is told: one block for a call, one for each unit of work.
+
+Both are int64 in memory and hold sizes, addresses and codes of element types.
+"""
+
+from heed_kernels.cpu.vector import KEY_TILE
+from heed_kernels.edits import SOURCES
+
+(
+    QUERY, OUTPUT, QUERY_STEP, OUTPUT_STEP, QUERY_TYPE, CACHE, BLOCK_STEP, HEAD_STEP, CACHE_TYPE,
+    BLOCK_TABLE, BLOCK_TABLE_STEP, BLOCK_SIZE, UNITS, UNIT_COUNT, KV_HEADS, GROUP_HEADS, HEAD_DIM,
+    SCALE_BITS, KEY_ROW, VALUE_ROW, KEY_OFFSET, VALUE_OFFSET, PHASE_START, RANGE_COUNT, RANGE_START,
+    RANGE_GROUP, RANGE_SHIFT, RANGE_VISIBLE, RANGE_CLASS, VISIBLE, TRAILING, LINE, LINE_STEP, LINES,
+    VECTORS, LOCAL_HEADS, SOURCE_COUNT, SOURCE_KEYS, SOURCE_RANGE, FOUND_COUNT, FOUND_KEYS,
+    FOUND_RANGE, LAYERS, LAYER, MIX_HEADS, MIXES, INV_FREQ, HALF_ROTARY, INTERLEAVED, WORK,
+    WORK_STEP, TAKEN, MULTIPLY_ADD, PRODUCT, BEGIN, TILE, LOG_SUM_EXP, MASS, TARGETS, TARGET_COUNT,
+    PARAMETERS,
+) = range(61)  # fmt: skip
+"""Columns of a call's parameters. *_STEP: bytes from a token, block, KV head, block-table row, slot of
+this layer's lines or thread's memory to the next; QUERY_TYPE, CACHE_TYPE: codes of `vector`;
+SCALE_BITS: a float64; KEY_ROW, VALUE_ROW and the offsets are the layout's, in elements; TAKEN: units
+that threads have taken, 0 at the start; MULTIPLY_ADD, PRODUCT, BEGIN, TILE: addresses of the functions
+of these names; LOG_SUM_EXP, MASS, TARGETS: where `observe` writes, 0: nowhere. The rest is the edit
+table's, the plan's, the rope's.
+"""
+
+(
+    TARGET_SLOT, TARGET_SUMS, TARGET_STEP, TARGET_FIRST, TARGET_END, TARGET_HEADS, TARGET_FIELDS,
+) = range(7)  # fmt: skip
+"""A target of column sums: of which slot, int64 [local_heads, keys], bytes from head to head, rows [first, end), and
+uint8 [local_heads]: which heads are wanted."""
+
+(
+    SLOT, FIRST_TOKEN, ROWS, FIRST_ROW, BLOCK_ROW, PAGES, FIRST_HEAD, SINKS, WINDOW, ROLLING,
+    EDITED, HIDING, WALKED, SPLIT, PHASES_HERE, CURSOR, TURNED_BY, RUNS, ANGLES, QUERIES, TURNED,
+    SUMS, SUMS_BESIDE, LOGITS, EXTRA, SCRATCH, COLUMNS, LEFT_OUT, STATE, UNIT_FIELDS,
+) = range(30)  # fmt: skip
+"""Fields of a unit. BLOCK_ROW: its line of the block table; PAGES: the KV head's part of the cache;
+EDITED: logits may change; HIDING: some row does not see some range; WALKED: runs follow the ranges;
+SPLIT: the destination of a transfer has sums of its own; PHASES_HERE: bits of the rows' phases; CURSOR:
+the range that the tile begins in; TURNED_BY: the shift that TURNED holds. From RUNS on, addresses in
+the thread's memory, V = ROWS x query heads of the KV head, vector i = head x ROWS + row:
+
+    RUNS           int64 [KEY_TILE, RUN_FIELDS]     keys of the tile that some row sees
+    ANGLES         float64 [head_dim]               cosines, sines
+    QUERIES, TURNED, SUMS, SUMS_BESIDE              float32 [V, head_dim]
+    LOGITS, EXTRA  float32 [V, KEY_TILE]
+    SCRATCH        float32 [KEY_TILE, head_dim]
+    COLUMNS        int64 [KEY_TILE]
+    LEFT_OUT       float32 [V, SOURCES]             logits of a transfer's source keys
+    STATE          float32 [V, STATE_FIELDS]
+"""
+
+RUN_START, RUN_END, RUN_CLASS, RUN_SHIFT, RUN_FIELDS = range(5)
+"""A run of keys, counted from the tile's first key."""
+
+LARGEST, TOTAL, MASSES, MOVED, STATE_FIELDS = 0, 1, 2, 6, 8
+"""Of a vector: largest logit, total weight, weights of up to four key classes, fraction to be moved."""
+
+
+def thread_floats(vectors: int, head_dim: int) -> int:
+    """Memory of a thread for units of at most so many vectors, in float32."""
+    fixed = 2 * 32 + 2 * RUN_FIELDS * KEY_TILE + 2 * head_dim + KEY_TILE * (head_dim + 2)
+    return fixed + vectors * (4 * head_dim + 2 * KEY_TILE + SOURCES + STATE_FIELDS)
