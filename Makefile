@@ -12,7 +12,7 @@ export VENV EXTRAS
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all lint format bench clean
+.PHONY: help install serve test test-all kernels-check lint format bench clean
 
 help: ## Show this list
 	@echo "Heed: make TARGET [NAME=value …]"
@@ -30,6 +30,11 @@ test: lint ## Lint, type-check, and run all tests but the slow ones (ARGS for py
 
 test-all: lint ## The same with the slow tests
 	$(BIN)/python -m pytest $(ARGS)
+
+kernels-check: install ## Prove the Triton kernels without a GPU: interpreter, mutants, compile gate (ARGS="--all")
+	$(BIN)/python -m pytest -m "not slow" --deselect tests/kernels/triton/test_gate.py tests/kernels/triton
+	$(BIN)/python tests/kernels/triton/mutants.py --sample 16
+	$(BIN)/python tests/kernels/triton/gate.py --self-test $(ARGS)
 
 lint: install ## Check style and types
 	$(BIN)/ruff check .

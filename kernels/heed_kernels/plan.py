@@ -1,17 +1,13 @@
 """Which rows of a step Heed's kernel computes in which layer."""
 
-from __future__ import annotations
-
+from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from heed_kernels.errors import EditError
-
-if TYPE_CHECKING:
-    from heed_kernels.table import EditTable
 
 SLOT, FIRST_TOKEN, ROWS, FIRST_POSITION, BLOCK_TABLE_ROW = range(5)
 """Columns of `Pattern.items`."""
@@ -64,9 +60,11 @@ class Plan:
         active: NDArray[np.bool_],
         requests: int,
         tile_rows: int,
+        phase: NDArray[np.intp],
     ) -> None:
-        """request: [runs]; items: int32 [runs, 5]; active: bool [layers, runs]: a run is a stretch of
-        a request's rows within one phase."""
+        """request, phase: [runs]; items: int32 [runs, 5]; active: bool [layers, runs]: a run is a
+        stretch of a request's rows within one phase."""
+        self._phase = phase
         self._request, self._items, self._active = request, items, active
         self._requests, self._tile_rows = requests, tile_rows
         codes: dict[bytes, int] = {}
@@ -83,6 +81,12 @@ class Plan:
     def patterns(self) -> int:
         """Number of different patterns over the layers."""
         return len(self._first_layer)
+
+    def runs(self, *, inactive: bool = False) -> NDArray[np.int32]:
+        """int32 [runs, 6]: `Pattern.items` and the phase of the runs that are active in any layer, or of
+        all; in the order of the batch, each within one phase."""
+        some = slice(None) if inactive else self._active.any(axis=0)
+        return np.column_stack([self._items[some], self._phase[some].astype(np.int32)])
 
     def pattern(self, layer: int) -> int:
         """Layers with the same number have the same items and the same `stock_needed`."""
@@ -122,24 +126,24 @@ class Plan:
 
 
 def make_plan(
-    table: EditTable,
-    slots: NDArray[np.integer],
-    starts: NDArray[np.integer],
-    lengths: NDArray[np.integer],
-    positions: NDArray[np.integer],
-    rows: NDArray[np.integer],
+    phase_start: NDArray[np.int32],
+    occupied: NDArray[np.bool_],
+    active: NDArray[np.bool_],
+    group_heads: int,
+    requests: Sequence[NDArray[np.integer]],
 ) -> Plan:
-    """See `EditTable.plan`."""
-    given = np.array((slots, starts, lengths, positions, rows), np.int64)  # [5, requests]
+    """phase_start, occupied, active: the edit table's; group_heads: query heads per KV head; requests:
+    slots, starts, lengths, positions, rows, see `EditTable.plan`."""
+    given = np.array(requests, np.int64)  # [5, requests]
     slots, starts, lengths, positions, rows = given
     if given.size:
-        if given.min() < 0 or lengths.min() < 1 or slots.max() >= table.slots:
+        if given.min() < 0 or lengths.min() < 1 or slots.max() >= len(occupied):
             raise EditError("a plan needs slots of the table, rows >= 1 and no negative numbers")
         if (positions + lengths).max() > 2**31 - 2:
             raise EditError("a plan has positions beyond 32 bits")
-        if not table.occupied[slots].all():
+        if not occupied[slots].all():
             raise EditError("a plan names a slot that is not occupied")
-    phase_start = table.phase_start[slots]
+    phase_start = phase_start[slots]
     phase_end = np.empty_like(phase_start)
     phase_end[:, :-1] = phase_start[:, 1:]
     phase_end[:, -1] = 2**31 - 1
@@ -153,6 +157,5 @@ def make_plan(
     items[:, ROWS] = end[request, phase] - run_first
     items[:, FIRST_POSITION] = run_first
     items[:, BLOCK_TABLE_ROW] = rows[request]
-    active = np.ascontiguousarray(table.active[slots[request], :, phase].T)
-    per_kv_head = table.query_heads // table.kv_heads
-    return Plan(request, items, active, len(slots), max(1, TILE_ROWS // per_kv_head))
+    runs_active = np.ascontiguousarray(active[slots[request], :, phase].T)
+    return Plan(request, items, runs_active, len(slots), max(1, TILE_ROWS // group_heads), phase)

@@ -13,6 +13,7 @@ class Pool:
 
     rows: [capacity, width]; its address never changes. The first rows are `fixed`: given at
     construction and never released.
+    changed: rows written since a mirror last looked; None where nobody mirrors them.
     """
 
     def __init__(self, name: str, capacity: int, fixed: NDArray[Any]) -> None:
@@ -23,6 +24,7 @@ class Pool:
         self._free = list(range(capacity - 1, self._fixed - 1, -1))
         self._index = {row.tobytes(): index for index, row in enumerate(fixed)}
         self._users: dict[int, int] = {}
+        self.changed: set[int] | None = None
 
     @property
     def in_use(self) -> int:
@@ -41,6 +43,8 @@ class Pool:
             index = self._free.pop()
             self.rows[index] = row
             self._index[key] = index
+            if self.changed is not None:
+                self.changed.add(index)
         if index >= self._fixed:
             self._users[index] = self._users.get(index, 0) + 1
         return index

@@ -160,8 +160,16 @@ class EditTable:
         self.mix_heads = Pool("lines of vectors", line_capacity, np.zeros((1, local), np.int32))
         self.mixes = Pool("vectors", mix_capacity, np.zeros((1, head_dim or 1), np.float32))
         self.occupied = np.zeros(slots, bool)
+        self.changed: set[int] | None = None
         self._free = list(range(slots - 1, -1, -1))
         self._taken: dict[int, Taken] = {}
+
+    def follow(self) -> None:
+        """From now on note in `changed`, here and in the pools, what a mirror has to copy: the slots that
+        were taken, and the rows that were written. The mirror empties them."""
+        self.changed = set()
+        for pool in (self.lines, self.vectors, self.mix_heads, self.mixes):
+            pool.changed = set()
 
     @property
     def rows_in_use(self) -> int:
@@ -193,6 +201,8 @@ class EditTable:
         self._taken[slot] = taken
         self._free.remove(slot)
         self.occupied[slot] = True
+        if self.changed is not None:
+            self.changed.add(slot)
         self.phase_start[slot, :phases] = compiled.phase_start
         self.range_count[slot] = count
         self.range_start[slot, :count] = ranges.start
@@ -270,7 +280,9 @@ class EditTable:
         position of the first one; rows: its row of the block table. Raises `EditError` for a slot
         that is not occupied and for negative numbers.
         """
-        return make_plan(self, slots, starts, lengths, positions, rows)
+        group_heads = self.query_heads // self.kv_heads
+        requests = (slots, starts, lengths, positions, rows)
+        return make_plan(self.phase_start, self.occupied, self.active, group_heads, requests)
 
     def _pools(self, taken: Taken) -> tuple[tuple[Pool, list[int]], ...]:
         return (

@@ -1,0 +1,8 @@
+"""Edited attention on GPUs, in Triton, over any paged cache."""
+
+from heed_kernels.triton.device_table import DeviceTable
+from heed_kernels.triton.launch import attend, warm_up
+from heed_kernels.triton.observing import find_keys, observe
+from heed_kernels.triton.step_work import StepWork
+
+__all__ = ["DeviceTable", "StepWork", "attend", "find_keys", "observe", "warm_up"]

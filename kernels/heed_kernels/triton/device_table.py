@@ -1,0 +1,160 @@
+"""The edit table on a device: tensors at fixed addresses that follow the host's table.
+
+A CUDA graph that was captured once therefore meets whatever edits the step at hand has.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heed_kernels.compiled import FOUND, PHASES
+from heed_kernels.edits import SOURCES
+from heed_kernels.errors import EditError
+from heed_kernels.pool import Pool
+from heed_kernels.ranges import DESTINATION, RANGES
+from heed_kernels.rope import Rope
+from heed_kernels.table import EditTable
+from heed_kernels.triton import layout as at
+
+
+class DeviceTable:
+    """Mirrors `table`, of which it is the only mirror.
+
+    records: int32 [slots, words], see `layout`; lines, vectors, mix_heads, mixes: as in the table;
+    found: int32 [slots, layers, local_query_heads, FOUND_WORDS], written during forward passes and
+    reset when a slot is taken. find: whether requests may have found keys; without, `found` takes no memory.
+    """
+
+    def __init__(self, table: EditTable, device: torch.device | str, *, find: bool = True) -> None:
+        self.table, self.device, self.find = table, torch.device(device), find
+        self.words = at.LINE.value + table.layers * PHASES
+        self.pinned = self.device.type == "cuda"
+        shape = (table.slots, table.layers, table.local_query_heads) if find else (1, 1, 1)
+        self.records = self._zeros((table.slots, self.words))
+        self.found = self._zeros((*shape, at.FOUND_WORDS.value))
+        self.lines, self.vectors = self._whole(table.lines), self._whole(table.vectors)
+        self.mix_heads, self.mixes = self._whole(table.mix_heads), self._whole(table.mixes)
+        self._transfers = np.zeros(table.slots, bool)
+        self._rotations: dict[int, tuple[Rope, torch.Tensor]] = {}
+        table.follow()
+        table.changed = {int(slot) for slot in np.flatnonzero(table.occupied)}
+
+    def sync(self) -> None:
+        """Bring the device up to date, on the current stream. Costs nothing where nothing changed.
+
+        Raises `EditError`, with the device as it was, where a table's content cannot be had.
+        """
+        table = self.table
+        if table.changed:
+            slots = np.fromiter(sorted(table.changed), np.int64)
+            records = records_of(table, slots)
+            if not self.find and (table.source_count[slots] == FOUND).any():
+                raise EditError("no room was set aside for keys that are found on the device")
+            self._put(self.records, slots, records)
+            self._transfers[slots] = records[:, at.TRANSFER.value] != 0
+            if self.find:
+                self.found.index_fill_(0, self._sent(slots), 0)
+            table.changed.clear()
+        pairs = (
+            (table.lines, self.lines), (table.vectors, self.vectors),
+            (table.mix_heads, self.mix_heads), (table.mixes, self.mixes),
+        )  # fmt: skip
+        for pool, tensor in pairs:
+            if pool.changed:
+                rows = np.fromiter(sorted(pool.changed), np.int64)
+                self._put(tensor, rows, pool.rows[rows])
+                pool.changed.clear()
+
+    def has_transfers(self, slots: NDArray[np.int32]) -> bool:
+        """Whether any of these slots has a transfer, as of the last `sync`."""
+        return bool(self._transfers[slots].any())
+
+    def rotation(self, rope: Rope, head_dim: int) -> torch.Tensor:
+        """int64 [4, head_dim] per dimension: 2^64 turns per position, its partner, its side; then head_dim.
+
+        Copied to the device when first asked for. See `primitives.turned`.
+        """
+        known = self._rotations.get(id(rope))
+        if known is None:
+            rotation = torch.from_numpy(rotation_of(rope, head_dim)).to(self.device)
+            known = self._rotations[id(rope)] = rope, rotation
+        return known[1]
+
+    def _zeros(self, shape: tuple[int, ...]) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.int32, device=self.device)
+
+    def _whole(self, pool: Pool) -> torch.Tensor:
+        return torch.from_numpy(pool.rows).to(self.device, copy=True)
+
+    def _put(self, tensor: torch.Tensor, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
+        tensor.index_copy_(0, self._sent(rows), self._sent(values))
+
+    def _sent(self, values: NDArray[Any]) -> torch.Tensor:
+        # The caching allocator gives pinned memory out again when the copy from it is done.
+        host = torch.from_numpy(np.ascontiguousarray(values))
+        if self.pinned:
+            host = host.pin_memory()
+        return host.to(self.device, non_blocking=True)
+
+
+def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:
+    """int32 [slots, words]. Raises `EditError` where ranges do not ascend or reach outside."""
+    count = table.range_count[slots]
+    unused = np.arange(RANGES) >= count[:, None]
+    start = table.range_start[slots]
+    ascending = (np.diff(start, axis=1) > 0) | unused[:, 1:]
+    wrong = ~ascending.all(axis=1) | (start[:, 0] != 0) | (count < 1) | (count > RANGES)
+    if wrong.any():
+        raise EditError(f"the key ranges of slot {slots[wrong.argmax()]} do not ascend from 0")
+    sources = table.source_count[slots]
+    keys = table.source_keys[slots]
+    idle = np.arange(SOURCES) >= sources[:, None]
+    wrong = (sources < FOUND) | (sources > SOURCES) | ((keys < 0) & ~idle).any(axis=1)
+    wrong |= ((np.diff(keys, axis=1) <= 0) & ~idle[:, 1:]).any(axis=1)
+    if wrong.any():
+        raise EditError(f"the source keys of slot {slots[wrong.argmax()]} do not ascend")
+    kind = table.range_class[slots].astype(np.int32)
+    destination = (kind & DESTINATION) != 0
+    records = np.zeros((len(slots), at.LINE.value + table.layers * PHASES), np.int32)
+    records[:, at.RANGE_COUNT.value] = count
+    records[:, at.SINKS.value : at.ROLLING.value + 1] = table.visible[slots]
+    records[:, at.TRAILING_FIRST.value : at.TRAILING_WINDOW.value + 1] = table.trailing[slots]
+    records[:, at.SOURCE_COUNT.value] = sources
+    whole = (destination | unused).all(axis=1)
+    has = (destination & ~unused).any(axis=1)
+    records[:, at.TRANSFER.value] = np.where(has, np.where(whole, at.WHOLE.value, at.PART.value), 0)
+    records[:, at.SHIFTED.value] = ((table.range_shift[slots] != 0) & ~unused).any(axis=1)
+    bits = table.range_group[slots] | table.range_visible[slots].astype(np.int32) << 8
+    for offset, values in (
+        (at.SOURCE_KEYS, keys),
+        (at.SOURCE_RANGE, table.source_range[slots]),
+        (at.RANGE_START, start),
+        (at.RANGE_BITS, bits | kind << at.CLASS_AT.value),
+        (at.RANGE_SHIFT, table.range_shift[slots]),
+    ):
+        records[:, offset.value : offset.value + values.shape[1]] = values
+    lines = table.line[slots] + np.where(table.active[slots], at.ACTIVE.value, 0)
+    records[:, at.LINE.value :] = lines.reshape(len(slots), -1)
+    return records
+
+
+def rotation_of(rope: Rope, head_dim: int) -> NDArray[np.int64]:
+    """See `DeviceTable.rotation`."""
+    half = len(rope.inv_freq)
+    if 2 * half > head_dim:
+        raise EditError(f"{2 * half} dimensions rotate, a head has {head_dim}")
+    first = np.arange(half) * 2 if rope.interleaved else np.arange(half)
+    second = first + (1 if rope.interleaved else half)
+    turns = np.asarray(rope.inv_freq, np.longdouble) / (2 * np.longdouble(np.pi))
+    # Whole turns do not matter, and a half turn or more is a negative one: so it fits 64 signed bits.
+    fraction = np.rint((turns - np.rint(turns)) * 2.0**64)
+    fraction = np.clip(fraction, -(2.0**63), np.nextafter(np.longdouble(2.0**63), 0))
+    rotation = np.zeros((4, head_dim), np.int64)
+    rotation[3, 0] = head_dim
+    rotation[0, first] = rotation[0, second] = fraction.astype(np.int64)
+    rotation[1] = np.arange(head_dim)
+    rotation[1, first], rotation[1, second] = second, first
+    rotation[2, first], rotation[2, second] = -1, 1
+    return rotation

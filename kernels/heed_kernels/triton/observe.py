@@ -1,0 +1,134 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
+# ruff: noqa: E741, RUF059 (l is what papers call it; Triton needs whole tuples, and constexpr ifs alone)
+"""Observations: log-sum-exp and masses of observed rows, and column sums over them. They change nothing."""
+
+import triton
+import triton.language as tl
+
+from heed_kernels.triton import layout as at
+from heed_kernels.triton.layout import ACTIVE, FIELDS, PHASES, PROBE, UNIT_WORDS
+from heed_kernels.triton.primitives import LN_2, LOG2_E, UNSPECIALIZED
+from heed_kernels.triton.walk import COLUMNS, MEASURE, walk
+
+PROBES = tl.constexpr(4)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=["block_table"])
+def measure_tiles(
+    query, key_cache, value_cache, block_table,
+    work, records, lines, vectors, found, rotation, scratch, log_sum_exp, masses,
+    query_token, query_head, key_block, key_token, key_head,
+    table_row, record_words, layers, layer, blocks, scale,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE_ROWS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, ROTARY: tl.constexpr,
+):  # fmt: skip
+    """log_sum_exp: float32 [tokens, HEADS]; masses: float32 [tokens, HEADS, PROBES]."""
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    d = tl.arange(0, DIMS)
+    place = tl.arange(0, ROWS)
+    units = tl.load(work + at.TILE_COUNT) * KV_HEADS
+    units_at = tl.load(work + at.TILE_AT)
+    for item in range(tl.program_id(0), units, tl.num_programs(0)):
+        unit = work + units_at + item // KV_HEADS * UNIT_WORDS
+        kv_head = item % KV_HEADS
+        slot = tl.load(unit + at.SLOT).to(tl.int64)
+        phase = tl.load(unit + at.PHASE)
+        record = records + slot * record_words
+        word = tl.load(record + at.LINE + layer * PHASES + phase)
+        # Where nothing is edited the line is the identity.
+        line = lines + (word % ACTIVE).to(tl.int64) * FIELDS
+        layer_found = found
+        first = tl.load(unit + at.POSITION)
+        high = first + tl.load(unit + at.ROWS)
+        tile_first = first // TILE_ROWS * TILE_ROWS
+        row = tile_first + place // GROUP
+        valid = (row >= first) & (row < high) & (place < TILE_ROWS * GROUP)
+        head = kv_head * GROUP
+        heads = tl.where(place < TILE_ROWS * GROUP, head + place % GROUP, HEADS)
+        token = (tl.load(unit + at.TOKEN) + row - first).to(tl.int64)
+        query_rows = (token * query_token + heads * query_head)[:, None]
+        cache = (
+            key_cache + kv_head.to(tl.int64) * key_head, value_cache,
+            block_table + tl.load(unit + at.TABLE_ROW).to(tl.int64) * table_row,
+            key_block.to(tl.int64), key_token, key_block.to(tl.int64), key_token, blocks - 1,
+        )  # fmt: skip
+        turned = scratch + tl.program_id(0).to(tl.int64) * ROWS * DIMS
+        zero = tl.zeros([ROWS], tl.float32)
+        acc, m, l, sum_0, sum_1, sum_2, sum_3 = walk(
+            zero, zero - float("inf"), zero, zero, zero, zero, zero, zero,
+            record, layer_found, line, vectors, cache, rotation, phase, scale,
+            query, query_rows, valid, turned, row, heads, head, d,
+            0, high, tile_first, tile_first + TILE_ROWS - 1, tl.zeros([ROWS], tl.int32),
+            PROBE, MEASURE, True, False,
+            GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,
+        )  # fmt: skip
+        total = tl.where(l > 0, l, 1.0)
+        to = token * HEADS + heads
+        tl.store(log_sum_exp + to, m * LN_2 + tl.log(l), mask=valid)
+        tl.store(masses + to * PROBES, sum_0 / total, mask=valid)
+        tl.store(masses + to * PROBES + 1, sum_1 / total, mask=valid)
+        tl.store(masses + to * PROBES + 2, sum_2 / total, mask=valid)
+        tl.store(masses + to * PROBES + 3, sum_3 / total, mask=valid)
+
+
+@triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=["block_table"])
+def sum_columns(
+    query, key_cache, value_cache, block_table,
+    work, records, lines, vectors, found, rotation, scratch, log_sum_exp, columns,
+    column_lines, chosen,
+    query_token, query_head, key_block, key_token, key_head,
+    table_row, record_words, layers, layer, blocks, column_keys, scale,
+    KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    TILE_ROWS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, ROTARY: tl.constexpr,
+):  # fmt: skip
+    """columns: int64 [lines, HEADS, column_keys]; column_lines: int32 [slots], -1 for none; chosen: int32
+    [slots, HEADS], nonzero where a head's columns are wanted."""
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    d = tl.arange(0, DIMS)
+    place = tl.arange(0, ROWS)
+    units = tl.load(work + at.TILE_COUNT) * KV_HEADS
+    units_at = tl.load(work + at.TILE_AT)
+    for item in range(tl.program_id(0), units, tl.num_programs(0)):
+        unit = work + units_at + item // KV_HEADS * UNIT_WORDS
+        kv_head = item % KV_HEADS
+        slot = tl.load(unit + at.SLOT).to(tl.int64)
+        phase = tl.load(unit + at.PHASE)
+        record = records + slot * record_words
+        word = tl.load(record + at.LINE + layer * PHASES + phase)
+        # Where nothing is edited the line is the identity.
+        # Where nothing is edited the line is the identity.
+        line = lines + (word % ACTIVE).to(tl.int64) * FIELDS
+        layer_found = found
+        first = tl.load(unit + at.POSITION)
+        high = first + tl.load(unit + at.ROWS)
+        tile_first = first // TILE_ROWS * TILE_ROWS
+        row = tile_first + place // GROUP
+        valid = (row >= first) & (row < high) & (place < TILE_ROWS * GROUP)
+        head = kv_head * GROUP
+        heads = tl.where(place < TILE_ROWS * GROUP, head + place % GROUP, HEADS)
+        token = (tl.load(unit + at.TOKEN) + row - first).to(tl.int64)
+        query_rows = (token * query_token + heads * query_head)[:, None]
+        cache = (
+            key_cache + kv_head.to(tl.int64) * key_head, value_cache,
+            block_table + tl.load(unit + at.TABLE_ROW).to(tl.int64) * table_row,
+            key_block.to(tl.int64), key_token, key_block.to(tl.int64), key_token, blocks - 1,
+        )  # fmt: skip
+        turned = scratch + tl.program_id(0).to(tl.int64) * ROWS * DIMS
+        zero = tl.zeros([ROWS], tl.float32)
+        wanted = tl.load(chosen + slot * HEADS + heads, mask=valid, other=0)
+        column_line = tl.load(column_lines + slot)
+        wanted = tl.where(column_line >= 0, wanted, 0)
+        if tl.max(wanted, 0) > 0:
+            total = tl.load(log_sum_exp + token * HEADS + heads, mask=valid, other=0.0) * LOG2_E
+            to = columns + (tl.maximum(column_line, 0).to(tl.int64) * HEADS + head) * column_keys
+            walk(
+                to, total, zero, column_keys, zero, zero, zero, (wanted != 0).to(tl.float32),
+                record, layer_found, line, vectors, cache, rotation, phase, scale,
+                query, query_rows, valid, turned, row, heads, head, d,
+                0, tl.minimum(high, column_keys), tile_first, tile_first + TILE_ROWS - 1,
+                tl.zeros([ROWS], tl.int32),
+                PROBE, COLUMNS, False, False,
+                GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,
+            )  # fmt: skip

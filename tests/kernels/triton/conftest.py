@@ -1,0 +1,3 @@
+from tests.kernels.triton.interpreter import interpret
+
+interpret()

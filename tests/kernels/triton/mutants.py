@@ -1,0 +1,150 @@
+# ruff: noqa: E501, E741 (a mutant is a line)
+"""Break the kernels in one place at a time; every break must turn a test red. Prints the score.
+
+    python tests/kernels/triton/mutants.py [--sample N] [--only WORD]
+
+Each mutant is made in a copy of the packages; the tests that look at what it breaks run against it.
+Exits with 1 where one survives.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+P, S, B, O = "test_primitives.py", "test_scheduling.py", "test_bounds.py", "test_observe.py"
+
+MUTANTS = [
+    # file, what stands there, what stands there instead, tests that must notice
+    ("walk.py", "(k[None, :] <= row[:, None])", "(k[None, :] < row[:, None])", P, "prompt_rows and gain"),
+    ("walk.py", "k[None, :] > (row - behind)", "k[None, :] >= (row - behind)", P, "prompt_rows and window"),
+    ("walk.py", "within = (k >= lo) & (k < hi)", "within = (k >= lo) & (k <= hi)", P, "prompt_rows and holes"),
+    ("walk.py", "within = (k >= lo) & (k < hi)", "within = (k > lo) & (k < hi)", P, "prompt_rows and holes"),
+    ("walk.py", "within = (k >= lo) & (k < hi)", "within = k >= lo", P, "prompt_rows and bias"),
+    ("walk.py", "while start < high:", "while start < high - 1:", P, "generated_rows and scattered"),
+    ("walk.py", "(kind & FIRST_BIT * 2) != 0", "(kind & FIRST_BIT) != 0", P, "prompt_rows and gate"),
+    ("walk.py", "(kind & FIRST_BIT * 4) != 0", "(kind & FIRST_BIT * 2) != 0", P, "prompt_rows and gate"),
+    ("walk.py", "((bits >> CLASS_AT) & DESTINATION) != 0", "((bits >> CLASS_AT) & 2) != 0", P, "prompt_rows and scaled"),
+    ("walk.py", "((bits >> (VISIBLE_AT + phase)) & 1) != 0", "((bits >> VISIBLE_AT) & 1) != 0", P, "prompt_rows and holes"),
+    ("walk.py", "tl.maximum(row - trailing_window, trailing_first)", "row - trailing_window", P, "prompt_rows and scaled or awkward and 63"),
+    ("walk.py", "& (k[None, :] < row[:, None])", "& (k[None, :] <= row[:, None])", P, "prompt_rows and trailing"),
+    ("walk.py", "back = tl.where(roll, hidden, shift)", "back = tl.where(roll, hidden + 1, shift)", P, "prompt_rows and rolling"),
+    ("walk.py", "shrink = exponent(before, m)", "shrink = exponent(m, m)", P, "prompt_rows and scattered"),
+    ("walk.py", "acc = acc * shrink[:, None]", "acc = acc", P, "prompt_rows and gain"),
+    ("walk.py", "tl.minimum(hi, tile_first + 1)", "tl.minimum(hi, tile_last + 1)", P, "prompt_rows and gain"),
+    ("walk.py", "tl.maximum(lowest, tile_last - behind + 1)", "tl.maximum(lowest, tile_first - behind + 1)", P, "prompt_rows and edges"),
+    ("walk.py", "unit_first - behind + 1)", "unit_first - behind + 40)", P, "prompt_rows and window"),
+    ("walk.py", "stop = tl.minimum(stop, source_tile)", "stop = stop", P, "prompt_rows and act"),
+    ("walk.py", "w = exponent(s, m[:, None]) * weight[:, None]", "w = exponent(s, m[:, None])", P, "prompt_rows and scaled"),
+    ("walk.py", "tl.where((heads == head + g)[:, None], fixed, 0)", "fixed", O, "match_the_reference"),
+    ("walk.py", "columns + g * keys + k", "columns + k", O, "match_the_reference"),
+    ("walk.py", "w * COLUMN_UNIT + 0.5", "w * 512.0", O, "match_the_reference"),
+    ("primitives.py", "line + GROUP_FIELDS + 3 * (group - 1)", "line + GROUP_FIELDS + 3 * group", P, "prompt_rows and bias"),
+    ("primitives.py", "return factor * scale, absolute * tl.abs(scale)", "return factor * scale, absolute * scale * 0", P, "prompt_rows and scale"),
+    ("primitives.py", "bias * LOG2_E", "bias", P, "prompt_rows and bias"),
+    ("primitives.py", "tl.abs(p), absolute", "p, absolute", P, "prompt_rows and scale"),
+    ("primitives.py", "-back[:, None]", "back[:, None]", P, "prompt_rows and shifted"),
+    ("primitives.py", "row.to(tl.int64) * HEADS + heads", "row.to(tl.int64) * HEADS + heads * 0", P, "prompt_rows and gain"),
+    ("primitives.py", "mask=seen & (d < HEAD_DIM)", "mask=d < HEAD_DIM", S, "never_read"),
+    ("primitives.py", "(k % BLOCK_SIZE)", "((k + 1) % BLOCK_SIZE)", P, "prompt_rows and gain"),
+    ("primitives.py", "window - tl.load(record + at.SINKS) + 1", "window + 1", P, "rolling"),
+    ("primitives.py", "((quarter + 1) & 2) != 0", "(quarter & 2) != 0", P, "long_distances"),
+    ("primitives.py", "tl.maximum(tl.minimum(block, last), 0)", "tl.minimum(block, last)", B, "block_ids"),
+    ("primitives.py", "tl.where(m == -float(\"inf\"), 0.0, m)", "m", P, "nothing"),
+    ("sources.py", "key[:, None] == k[None, :]", "key[:, None] == k[None, :] + 1", P, "prompt_rows and act"),
+    ("sources.py", "at.RANGE_BITS + where", "at.RANGE_BITS", P, "prompt_rows and scaled"),
+    ("sources.py", "shift[None, :],\n", "-shift[None, :],\n", P, "prompt_rows and scaled"),
+    ("sources.py", "tl.where(rolling, part, sink)", "sink", P, "prompt_rows and rolling transfer"),
+    ("sources.py", "head * tl.where(own, FOUND_WORDS, 0)", "head * 0", O, "sources_of_its_transfer"),
+    ("sources.py", "s + added[:, None] * LOG2_E", "s", P, "prompt_rows and scaled"),
+    ("score.py", "(kinds & DENOMINATOR) != 0", "(kinds & DENOMINATOR) == 0", P, "prompt_rows and gate"),
+    ("transfer.py", "l_numerator >= ratio * l_denominator", "l_numerator < ratio * l_denominator", P, "prompt_rows and var"),
+    ("transfer.py", "gate = (l_numerator >= ratio * l_denominator) & ", "gate = ", P, "prompt_rows and shut"),
+    ("transfer.py", "(l_denominator >= least * (l_rest + l_sources))", "(l_denominator >= least)", P, "prompt_rows and least"),
+    ("transfer.py", "tl.where(gate, 1.0 - fraction, 1.0)", "1.0 - fraction", P, "prompt_rows and shut"),
+    ("transfer.py", "gate &= (l_destination > 0)", "gate &= (l_destination >= 0)", P, "prompt_rows and destination"),
+    ("transfer.py", "at.RATIO, heads", "at.LEAST, heads", P, "prompt_rows and gate"),
+    ("transfer.py", "at.GAIN, heads", "at.FRACTION, heads", P, "prompt_rows and gain"),
+    ("transfer.py", "mask=(mix > 0)", "mask=(mix > 1)", P, "prompt_rows and mix"),
+    ("transfer.py", "tl.where(l > 0, l, 1.0)", "l", P, "nothing"),
+    ("tile.py", "token * output_token + heads * output_head", "token * output_token + head * output_head", P, "prompt_rows and gain"),
+    ("tile.py", "high, 0),\n", "high - 1, 0),\n", P, "prompt_rows and end"),
+    ("tile.py", "mask=valid[:, None]", "mask=(place >= 0)[:, None]", S, "chunks_change"),
+    ("tile.py", "l = l + l_sources", "l = l", P, "prompt_rows and act"),
+    ("split.py", "high = tl.minimum(low + length, position + 1)", "high = tl.minimum(low + length, position)", P, "generated_rows and gain"),
+    ("split.py", "exponent(m_split, m)", "exponent(m, m)", P, "generated_rows and gain"),
+    ("split.py", "there = split * length <= position", "there = split * length < position - 256", P, "generated_rows and gain"),
+    ("split.py", "acc + more * destination", "acc + more * acc", P, "generated_rows and var or generated_rows and scaled"),
+    ("split.py", "(kinds & DENOMINATOR) != 0", "(kinds & DENOMINATOR) == 0", P, "generated_rows and gate"),
+    ("split.py", "turns[None, :], shift[:, None]", "turns[None, :], -shift[:, None]", P, "generated_rows and scaled"),
+    ("split.py", "tl.load(unit + at.FIRST_SPLIT)", "tl.load(unit + at.FIRST_SPLIT) * 0", S, "replay"),
+    ("split.py", "first_split + local", "local", S, "replay"),
+    ("observe.py", "m * LN_2 + tl.log(l)", "m + tl.log(l)", O, "match_the_reference"),
+    ("observe.py", "masses + to * PROBES + 1, sum_1", "masses + to * PROBES + 1, sum_0", O, "match_the_reference"),
+    ("observing.py", "flagged.cumsum(dim=1) > 1", "flagged.cumsum(dim=1) > 0", O, "ties"),
+    ("observing.py", "right=True) - 1", "right=True)", O, "sources_of_its_transfer"),
+    ("step_work.py", "tile = first // tile_rows", "tile = first * 0", S, "chunks_change"),
+    ("device_table.py", "self.found.index_fill_(0, self._sent(slots), 0)", "pass", O, "sources_of_its_transfer"),
+    ("device_table.py", "kind << at.CLASS_AT.value", "kind << at.VISIBLE_AT.value", P, "prompt_rows and holes"),
+]  # fmt: skip
+
+
+def survives(folder: Path, mutant: tuple[str, str, str, str, str]) -> bool:
+    name, old, new, tests, which = mutant
+    path = folder / "kernels/heed_kernels/triton" / name
+    text = path.read_text()
+    if old not in text:
+        raise SystemExit(f"{name} no longer contains {old!r}")
+    path.write_text(text.replace(old, new))
+    try:
+        command = [
+            sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-q", "--no-header", "-p",
+            "no:cacheprovider", "-m", "not slow", f"tests/kernels/triton/{tests}", "-k", which,
+        ]  # fmt: skip
+        environment = os.environ | {
+            "PYTHONPATH": f"{folder / 'kernels'}",
+            "PYTHONDONTWRITEBYTECODE": "1",
+        }
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode == 5:
+            raise SystemExit(f"no test is called {which!r}")
+        return done.returncode == 0
+    finally:
+        path.write_text(text)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sample", type=int, help="only so many, evenly spread")
+    parser.add_argument("--only", default="", help="mutants whose file or code contains this")
+    options = parser.parse_args()
+    chosen = [m for m in MUTANTS if any(options.only in part for part in m[:3])]
+    if options.sample:
+        chosen = chosen[:: max(1, len(chosen) // options.sample)][: options.sample]
+    alive = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        skip = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / "kernels", folder / "kernels", ignore=skip)
+        shutil.copytree(ROOT / "tests/kernels", folder / "tests/kernels", ignore=skip)
+        shutil.copy(ROOT / "pyproject.toml", folder)
+        # Were nothing changed, nothing must turn red, or every score would be full.
+        if not survives(
+            folder, ("walk.py", "import triton\n", "import triton\n", B, "without_work")
+        ):
+            raise SystemExit("the tests fail without any mutant")
+        for mutant in chosen:
+            lives = survives(folder, mutant)
+            alive += [mutant] * lives
+            line = f"{mutant[0]}: {mutant[1]!r} -> {mutant[2]!r}"
+            print("SURVIVES" if lives else "killed  ", line, flush=True)
+    print(f"{len(chosen) - len(alive)} of {len(chosen)} mutants killed")
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

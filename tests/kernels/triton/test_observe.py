@@ -1,0 +1,144 @@
+"""Observations against the float64 reference, and ACT's passes within one layer's forward."""
+
+import numpy as np
+import torch
+from tests.kernels.triton.paged_model import Model, assert_close, errors
+
+from heed_kernels import reference
+from heed_kernels.edits import (
+    ALL_KEYS,
+    OPEN,
+    FindKeys,
+    FoundKeys,
+    Gate,
+    HeadSet,
+    KeyBias,
+    KeyRanges,
+    MassTransfer,
+    ObserveColumns,
+    ObserveMass,
+    Rows,
+    TrailingKeys,
+    VisibleKeys,
+)
+from heed_kernels.triton import StepWork, find_keys, observe
+
+ON = HeadSet((0b101, 0b111))
+KEYS = KeyRanges(((0, 4), (30, 50))), KeyRanges(((40, 90),))
+EDITS = [
+    KeyBias(ON, Rows(50), KeyRanges(((0, 1), (7, 30))), 0.7, 0),
+    KeyBias(ON, Rows(), TrailingKeys(3, 9), -0.5, 0),
+    VisibleKeys(4, 60, True, 1),
+    ObserveMass(ON, Rows(), KEYS[0], 2),
+    ObserveMass(ON, Rows(), KEYS[1], 2),
+]
+
+
+def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111):
+    """log-sum-exp and masses of the chunks' rows, and columns int64 [1, heads, keys] over all."""
+    length, count = model.lengths[0], model.query_heads
+    bounds = np.zeros((table.table.slots, 2), np.int64)
+    bounds[slot] = rows
+    columns = torch.zeros(1, count, length + 3, dtype=torch.int64)
+    lines = torch.full((table.table.slots,), -1, dtype=torch.int32)
+    lines[slot] = 0
+    chosen = torch.zeros(table.table.slots, count, dtype=torch.int32)
+    chosen[slot] = torch.tensor([heads >> h & 1 for h in range(count)])
+    sums, masses = [], []
+    for first, end in chunks:
+        plan, _ = model.plan(table, [(0, slot, first, end)])
+        work = StepWork(table, length, 1)
+        work.fill_observed(plan, bounds)
+        log_sum_exp = torch.full((end - first, count), torch.nan)
+        mass = torch.full((end - first, count, 4), torch.nan)
+        observe(
+            model.query[0][first:end], model.key_cache, model.block_table, table, work, 0,
+            model.scale, model.rope, log_sum_exp, mass, columns, lines, chosen,
+        )  # fmt: skip
+        sums.append(log_sum_exp)
+        masses.append(mass)
+    assert (columns[..., length:] == 0).all()
+    return torch.cat(sums), torch.cat(masses), columns[0, :, :length]
+
+
+def weights(model, edits, found=None):
+    tensors = model.query[0].double(), model.key[0].double()
+    return reference.attention_weights(*tensors, edits, 0, model.scale, model.rope, found)
+
+
+def test_observations_match_the_reference():
+    model = Model([100], 3, 1)
+    table = model.table()
+    slot = model.slot(table, EDITS, 60)
+    sums, masses, columns = observed(model, table, slot, [(0, 100)], (20, 90), 0b101)
+    made = weights(model, EDITS)
+    assert sums[:20].isnan().all() and sums[90:].isnan().all()
+    assert_close(sums[20:90], made.log_sum_exp.T[20:90], 1e-6, "log-sum-exp")
+    for probe, keys in enumerate(KEYS):
+        mass = reference.observed_mass(ObserveMass(ON, Rows(), keys, 0), made.before).T
+        assert_close(masses[20:90, :, probe], mass[20:90], 1e-6, f"probe {probe}")
+    expected = reference.observed_columns(ObserveColumns(ON, Rows(20, 90), 0), made.before)
+    assert (columns[1] == 0).all()
+    assert_close(columns[[0, 2]].double() / 2**31, expected[[0, 2]], 1e-6, "columns")
+
+
+def test_chunks_change_no_bit_of_an_observation():
+    model = Model([100], 3, 1)
+    table = model.table()
+    slot = model.slot(table, EDITS, 60)
+    whole = observed(model, table, slot, [(0, 100)])
+    cut = observed(model, table, slot, [(0, 33), (33, 64), (64, 100)])
+    for one, other in zip(whole, cut, strict=True):
+        assert torch.equal(one[..., :2], other[..., :2])
+    assert torch.equal(whole[2], cut[2])
+
+
+def test_keys_that_are_found_in_a_layer_are_the_sources_of_its_transfer():
+    """Log-sum-exp, columns, search, attention: what ACT does within one layer's forward."""
+    model = Model([100], 3, 1)
+    # Two keys that draw attention, in other places for each head.
+    for head, keys in enumerate(((2, 41), (5, 60), (7, 8))):
+        for key in keys:
+            model.key[0][key, 0, head * 10 : head * 10 + 10] += 3
+        model.query[0][:, head, head * 10 : head * 10 + 10] += 1
+    at = torch.arange(100)
+    model.key_cache[model.block_table[0].long()[at // 16], at % 16] = model.key[0]
+    find = FindKeys(ON, Rows(), 0.02, 5, 6, KeyRanges(((0, 1), (7, 8))), False, 0)
+    cut = KeyBias(ON, Rows(), KeyRanges(((30, 50),)), 0.3, 1)
+    moved = MassTransfer(ON, Rows(10), FoundKeys(), ALL_KEYS, 0.6, Gate(), 0)
+    for destination in (ALL_KEYS, KeyRanges(((20, 80),))):
+        edits = [find, cut, MassTransfer(**{**vars(moved), "destination": destination})]
+        table = model.table()
+        slot = model.slot(table, edits, 99)
+        _, _, columns = observed(model, table, slot, [(0, 64), (64, 100)])
+        find_keys(table, slot, 0, find, columns, 100)
+        made = weights(model, edits, [[], [], []])
+        expected = reference.found_keys(find, reference.observed_columns(find, made.before), 0)
+        found = [
+            table.found[slot, 0, h, 1 : 1 + table.found[slot, 0, h, 0]].tolist() for h in range(3)
+        ]
+        assert found == expected and found[0] and found[2] and not found[1]
+        assert found[0] != found[2]
+        (output,) = model.run(table, [(0, slot, 50, 100)])
+        expected = model.expected(0, edits, 0, found)[50:]
+        assert_close(output, expected, 1e-5, "after the search")
+        assert errors(output, model.expected(0, edits, 0, [[], [], []])[50:])[0] > 1e-3
+        table.table.release(slot)
+        slot = table.table.insert([find, cut], slot=slot)
+        table.sync()
+        assert (table.found[slot] == 0).all()
+
+
+def test_the_first_key_above_the_threshold_can_be_kept_and_ties_go_to_the_first():
+    model = Model([20], 3, 1)
+    table = model.table()
+    find = FindKeys(ON, Rows(0, 16), 0.1, 2, 3, KeyRanges(((4, 5),)), True, 0)
+    slot = model.slot(table, [find], 20)
+    columns = torch.zeros(3, 20, dtype=torch.int64)
+    columns[:, [1, 4, 6, 9, 11, 12]] = 2**31 * 3
+    columns[0, 14] = 2**31
+    find_keys(table, slot, 0, find, columns, 20)
+    for head in (0, 2):
+        expected = reference.found_keys(find, columns.double() / 2**31, 0)[head]
+        assert table.found[slot, 0, head, 1:4].tolist() == expected
+    assert table.found[slot, 0, 1, 0] == 0

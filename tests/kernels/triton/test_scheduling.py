@@ -1,0 +1,109 @@
+"""The same request gives the same bits however it is scheduled."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from tests.kernels.triton.paged_model import Model, assert_close
+from tests.kernels.triton.test_primitives import everything
+
+from heed_kernels.edits import (
+    ALL_KEYS,
+    Gate,
+    HeadGain,
+    HeadSet,
+    KeyBias,
+    KeyRanges,
+    MassTransfer,
+    Rows,
+    TrailingKeys,
+    VisibleKeys,
+)
+
+ALL = HeadSet((0b111, 0b111))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_chunks_change_no_bit(dtype):
+    model = Model([129], 3, 1, 32, 16, dtype)
+    table = model.table()
+    edits = [*everything(3, 32), HeadGain(ALL, Rows(), 0.9, 8)]
+    slot = model.slot(table, edits, 200)
+    (whole,) = model.run(table, [(0, slot, 40, 129)])
+    for cuts in ((40, 63, 64, 129), (40, 100, 129)):
+        chunks = list(pairwise(cuts))
+        parts = [model.run(table, [(0, slot, a, b)])[0] for a, b in chunks]
+        assert torch.equal(torch.cat(parts), whole), f"cuts {cuts}"
+
+
+def test_a_replay_of_generated_rows_and_waves_change_no_bit():
+    """Rows that were generated one at a time come again in one pass after preemption, with prompt rows
+    before them, and in several waves where their splits do not fit into one."""
+    model = Model([300], 3, 1)
+    table = model.table()
+    slot = model.slot(table, [*everything(3, 32), HeadGain(ALL, Rows(), 0.9, 8)], 294)
+    (replayed,) = model.run(table, [(0, slot, 280, 300)])
+    single = [model.run(table, [(0, slot, row, row + 1)])[0] for row in (294, 299)]
+    assert torch.equal(torch.cat(single), replayed[[14, 19]])
+    (waves,) = model.run(table, [(0, slot, 294, 300)], capacity=64)
+    assert torch.equal(waves, replayed[14:])
+
+
+def test_neighbours_and_their_order_change_no_bit():
+    model = Model([100, 129, 63], 3, 1)
+    table = model.table()
+    first = model.slot(table, [*everything(3, 32), HeadGain(ALL, Rows(), 0.9, 8)], 128)
+    second = model.slot(table, [KeyBias(ALL, Rows(), KeyRanges(((2, 5),)), 2.0, 0)], 50)
+    work = [(0, first, 60, 100), (1, first, 127, 129), (2, second, 48, 52)]
+    alone = [model.run(table, [entry])[0] for entry in work]
+    for order in ((0, 1, 2), (2, 0, 1)):
+        together = model.run(table, [work[i] for i in order])
+        for i, output in zip(order, together, strict=True):
+            assert torch.equal(output, alone[i])
+
+
+def test_heads_that_are_not_selected_are_the_kernels_result_without_the_edit_bit_for_bit():
+    """Given the same ranges: where they are cut decides how keys are put together in tiles."""
+    model = Model([300], 3, 1)
+    some = HeadSet((0b101, 0))
+    edits = [
+        KeyBias(some, Rows(), KeyRanges(((0, 1), (7, 30))), 0.7, 0),
+        KeyBias(some, Rows(), TrailingKeys(3, 20), -1.0, 1),
+        MassTransfer(some, Rows(), KeyRanges(((2, 4), (40, 41))), ALL_KEYS, 0.6, Gate(), 2),
+    ]
+    same_ranges = [KeyBias(some, Rows(), KeyRanges(((0, 1), (7, 30))), 0.1, 0)]
+    table = model.table()
+    for work, prompt in (((60, 100), 100), ((299, 300), 10)):
+        one = model.slot(table, edits, prompt)
+        other = model.slot(table, same_ranges, prompt)
+        (with_edits,) = model.run(table, [(0, one, *work)])
+        (without,) = model.run(table, [(0, other, *work)])
+        assert torch.equal(with_edits[:, 1], without[:, 1])
+        assert not torch.equal(with_edits[:, 0], without[:, 0])
+
+
+@pytest.mark.parametrize("prompt_length", [400, 0])
+def test_blocks_of_hidden_keys_are_never_read(prompt_length):
+    model = Model([400], 3, 1, 32, 16)
+    edits = [VisibleKeys(4, 30, False, 0)]
+    expected = model.expected(0, edits)[399:]
+    model.key_cache[model.block_table[0, 1:23].long()] = torch.nan
+    model.value_cache[model.block_table[0, 1:23].long()] = torch.nan
+    table = model.table()
+    (output,) = model.run(table, [(0, model.slot(table, edits, prompt_length), 399, 400)])
+    assert_close(output, expected, 1e-5, "last row")
+
+
+def test_slots_can_be_taken_again_and_tables_mirror_what_changed():
+    model = Model([64], 3, 1)
+    table = model.table(slots=2)
+    for round_ in range(3):
+        edits = [HeadGain(ALL, Rows(), 0.5 + round_, 0), *everything(3, 32)[: 2 * round_]]
+        slot = model.slot(table, edits, 64)
+        (output,) = model.run(table, [(0, slot, 43, 64)])
+        assert_close(output, model.expected(0, edits)[43:], 1e-5, f"round {round_}")
+        for name in ("lines", "vectors", "mixes", "mix_heads"):
+            mirror = getattr(table, name).numpy()
+            assert np.array_equal(mirror, getattr(table.table, name).rows), name
+        table.table.release(slot)
