@@ -45,7 +45,8 @@ class HeedEndpointPlugin:
             return
         engines = Engines(engine_client)
         support = await engines.describe()
-        metrics = Metrics(backend="cpu" if support.unsupported is None else "none")
+        usable = support.backend if support.unsupported is None else None
+        metrics = Metrics(backend=usable or "none")
         activity = Activity()
         state.heed_door = Door(
             model=ModelView(

@@ -69,10 +69,13 @@ class EditedRequests:
         self._live: dict[str, dict[int, RunRecord]] = {}
         self._finished: OrderedDict[str, dict[int, RunRecord]] = OrderedDict()
 
-    def enter(self, request_id: str, payload: Payload, computed_tokens: int) -> None:
+    def enter(
+        self, request_id: str, payload: Payload, computed_tokens: int, slot: int | None = None
+    ) -> None:
         """Give a request that enters the batch (or comes back after preemption) its table row.
 
-        computed_tokens: position of the first token that it will compute.
+        computed_tokens: position of the first token that it will compute. slot: the row it gets
+        where the runner numbers its requests itself; by default any free one.
         An edit set that the table cannot take leaves the request without a row and with a failure
         in its report; the API process checks sets with the same code first, so this is a defect
         that must reach the client and not the worker's life.
@@ -85,7 +88,7 @@ class EditedRequests:
         if request_id in self._slots:
             self.table.release(self._slots.pop(request_id))
         try:
-            self._slots[request_id] = self.table.insert(payload.edits)
+            self._slots[request_id] = self.table.insert(payload.edits, slot, payload.prompt_length)
         except EditError as error:
             record.failure = str(error)
             return

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class ModelSupport:
 
     unsupported: why edited requests are refused on this model or set-up; None when they are not.
     rotary: whether every layer's rotary embedding can be turned back (rolling positions).
+    backend: what carries out edits on this device ("cpu", "cuda"); None where nothing does.
     """
 
     layers: int
@@ -37,6 +39,7 @@ class ModelSupport:
     max_length: int
     unsupported: str | None
     rotary: bool
+    backend: str | None = None
 
 
 def attention_layers(config: VllmConfig) -> dict[int, Attention]:
@@ -56,11 +59,16 @@ def layer_id(name: str) -> int | None:
         return None
 
 
-def model_support(config: VllmConfig, model: nn.Module, backend: str | None) -> ModelSupport:
+def model_support(
+    config: VllmConfig,
+    model: nn.Module,
+    backend: str | None,
+    obstacles: Iterable[str] = (),
+) -> ModelSupport:
     """Inspect a loaded model.
 
-    backend: name of the attention backend that carries out edits on this device; None when there is
-    none.
+    backend: what carries out edits on this device; None when there is nothing.
+    obstacles: further reasons to refuse edited requests, which this device alone has.
     """
     layers = attention_layers(config)
     parallel = config.parallel_config
@@ -75,8 +83,9 @@ def model_support(config: VllmConfig, model: nn.Module, backend: str | None) -> 
         head_start=local * rank,
         local_query_heads=local,
         max_length=config.model_config.max_model_len,
-        unsupported=_first(_obstacles(config, layers, backend)),
+        unsupported=_first(chain(_obstacles(config, layers, backend), obstacles)),
         rotary=bool(layers) and set(rope_by_layer(model)) >= set(layers),
+        backend=backend,
     )
 
 

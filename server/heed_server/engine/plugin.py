@@ -1,15 +1,42 @@
 """General plug-in seam (`vllm.general_plugins`): runs in every vLLM process and puts Heed's classes in place."""
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
 from heed_server.engine.versions import installed_vllm, require_supported_vllm
 
 PLUGIN_NAME = "heed"
-_WORKERS = {
-    "vllm.v1.worker.cpu_worker.CPUWorker": "heed_server.engine.worker_cpu.HeedCPUWorker",
-}
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Heed's classes for one kind of device.
+
+    worker, backends: Heed's by what they take the place of: vLLM's worker class, its names of
+    attention backends.
+    """
+
+    worker: Mapping[str, str]
+    backends: Mapping[str, str]
+
+
+CPU = Pieces(
+    worker={
+        "vllm.v1.worker.cpu_worker.CPUWorker": "heed_server.engine.worker_cpu.HeedCPUWorker",
+    },
+    backends={"CPU_ATTN": "heed_server.engine.backend_cpu.HeedCPUBackend"},
+)
+CUDA = Pieces(
+    worker={"vllm.v1.worker.gpu_worker.Worker": "heed_server.engine.worker_cuda.HeedCUDAWorker"},
+    # One module each: where vLLM cannot import one of the two, it must still find the other.
+    backends={
+        "FLASH_ATTN": "heed_server.engine.backend_flash.HeedFlashAttentionBackend",
+        "TRITON_ATTN": "heed_server.engine.backend_triton.HeedTritonAttentionBackend",
+    },
+)
 _SCHEDULERS = {
     "vllm.v1.core.sched.scheduler.Scheduler": "heed_server.engine.scheduler.HeedScheduler",
     "vllm.v1.core.sched.async_scheduler.AsyncScheduler": (
@@ -21,6 +48,16 @@ _SCHEDULERS = {
 def named_in_environment() -> bool:
     """Whether VLLM_PLUGINS names Heed: an installed Heed that nobody asked for changes nothing."""
     return PLUGIN_NAME in os.environ.get("VLLM_PLUGINS", "").split(",")
+
+
+def pieces_for(platform: Any) -> Pieces | None:
+    """Heed's pieces for one of vLLM's platforms; None where it has none.
+
+    ROCm runs the same worker class as CUDA, on other attention backends.
+    """
+    if platform.is_cpu():
+        return CPU
+    return CUDA if platform.is_cuda() else None
 
 
 def register() -> None:
@@ -37,9 +74,14 @@ def register() -> None:
     os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
 
     from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    register_backend(AttentionBackendEnum.CPU_ATTN, "heed_server.engine.backend_cpu.HeedCPUBackend")
+    pieces = pieces_for(current_platform)
+    if pieces is None:
+        return
+    for name, path in pieces.backends.items():
+        register_backend(AttentionBackendEnum[name], path)
     stock = EngineArgs.create_engine_config
     if getattr(stock, "heed", False):
         return
@@ -47,14 +89,14 @@ def register() -> None:
     @wraps(stock)
     def create_engine_config(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
         config = stock(self, *args, **kwargs)
-        put_in_place(config)
+        put_in_place(config, pieces)
         return config
 
     create_engine_config.heed = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = create_engine_config
 
 
-def put_in_place(config: Any) -> None:
+def put_in_place(config: Any, pieces: Pieces) -> None:
     """Replace the worker and scheduler that vLLM chose by Heed's subclasses of the same.
 
     config: a finished `VllmConfig`. Classes that Heed has no subclass of stay; requests with edits
@@ -63,7 +105,7 @@ def put_in_place(config: Any) -> None:
     parallel, scheduling = config.parallel_config, config.scheduler_config
     stock_scheduler = scheduling.get_scheduler_cls()
     scheduler = _SCHEDULERS.get(f"{stock_scheduler.__module__}.{stock_scheduler.__qualname__}")
-    worker = _WORKERS.get(parallel.worker_cls)
+    worker = pieces.worker.get(parallel.worker_cls)
     if worker is None or scheduler is None:
         return
     parallel.worker_cls = worker

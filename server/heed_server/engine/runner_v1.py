@@ -5,15 +5,23 @@ from typing import Any
 import numpy as np
 
 from heed_server.engine import step
+from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.payload import packed_in, unpack
+from heed_server.engine.step import StepEdits
 
 
 class EditsInRunner:
     """Put before a V1 runner class (`GPUModelRunner` or its CPU subclass)."""
 
     edited: EditedRequests | None = None
-    """Set by the worker once the model is loaded; None on a model whose requests cannot be edited."""
+    """None until `edit_with`, and on a model whose requests cannot be edited."""
+    on_device: DeviceEdits | None = None
+    """On a GPU, where the kernel reads what to edit."""
+
+    def edit_with(self, edited: EditedRequests, on_device: DeviceEdits | None = None) -> None:
+        """From now on requests may be edited. on_device: on a GPU only."""
+        self.edited, self.on_device = edited, on_device
 
     def _update_states(self, scheduler_output: Any) -> Any:
         result = super()._update_states(scheduler_output)  # type: ignore[misc]
@@ -41,14 +49,19 @@ class EditsInRunner:
             self.edited.enter(request_id, unpack(packed), computed_tokens)
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        build = super()._build_attention_metadata  # type: ignore[misc]
+        # A batch that is captured is made up, whoever stands in the runner's own.
+        edits = None if kwargs.get("for_cudagraph_capture") else self._step_edits()
+        if self.on_device is not None:
+            self.on_device.load(edits.plan if edits is not None else None)
+        with step.carrying(edits):
+            return super()._build_attention_metadata(*args, **kwargs)  # type: ignore[misc]
+
+    def _step_edits(self) -> StepEdits | None:
         if self.edited is None or self.edited.rows_in_use == 0:
-            return build(*args, **kwargs)
+            return None
         batch = self.input_batch  # type: ignore[attr-defined]
         count = batch.num_reqs
         starts: np.ndarray = self.query_start_loc.np[: count + 1]  # type: ignore[attr-defined]
-        edits = self.edited.plan(
+        return self.edited.plan(
             batch.req_ids[:count], starts, batch.num_computed_tokens_cpu[:count]
         )
-        with step.carrying(edits):
-            return build(*args, **kwargs)

@@ -1,0 +1,119 @@
+"""V2 model-runner seam: the model state, which vLLM tells who enters and leaves and what each step holds.
+
+A request's slot in the edit table is the runner's own index of it (`req_index`), which it keeps from
+entering to leaving.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from functools import cache, wraps
+from typing import Any
+
+from vllm.v1.worker.gpu import model_states
+
+from heed_server.engine import step
+from heed_server.engine.device_edits import DeviceEdits
+from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.payload import packed_in, unpack
+from heed_server.engine.step import StepEdits
+
+
+class EditsInModelState:
+    """Put before the model-state class that vLLM chose for the model."""
+
+    edited: EditedRequests | None = None
+    """None until `edit_with`, and on a model whose requests cannot be edited."""
+    on_device: DeviceEdits
+    finished: Collection[str] = ()
+    """Requests that end with this step; set by the runner before it removes them."""
+
+    def edit_with(self, edited: EditedRequests, on_device: DeviceEdits) -> None:
+        """From now on requests may be edited."""
+        self.edited, self.on_device = edited, on_device
+
+    def add_request(self, req_index: int, new_req_data: Any) -> None:
+        """As in `ModelState`; a request comes through here again after preemption."""
+        super().add_request(req_index, new_req_data)  # type: ignore[misc]
+        params = new_req_data.sampling_params
+        packed = packed_in(params.extra_args) if params is not None else None
+        if packed is not None and self.edited is not None:
+            self.edited.enter(
+                new_req_data.req_id, unpack(packed), new_req_data.num_computed_tokens, req_index
+            )
+
+    def remove_request(self, req_id: str) -> None:
+        """As in `ModelState`: called for finished and for preempted requests, and before each adding."""
+        super().remove_request(req_id)  # type: ignore[misc]
+        if self.edited is not None:
+            self.edited.leave(req_id, finished=req_id in self.finished)
+
+    def prepare_attn(self, input_batch: Any, *args: Any, **kwargs: Any) -> Any:
+        """As in `ModelState`: called once per step, after all requests have entered and left."""
+        prepare = super().prepare_attn  # type: ignore[misc]
+        if self.edited is None:
+            return prepare(input_batch, *args, **kwargs)
+        edits = self._step_edits(self.edited, input_batch)
+        self.on_device.load(edits.plan if edits is not None else None)
+        with step.carrying(edits):
+            return prepare(input_batch, *args, **kwargs)
+
+    def _step_edits(self, edited: EditedRequests, input_batch: Any) -> StepEdits | None:
+        """The edited part of a step, from the host's arrays.
+
+        They belong to this very step although scheduling runs ahead of the device: the runner has
+        just filled them from the scheduler's output that it executes. What lags behind are the
+        sampled tokens; positions do not depend on them, since each sampled token is kept
+        (speculative decoding is refused in `model_support.py`, and only it makes
+        `num_computed_tokens_np` a mere upper bound).
+
+        Requests are recognised by name. A batch padded for a graph has fewer names than rows. The
+        names in a made-up batch (one that is captured, or run for the sake of other data-parallel
+        ranks) are nobody's, although its `idx_mapping_np` points at slots that may be in use.
+        """
+        return edited.plan(
+            input_batch.req_ids,
+            input_batch.query_start_loc_np,
+            input_batch.num_computed_tokens_np,
+        )
+
+
+class EditsInRunner:
+    """Put before the V2 runner class."""
+
+    model_state: EditsInModelState
+
+    def edit_with(self, edited: EditedRequests, on_device: DeviceEdits) -> None:
+        """From now on requests may be edited."""
+        self.model_state.edit_with(edited, on_device)
+
+    def load_model(self, *args: Any, **kwargs: Any) -> None:
+        """As in `GPUModelRunner`, which makes the model state here."""
+        with _edits_in_model_states():
+            super().load_model(*args, **kwargs)  # type: ignore[misc]
+
+    def finish_requests(self, scheduler_output: Any) -> None:
+        """As in `GPUModelRunner`, which removes finished and preempted requests alike."""
+        self.model_state.finished = scheduler_output.finished_req_ids
+        super().finish_requests(scheduler_output)  # type: ignore[misc]
+
+
+@cache
+def with_edits(state: type) -> type:
+    """`state`, a subclass of `ModelState`, with edits."""
+    return type(state.__name__, (EditsInModelState, state), {"__module__": __name__})
+
+
+@contextmanager
+def _edits_in_model_states() -> Iterator[None]:
+    """While this is open, whatever class vLLM chooses for a model gets edits."""
+    stock = model_states.resolve_model_state_cls
+
+    @wraps(stock)
+    def resolve_model_state_cls(*args: Any, **kwargs: Any) -> type:
+        return with_edits(stock(*args, **kwargs))
+
+    model_states.resolve_model_state_cls = resolve_model_state_cls
+    try:
+        yield
+    finally:
+        model_states.resolve_model_state_cls = stock

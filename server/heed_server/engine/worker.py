@@ -1,0 +1,46 @@
+"""Worker seam, the part that all devices share: answers for the API process, and the book of edited requests."""
+
+from dataclasses import asdict
+from typing import Any
+
+from vllm.config import VllmConfig
+
+from heed_kernels.table import EditTable
+from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.model_support import ModelSupport
+
+
+class EditsInWorker:
+    """Put before a worker class."""
+
+    vllm_config: VllmConfig
+    edited: EditedRequests | None = None
+    """None until the model is loaded, and on a model whose requests cannot be edited."""
+
+    _support: ModelSupport
+
+    def heed_describe(self) -> dict[str, Any]:
+        """The model's shape and whether its requests can be edited, as plain values."""
+        # vLLM may have fitted the length to the memory since the model was loaded.
+        return asdict(self._support) | {"max_length": self.vllm_config.model_config.max_model_len}
+
+    def heed_reports(self, report_ids: list[str]) -> dict[str, dict[int, dict[str, Any]]]:
+        """What ran for these engine requests, by report id and choice (`EditedRequests.take`)."""
+        return self.edited.take(report_ids) if self.edited is not None else {}
+
+    def heed_gauges(self) -> dict[str, int]:
+        """Rows of the edit table in use."""
+        return {"edit_table_rows": self.edited.rows_in_use if self.edited is not None else 0}
+
+    def _new_book(self) -> EditedRequests:
+        support = self._support
+        return EditedRequests(
+            EditTable(
+                slots=self.vllm_config.scheduler_config.max_num_seqs,
+                layers=support.layers,
+                query_heads=support.query_heads,
+                kv_heads=support.kv_heads,
+                head_start=support.head_start,
+                local_query_heads=support.local_query_heads,
+            )
+        )

@@ -1,0 +1,94 @@
+"""CUDA worker seam: loads the runner that knows edits, and prepares tables, buffers and the kernel."""
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from vllm.logger import init_logger
+from vllm.v1.worker import gpu_worker
+
+from heed_server.engine import backend_cuda, runner_v1, runner_v2
+from heed_server.engine.backend_cuda import EditingImpl, split_cache
+from heed_server.engine.device_edits import DeviceEdits
+from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
+from heed_server.engine.worker import EditsInWorker
+
+logger = init_logger("vllm.heed.worker")
+
+
+class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
+    """vLLM's GPU worker with edits."""
+
+    def _make_model_runner(self) -> Any:
+        if not self.use_v2_model_runner:
+            from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+            runner = type("GPUModelRunner", (runner_v1.EditsInRunner, GPUModelRunner), {})
+        elif not self.vllm_config.is_mm_encoder_only:
+            from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+            runner = type("GPUModelRunner", (runner_v2.EditsInRunner, GPUModelRunner), {})
+        else:
+            return super()._make_model_runner()
+        return runner(self.vllm_config, self.device)
+
+    def load_model(self, **kwargs: Any) -> None:
+        """Tables and buffers are made here, so that vLLM's memory profile counts them."""
+        super().load_model(**kwargs)
+        layers = attention_layers(self.vllm_config)
+        self._support = model_support(
+            self.vllm_config,
+            self.get_model(),
+            self._backend(),
+            backend_cuda.obstacles(self.vllm_config, layers),
+        )
+        if self._support.unsupported is None:
+            scheduling = self.vllm_config.scheduler_config
+            self.edited = self._new_book()
+            self._on_device = DeviceEdits(
+                self.edited.table,
+                self.device,
+                most_tokens=scheduling.max_num_batched_tokens,
+                most_requests=scheduling.max_num_seqs,
+            )
+
+    def compile_or_warm_up_model(self) -> Any:
+        """Heed's kernel is compiled before the stock method captures it in graphs."""
+        if self.edited is not None:
+            self._start_editing()
+        if self._support.unsupported is not None:
+            logger.info("Heed: edited requests are refused: %s", self._support.unsupported)
+        return super().compile_or_warm_up_model()
+
+    def _backend(self) -> str | None:
+        editing = (runner_v1.EditsInRunner, runner_v2.EditsInRunner)
+        return "cuda" if isinstance(self.model_runner, editing) else None
+
+    def _start_editing(self) -> None:
+        start = time.perf_counter()
+        layers = attention_layers(self.vllm_config)
+        ropes = rope_by_layer(self.get_model())
+        first: Any = layers[0]
+        try:
+            # The caches are in place by now: the kernel is compiled for their real strides.
+            self._on_device.warm_up(
+                *split_cache(first.kv_cache),
+                dtype=first.dtype,
+                scale=first.impl.scale,
+                ropes=[ropes.get(index) for index in range(len(layers))],
+            )
+        except Exception as error:
+            # Plain requests must be served whatever becomes of edited ones.
+            logger.exception("Heed: the kernel for edited attention cannot be used")
+            reason = f"Heed's kernel does not run on this device ({error})"
+            self._support = replace(self._support, unsupported=reason)
+            self.edited = None
+            del self._on_device
+            return
+        for index, layer in layers.items():
+            impl: Any = layer.impl
+            assert isinstance(impl, EditingImpl)
+            impl.rope, impl.layer_id, impl.edits = ropes.get(index), index, self._on_device
+        assert self.edited is not None
+        self.model_runner.edit_with(self.edited, self._on_device)
+        logger.info("Heed: worker warmed up in %.1f s", time.perf_counter() - start)

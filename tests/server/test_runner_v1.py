@@ -1,0 +1,61 @@
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.server.cuda_standins import CPU, FakeKernel, gain, new_table, payload
+
+from heed_server.engine import step
+from heed_server.engine.device_edits import DeviceEdits
+from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.runner_v1 import EditsInRunner
+
+
+class Stock:
+    """As much of the V1 runner as the seam reads; its metadata is the step that a builder finds."""
+
+    def __init__(self) -> None:
+        self.input_batch = SimpleNamespace(
+            num_reqs=2, req_ids=["p", "e", None], num_computed_tokens_cpu=np.array([4, 7, 0])
+        )
+        self.query_start_loc = SimpleNamespace(np=np.array([0, 1, 3, 3]))
+
+    def _build_attention_metadata(self, **_: Any) -> Any:
+        return step.current()
+
+
+class Runner(EditsInRunner, Stock):
+    pass
+
+
+def edited_runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    FakeKernel().install(monkeypatch)
+    runner = Runner()
+    book = EditedRequests(new_table())
+    runner.edit_with(book, DeviceEdits(book.table, CPU, most_tokens=64, most_requests=8))
+    book.enter("e", payload("r", gain({0})), 0)
+    return runner
+
+
+def test_a_step_reaches_the_builder_and_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = edited_runner(monkeypatch)
+    edits = runner._build_attention_metadata(num_reqs=2)
+    assert edits.rows.tolist() == [1]
+    assert runner.on_device is not None
+    assert runner.on_device._work.plan is edits.plan
+    assert edits.plan.items(0)[:, 1:].tolist() == [[1, 2, 7, 1]]
+    assert step.current() is None
+
+
+def test_a_captured_batch_edits_nothing_whoever_stands_in_the_runners_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    runner = edited_runner(monkeypatch)
+    runner._build_attention_metadata(num_reqs=2)
+    assert runner._build_attention_metadata(num_reqs=2, for_cudagraph_capture=True) is None
+    assert runner.on_device is not None and runner.on_device._work.plan is None
+
+
+def test_without_edits_in_the_batch_the_stock_metadata_is_all() -> None:
+    runner = Runner()
+    assert runner._build_attention_metadata(num_reqs=2) is None
