@@ -160,6 +160,24 @@ def test_refused_requests_are_counted_under_bounded_labels(server: LiveServer) -
     assert "a made-up name" not in server.client.get("/metrics").text
 
 
+def test_what_only_heed_may_set_is_refused_and_counted(server: LiveServer) -> None:
+    names = {
+        reason: server.metric("heed_rejections_total", reason=reason)
+        for reason in ("reserved", "route")
+    }
+    body = {"model": server.model, "prompt": "Hello", "max_tokens": 1}
+    hello = [{"role": "user", "content": "Hello"}]
+    for path, sent in (
+        ("/v1/completions", body | {"vllm_xargs": {"heed": 1}}),
+        ("/v1/completions", body | {"cache_salt": "heed1:0"}),
+        ("/v1/responses", {"input": "Hello", "vllm_xargs": {"heed": 1}}),
+        ("/v1/messages", {"messages": hello, "max_tokens": 1, "interventions": []}),
+    ):
+        assert server.client.post(path, json=sent).status_code == 400, path
+    for (reason, before), by in zip(names.items(), (3, 1), strict=True):
+        rising(server, "heed_rejections_total", before, by, reason=reason)
+
+
 def test_the_edit_table_is_empty_when_nothing_runs(server: LiveServer) -> None:
     """Also after requests whose client went away in the middle."""
     server.complete(server.prompt(20), [{"method": "zerotuning", "gamma": 2}])

@@ -77,12 +77,17 @@ class Door:
         """
         extra_args = sampling_params.extra_args
         if extra_args and RESERVED_KEY in extra_args:
+            self.metrics.rejected("reserved")
             raise RefusedError(
                 f"the key {RESERVED_KEY!r} of vllm_xargs (extra_args) is reserved: "
                 "send `interventions` instead",
                 f"vllm_xargs.{RESERVED_KEY}",
             )
-        salt = user_salt(prompt)
+        try:
+            salt = user_salt(prompt)
+        except RefusedError:
+            self.metrics.rejected("reserved")
+            raise
         exchange = CURRENT.get()
         if exchange is None or not exchange.methods:
             return stock(prompt, sampling_params, request_id, **rest)

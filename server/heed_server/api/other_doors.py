@@ -39,6 +39,9 @@ class OtherDoors:
         messages, body = await _read(receive)
         param = forbidden_field(body)
         if param is not None:
+            door = getattr(scope["app"].state, "heed_door", None)
+            if door is not None:
+                door.metrics.rejected("route" if param == FIELD else "reserved")
             refusal = error_response(
                 f"{path} cannot carry {param}: "
                 f"interventions are taken by {', '.join(sorted(self.carrying))}",

@@ -43,6 +43,8 @@ def exchange_of(
         RefusedError: the list is malformed, or comes with something that cannot carry it.
     """
     if request.vllm_xargs and RESERVED_KEY in request.vllm_xargs:
+        if metrics is not None:
+            metrics.rejected("reserved")
         raise RefusedError(
             f"the key {RESERVED_KEY!r} of vllm_xargs is reserved: send `interventions` instead",
             f"vllm_xargs.{RESERVED_KEY}",
