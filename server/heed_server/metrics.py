@@ -37,6 +37,18 @@ class Metrics:
             ["method", "phase"],
             registry=registry,
         )
+        self._evicted_tokens = Counter(
+            "heed_kv_tokens_evicted_total",
+            "Tokens whose keys and values requests let go while they ran, per layer and KV head.",
+            ["method"],
+            registry=registry,
+        )
+        self._freed_blocks = Counter(
+            "heed_kv_blocks_freed_total",
+            "KV blocks that went back to the pool while their request ran.",
+            ["method"],
+            registry=registry,
+        )
         self._salted = Counter(
             "heed_cache_salted_requests_total",
             "Engine requests whose prefix-cache blocks are kept apart by a salt of their edits.",
@@ -91,6 +103,12 @@ class Metrics:
         label = _method_label(method)
         self._edited_tokens.labels(label, "prompt").inc(prompt)
         self._edited_tokens.labels(label, "generation").inc(generated)
+
+    def released(self, method: object, *, tokens: int, blocks: int) -> None:
+        """KV memory that one engine request gave back while it ran with `method`."""
+        label = _method_label(method)
+        self._evicted_tokens.labels(label).inc(tokens)
+        self._freed_blocks.labels(label).inc(blocks)
 
 
 def _method_label(method: object) -> str:

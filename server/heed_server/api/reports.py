@@ -56,7 +56,10 @@ def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> 
     tokens = request.completion_tokens.get(choice, 0)
     per_source = worker.get("interventions", {})
     return [
-        resolved | row_counts(per_source.get(index), request.prompt_length, tokens) | lost
+        resolved
+        | row_counts(per_source.get(index), request.prompt_length, tokens)
+        | memory_counts(per_source.get(index), request.prompt_length, tokens)
+        | lost
         for index, resolved in enumerate(request.resolution.reports)
     ]
 
@@ -76,6 +79,12 @@ def count_edited_tokens(
                 prompt=rows["prompt_rows"] - rows["cached_rows"],
                 generated=rows["generated_rows"],
             )
+            if "freed_blocks" in measured:
+                metrics.released(
+                    request.resolution.reports[source]["method"],
+                    tokens=measured["evicted_tokens"],
+                    blocks=measured["freed_blocks"],
+                )
 
 
 def row_counts(
@@ -98,6 +107,24 @@ def row_counts(
         "prompt_rows": prompt,
         "cached_rows": prompt - computed_prompt if prompt else 0,
         "generated_rows": _overlap(computed, prompt_length, last),
+    }
+
+
+def memory_counts(
+    measured: Mapping[str, Any] | None, prompt_length: int, completion_tokens: int
+) -> dict[str, int]:
+    """What an intervention that lets keys go left in the cache; empty for all others.
+
+    Tokens are counted by whole blocks, as memory is: a kept one may be hidden from all rows to come.
+    """
+    if measured is None or "freed_blocks" not in measured:
+        return {}
+    evicted = measured["evicted_tokens"]
+    cached = prompt_length + max(completion_tokens - 1, 0)
+    return {
+        "kept_tokens": max(cached - evicted, 0),
+        "evicted_tokens": evicted,
+        "freed_blocks": measured["freed_blocks"],
     }
 
 

@@ -4,7 +4,7 @@ No vLLM here: a runner tells it who enters and leaves and what each step holds.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +26,16 @@ class RunRecord:
 
     scopes: per intervention (its index in the request's list) the rows that its edits hold for.
     computed: absolute positions `[start, stop)` that were computed, one range per stay in the batch.
+    streaming: the intervention that hides keys for good, if there is one.
+    released: what the scheduler freed for it so far: blocks, and tokens evicted.
     taken: whether the API process has its report already (a stop string ends a request there first).
     """
 
     prompt_length: int
     scopes: dict[int, Rows]
     computed: list[list[int]] = field(default_factory=list)
+    streaming: int | None = None
+    released: tuple[int, int] = (0, 0)
     failure: str | None = None
     taken: bool = False
 
@@ -54,9 +58,14 @@ class RunRecord:
                         if max(start, rows.start) < min(stop, rows.end)
                     ],
                 }
+                | (self._released() if source == self.streaming else {})
                 for source, rows in self.scopes.items()
             },
         }
+
+    def _released(self) -> dict[str, int]:
+        blocks, tokens = self.released
+        return {"freed_blocks": blocks, "evicted_tokens": tokens}
 
 
 class EditedRequests:
@@ -83,7 +92,14 @@ class EditedRequests:
         report, choice = payload.report, _choice_of(request_id, payload.choices)
         self._keys[request_id] = (report, choice)
         record = self._live.setdefault(report, {}).setdefault(
-            choice, RunRecord(payload.prompt_length, scopes_of(payload.edits))
+            choice,
+            RunRecord(
+                payload.prompt_length,
+                scopes_of(payload.edits),
+                streaming=next(
+                    (edit.source for edit in payload.edits if isinstance(edit, VisibleKeys)), None
+                ),
+            ),
         )
         if request_id in self._slots:
             self.table.release(self._slots.pop(request_id))
@@ -148,6 +164,12 @@ class EditedRequests:
             rows=index,
         )
         return StepEdits(self.table, plan, index)
+
+    def released(self, totals: Mapping[str, tuple[int, int]]) -> None:
+        """What the scheduler has freed of requests that run: blocks, and tokens evicted, by request id."""
+        for request_id, counts in totals.items():
+            report, choice = self._keys[request_id]
+            self._live[report][choice].released = counts
 
     def take(self, report_ids: Iterable[str]) -> dict[str, dict[int, dict[str, Any]]]:
         """Reports by id and choice; finished ones are handed over, running ones copied."""

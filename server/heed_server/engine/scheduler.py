@@ -1,4 +1,4 @@
-"""Scheduler seam: which blocks of an edited request may enter and leave the prefix cache.
+"""Scheduler seam: Heed's schedulers, and which blocks of an edited request may enter and leave the prefix cache.
 
 A block is published only when each of its rows would be the same under any continuation of the
 prompt, so blocks past a request's publication limit are neither hashed nor read. The salt that
@@ -10,6 +10,7 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from heed_server.engine.kv_release import ReleaseMixin
 from heed_server.engine.payload import packed_in
 
 
@@ -50,9 +51,9 @@ class PublicationMixin:
         return (manager.truncate_computed_blocks(blocks, kept), kept, *rest)
 
 
-class HeedScheduler(PublicationMixin, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler with the publication rule."""
+class HeedScheduler(ReleaseMixin, PublicationMixin, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler with the publication rule, and with blocks freed while requests run."""
 
 
-class HeedAsyncScheduler(PublicationMixin, AsyncScheduler):  # type: ignore[misc]
-    """vLLM's asynchronous scheduler with the publication rule."""
+class HeedAsyncScheduler(ReleaseMixin, PublicationMixin, AsyncScheduler):  # type: ignore[misc]
+    """vLLM's asynchronous scheduler with the same."""

@@ -7,6 +7,7 @@ from vllm.config import VllmConfig
 
 from heed_kernels.table import EditTable
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.model_support import ModelSupport
 
 
@@ -18,6 +19,14 @@ class EditsInWorker:
     """None until the model is loaded, and on a model whose requests cannot be edited."""
 
     _support: ModelSupport
+
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """As in vLLM's workers; what the scheduler says of freed memory goes into the reports."""
+        result = super().execute_model(scheduler_output)  # type: ignore[misc]
+        # Afterwards: a request that is new in this step has been entered by now.
+        if self.edited is not None:
+            self.edited.released(getattr(scheduler_output, RELEASED, {}))
+        return result
 
     def heed_describe(self) -> dict[str, Any]:
         """The model's shape and whether its requests can be edited, as plain values."""

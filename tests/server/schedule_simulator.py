@@ -1,0 +1,302 @@
+"""Heed's schedulers with vLLM's real KV cache manager, over a pool of numbers in place of a model.
+
+Each token's "key" is a number made of its request's salt and all tokens up to it. A made-up worker
+writes and reads them through the block numbers that the scheduler sent, as a real one does: it is
+never told what was freed, and checks that every key which a row sees is still there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from heed_kernels.edits import VisibleKeys
+from heed_server.engine.hidden_blocks import Window
+from heed_server.engine.kv_release import RELEASED
+from heed_server.engine.payload import RESERVED_KEY, Payload, pack
+from heed_server.engine.scheduler import HeedAsyncScheduler, HeedScheduler
+from heed_server.models import bundled_model
+
+LONGEST = 1 << 14
+EVERYTHING = Window(0, LONGEST)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a server is started. pool: blocks that requests can have."""
+
+    pool: int
+    block_size: int = 4
+    chunk: int = 16
+    batch: int = 6
+    prefix_caching: bool = True
+    reserve_full_prompt: bool = True
+    watermark: float = 0.0
+    run_ahead: bool = False
+
+
+@dataclass
+class Plan:
+    """A request: all its tokens, of which the first `prompt` are given."""
+
+    name: str
+    tokens: list[int]
+    prompt: int
+    window: Window | None = None
+
+
+@dataclass
+class Row:
+    """A request as the worker knows it."""
+
+    plan: Plan
+    keys: np.ndarray
+    blocks: list[int] = field(default_factory=list)
+    sampled: int = 0
+
+
+@cache
+def _model_config() -> ModelConfig:
+    model = bundled_model("heed-tiny")
+    assert model is not None
+    return ModelConfig(model=str(model.directory), dtype="float32")
+
+
+def scheduler_for(setting: Setting) -> Any:
+    """A scheduler as an engine would make it."""
+    init_none_hash(sha256)
+    scheduling = SchedulerConfig(
+        max_model_len=LONGEST,
+        is_encoder_decoder=False,
+        max_num_batched_tokens=setting.chunk,
+        max_num_seqs=min(setting.batch, setting.chunk),
+        watermark=setting.watermark,
+        scheduler_reserve_full_isl=setting.reserve_full_prompt,
+    )
+    scheduling.async_scheduling = setting.run_ahead
+    cache_config = CacheConfig(
+        block_size=setting.block_size, enable_prefix_caching=setting.prefix_caching
+    )
+    cache_config.num_gpu_blocks = setting.pool + 1
+    config = VllmConfig(
+        model_config=_model_config(), scheduler_config=scheduling, cache_config=cache_config
+    )
+    config.scheduler_config.async_scheduling = setting.run_ahead
+    spec = FullAttentionSpec(
+        block_size=setting.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
+    )
+    kind = HeedAsyncScheduler if setting.run_ahead else HeedScheduler
+    scheduler: Any = kind(
+        vllm_config=config,
+        kv_cache_config=KVCacheConfig(
+            num_blocks=setting.pool + 1,
+            kv_cache_tensors=[],
+            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+        ),
+        structured_output_manager=StructuredOutputManager(config),
+        block_size=setting.block_size,
+        log_stats=False,
+    )
+    scheduler.max_model_len = scheduler.kv_cache_manager.max_model_len = LONGEST
+    return scheduler
+
+
+class Simulator:
+    """An engine: `add`, `step` until `idle`."""
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+        self.scheduler = scheduler_for(setting)
+        self.manager = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
+        self.pool = self.scheduler.kv_cache_manager.block_pool
+        self.hasher = get_request_block_hasher(setting.block_size, sha256)
+        self.memory = np.zeros((setting.pool + 1, setting.block_size), np.int64)
+        self.rows: dict[str, Row] = {}
+        self.under_way: deque[Any] = deque()
+        self.preemptions = 0
+        self.most_running = 0
+        self.most_blocks = 0
+        self.reported: dict[str, tuple[int, int]] = {}
+
+    @property
+    def idle(self) -> bool:
+        return not self.scheduler.requests and not self.under_way
+
+    def add(self, plan: Plan) -> None:
+        params = SamplingParams(
+            max_tokens=len(plan.tokens) - plan.prompt, ignore_eos=True, temperature=0
+        )
+        salt = None
+        if plan.window is not None:
+            window = plan.window
+            edit = VisibleKeys(window.sinks, window.window, True, 0)
+            packed = pack(Payload(plan.name, 1, plan.prompt, None, (edit,)))
+            params.extra_args = {RESERVED_KEY: packed}
+            salt = f"{window.sinks}, {window.window}"
+        self.rows[plan.name] = Row(plan, keys_of(plan.tokens, salt))
+        self.scheduler.add_request(
+            Request(
+                request_id=plan.name,
+                prompt_token_ids=plan.tokens[: plan.prompt],
+                sampling_params=params,
+                pooling_params=None,
+                cache_salt=salt,
+                block_hasher=self.hasher,
+            )
+        )
+
+    def abort(self, name: str) -> None:
+        self.scheduler.finish_requests(name, RequestStatus.FINISHED_ABORTED)
+
+    def preempt_all(self) -> None:
+        """As when the prefix cache is reset under running requests."""
+        self.scheduler.reset_prefix_cache(reset_running_requests=True)
+
+    def step(self) -> None:
+        before = {r.request_id: r.num_preemptions for r in self.scheduler.requests.values()}
+        output = self.scheduler.schedule()
+        self.check_accounts(output)
+        for earlier in self.under_way:
+            self.check_under_way(earlier)
+        for request in self.scheduler.requests.values():
+            self.preemptions += request.num_preemptions - before[request.request_id]
+        self.most_running = max(self.most_running, len(self.scheduler.running))
+        used = self.setting.pool - self.pool.get_num_free_blocks()
+        self.most_blocks = max(self.most_blocks, used)
+        self.under_way.append(output)
+        if len(self.under_way) > self.setting.run_ahead or not output.num_scheduled_tokens:
+            while self.under_way:
+                self.run(self.under_way.popleft())
+                if self.setting.run_ahead and output.num_scheduled_tokens:
+                    break
+
+    def run(self, output: Any) -> None:
+        """What a worker does with a step, and what the scheduler does with the worker's answer."""
+        for new in output.scheduled_new_reqs:
+            self.rows[new.req_id].blocks = list(new.block_ids[0])
+        cached = output.scheduled_cached_reqs
+        first = first_rows(output)
+        for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
+            if name in cached.resumed_req_ids:
+                self.rows[name].blocks = list(blocks[0])
+            elif blocks is not None:
+                self.rows[name].blocks += blocks[0]
+        scheduled: dict[str, int] = output.num_scheduled_tokens
+        for name, count in scheduled.items():
+            self.write(self.rows[name], range(first[name], first[name] + count))
+        for name, count in scheduled.items():
+            self.read(self.rows[name], first[name], first[name] + count - 1)
+        sampled = [
+            self.sample(self.rows[name], first[name] + scheduled[name]) for name in scheduled
+        ]
+        names = list(scheduled)
+        answer = ModelRunnerOutput(
+            req_ids=names,
+            req_id_to_index={name: i for i, name in enumerate(names)},
+            sampled_token_ids=sampled,
+        )
+        self.scheduler.update_from_output(output, answer)
+
+    def places(self, row: Row, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        size = self.setting.block_size
+        return np.array(row.blocks)[positions // size], positions % size
+
+    def write(self, row: Row, positions: range) -> None:
+        at = np.arange(positions.start, positions.stop)
+        blocks, offsets = self.places(row, at)
+        assert (blocks != 0).all(), f"{row.plan.name} writes into the null block"
+        self.memory[blocks, offsets] = row.keys[at]
+
+    def read(self, row: Row, first: int, last: int) -> None:
+        """Every key that one of the rows [first, last] sees."""
+        seen = keys_seen(row.plan.window, first, last)
+        wrong = self.memory[self.places(row, seen)] != row.keys[seen]
+        assert not wrong.any(), (
+            f"{row.plan.name}: rows {first} to {last} see {wrong.sum()} keys that are not theirs, "
+            f"the first at {seen[wrong][0]} ({row.plan.window})"
+        )
+
+    def sample(self, row: Row, end: int) -> list[int]:
+        if end < row.plan.prompt + row.sampled:
+            return []
+        row.sampled += 1
+        # A step that runs ahead may compute one row past the end; its token is dropped.
+        return [row.plan.tokens[end] if end < len(row.plan.tokens) else 0]
+
+    def check_accounts(self, output: Any) -> None:
+        """No block is leaked or freed twice, and what is reported is what is so."""
+        held: dict[int, int] = {}
+        for blocks in self.manager.req_to_blocks.values():
+            for block in blocks:
+                held[block.block_id] = held.get(block.block_id, 0) + 1
+        for block in self.pool.blocks:
+            assert block.is_null or block.ref_cnt == held.get(block.block_id, 0)
+        free = [block.block_id for block in self.pool.free_block_queue.get_all_free_blocks()]
+        assert len(free) == len(set(free)) == self.pool.get_num_free_blocks()
+        assert set(free) == {
+            b.block_id for b in self.pool.blocks if not b.is_null and not b.ref_cnt
+        }
+        for name, (freed, evicted) in getattr(output, RELEASED, {}).items():
+            nulls = sum(block.is_null for block in self.manager.req_to_blocks[name])
+            assert evicted == nulls * self.setting.block_size
+            assert freed >= self.reported.get(name, (0, 0))[0]
+            self.reported[name] = (freed, evicted)
+
+    def check_under_way(self, output: Any) -> None:
+        """A step that has not run yet finds its keys unless its request is gone altogether."""
+        size = self.setting.block_size
+        for name, first in first_rows(output).items():
+            blocks = self.manager.req_to_blocks.get(name)
+            request = self.scheduler.requests.get(name)
+            if blocks and request is not None and not request.num_stale_output_tokens:
+                last = first + output.num_scheduled_tokens[name] - 1
+                seen = keys_seen(self.rows[name].plan.window, first, last)
+                assert not any(blocks[block].is_null for block in {*(seen // size).tolist()})
+
+    def finish(self, steps: int) -> None:
+        """Step until nothing is left; more than `steps` means that it never would be."""
+        for _ in range(steps):
+            if self.idle:
+                break
+            self.step()
+        assert self.idle, f"still there: {sorted(self.scheduler.requests)}"
+        assert self.pool.get_num_free_blocks() == self.setting.pool
+        assert not self.manager.req_to_blocks and not self.manager.num_cached_block
+        assert not self.scheduler._streams and not self.manager._pending_cow_copies
+
+
+def first_rows(output: Any) -> dict[str, int]:
+    """The first row of each request in a step."""
+    cached = output.scheduled_cached_reqs
+    first = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+    return first | {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
+
+
+def keys_seen(window: Window | None, first: int, last: int) -> np.ndarray:
+    """Every key that one of the rows [first, last] sees."""
+    window = window or EVERYTHING
+    begin = max(0, first - window.window + 1)
+    return np.concatenate([np.arange(min(window.sinks, begin)), np.arange(begin, last + 1)])
+
+
+def keys_of(tokens: Sequence[int], salt: str | None) -> np.ndarray:
+    """A number for each token that no other beginning, and no other salt, has."""
+    keys, key = np.zeros(len(tokens) + 1, np.int64), hash(salt)
+    for i, token in enumerate(tokens):
+        key = hash((key, token))
+        keys[i] = key
+    return keys
