@@ -149,10 +149,11 @@ class ReleaseMixin:
     def _room(self, request: Any, computed: int) -> int:
         """Tokens for which there are blocks, with one left for each other running request."""
         held = self._manager.req_to_blocks.get(request.request_id)
-        free = self._pool.get_num_free_blocks()
+        free: int = self._pool.get_num_free_blocks()
         free -= sum(other is not request for other in self.running)  # type: ignore[attr-defined]
-        if held is not None:
-            return (len(held) + free) * self._size - computed
+        if held:
+            covered = (len(held) + free) * self._size
+            return covered - computed
         # Blocks of a hit may be free as yet; they are needed themselves.
         stream = self._streams[request.request_id]
         found = computed // self._size - stream.hidden_blocks
