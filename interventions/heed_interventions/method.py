@@ -74,6 +74,10 @@ class Method(BaseModel, ABC):
         """The field whose value needs `--allow-privileged-interventions`; None where none does."""
         return None
 
+    def bounds_positions(self, model: ModelView) -> bool:
+        """Whether rows keep to positions inside the model's context however long the sequence gets."""
+        return False
+
     def publication_limit(self, prompt_length: int) -> int | None:
         """First row whose edit depends on the prompt's length; None where none does.
 

@@ -42,6 +42,9 @@ class StreamingLLM(Method):
         # The first key is hidden from row sinks + window, which such a model never reaches.
         return self.sinks + self.window >= model.max_length
 
+    def bounds_positions(self, model: ModelView) -> bool:
+        return self.positions == "rolling" and not self.is_neutral(model)
+
     def edits(self, request: RequestView) -> Iterator[Edit]:
         rolling = self.positions == "rolling"
         if rolling and not request.model.rotary:

@@ -8,7 +8,12 @@ from pathlib import Path
 
 from heed_server.engine.plugin import PLUGIN_NAME
 from heed_server.models import bundled_model
-from heed_server.settings import DEFAULTS_VARIABLE, PRIVILEGED_VARIABLE, read_interventions
+from heed_server.settings import (
+    DEFAULTS_VARIABLE,
+    PRIVILEGED_VARIABLE,
+    STREAMING_VARIABLE,
+    read_interventions,
+)
 
 DEFAULT_MODEL = "heed-tiny"
 BUNDLED_KV_CACHE_BYTES = 1 << 30
@@ -68,6 +73,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         action="store_true",
         help="Serve methods that can work around a model's training (off by default).",
     )
+    group.add_argument(
+        "--max-streaming-length",
+        metavar="TOKENS",
+        type=int,
+        help="Longest prompt and answer together of requests with streaming_llm in rolling positions; "
+        "all others keep the model's context (default: these too).",
+    )
 
 
 def choose_model(parsed: Namespace, environment: Mapping[str, str]) -> None:
@@ -101,6 +113,8 @@ def pass_settings_on(environment: MutableMapping[str, str], parsed: Namespace) -
         environment[DEFAULTS_VARIABLE] = str(parsed.default_interventions.resolve())
     if parsed.allow_privileged_interventions:
         environment[PRIVILEGED_VARIABLE] = "1"
+    if parsed.max_streaming_length is not None:
+        environment[STREAMING_VARIABLE] = str(parsed.max_streaming_length)
 
 
 def plugin_names(allowed: str | None) -> list[str]:

@@ -9,7 +9,7 @@ from heed_server.launcher import (
     pass_settings_on,
     plugin_names,
 )
-from heed_server.settings import DEFAULTS_VARIABLE, PRIVILEGED_VARIABLE
+from heed_server.settings import DEFAULTS_VARIABLE, PRIVILEGED_VARIABLE, STREAMING_VARIABLE
 
 
 def chosen(environment: Mapping[str, str] | None = None, **written: Any) -> Namespace:
@@ -67,8 +67,11 @@ def test_without_an_allow_list_the_plugins_that_vllm_would_load_stay_loaded() ->
 def test_flags_reach_the_other_processes_through_the_environment(tmp_path: Path) -> None:
     environment: dict[str, str] = {}
     options = Namespace(
-        default_interventions=tmp_path / "d.json", allow_privileged_interventions=True
+        default_interventions=tmp_path / "d.json",
+        allow_privileged_interventions=True,
+        max_streaming_length=9000,
     )
     pass_settings_on(environment, options)
     assert environment[DEFAULTS_VARIABLE] == str(tmp_path / "d.json")
     assert environment[PRIVILEGED_VARIABLE] == "1"
+    assert environment[STREAMING_VARIABLE] == "9000"

@@ -18,12 +18,15 @@ from heed_interventions.method import CacheClass, Method
 from heed_interventions.resolve import Resolution, report_of, resolve
 from heed_interventions.token_text import align
 from heed_interventions.views import ModelView, PromptView
+from heed_kernels.edits import VisibleKeys
 from heed_kernels.errors import EditError
 from heed_kernels.table import EditTable
 from heed_server.api.activity import Activity
+from heed_server.api.context_length import context_length
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
 from heed_server.api.reports import ReportCollector, count_edited_tokens
+from heed_server.engine.hidden_blocks import Window
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
 from heed_server.salt import SALT_PREFIX, salted
@@ -37,6 +40,7 @@ class Door:
 
     table: an edit table of the served model's shape, in which each set is compiled once before it
         is admitted, so that a set that no worker could take is refused here.
+    cache: blocks of an engine's KV cache, and their size in tokens; 0 where that is not known.
     """
 
     def __init__(
@@ -48,6 +52,7 @@ class Door:
         reports: ReportCollector,
         metrics: Metrics,
         activity: Activity,
+        cache: tuple[int, int] = (0, 0),
     ) -> None:
         self.model = model
         self.settings = settings
@@ -56,6 +61,18 @@ class Door:
         self._table = table
         self._reports = reports
         self._activity = activity
+        self._cache = cache
+
+    def length_for(self, exchange: Exchange) -> int | None:
+        """How long a request may be that is going to be rendered; None: as the model's context."""
+        longest = self.settings.max_streaming_length
+        if longest is None or exchange.skipped is not None:
+            return None
+        model = self.model
+        if model.unsupported is not None or not model.rotary:
+            return None
+        bounded = any(method.bounds_positions(model) for method in exchange.methods)
+        return longest if bounded else None
 
     def stand_before(self, engine_client: Any) -> None:
         """Put the door in front of `engine_client.generate`."""
@@ -101,6 +118,11 @@ class Door:
             self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
             raise refused(error) from error
         self.metrics.compiled(time.perf_counter() - start)
+        try:
+            sampling_params, length = self._bounded(sampling_params, resolution, prompt_length)
+        except RefusedError:
+            self.metrics.rejected("context", [method.method for method in exchange.methods])
+            raise
         admitted = EngineRequest(resolution, prompt_length)
         exchange.engine_requests.append(admitted)
         if not resolution.edits:
@@ -118,6 +140,8 @@ class Door:
         if resolution.digest is not None:
             prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
         generator = stock(prompt, sampling_params, request_id, **rest)
+        if length is not None:
+            generator = submitted(generator, length)
         return self._observed(generator, admitted, payload.report, sampling_params.output_kind)
 
     def resolve(self, exchange: Exchange, prompt: Any) -> tuple[Resolution, int]:
@@ -150,6 +174,42 @@ class Door:
                 raise
             return skipped(exchange.methods, error.message), length
         return resolution, length
+
+    def _bounded(
+        self, params: SamplingParams, resolution: Resolution, prompt_length: int
+    ) -> tuple[SamplingParams, int | None]:
+        """The parameters within the length that holds for the request, and that length where it is not
+        the model's own.
+
+        Raises:
+            RefusedError: the prompt is beyond it, or no cache could hold the window.
+        """
+        longest = self.settings.max_streaming_length
+        window = next((edit for edit in resolution.edits if isinstance(edit, VisibleKeys)), None)
+        lifted = longest is not None and window is not None and window.rolling
+        room = self.model.max_length - prompt_length
+        if longest is not None and not lifted:
+            # A default that was to lift the limit, and was then left out of this request.
+            if room < 1:
+                raise RefusedError(
+                    f"This model's maximum context length is {self.model.max_length} tokens. "
+                    f"However, your prompt contains {prompt_length} input tokens.",
+                    "input_tokens",
+                )
+            if params.max_tokens is None or params.max_tokens > room:
+                params = params.clone()
+                params.max_tokens = room
+        blocks, size = self._cache
+        if window is not None and prompt_length + (params.max_tokens or 1) > blocks * size > 0:
+            # Two rows: one may be under way while the next is scheduled.
+            needed = Window(window.sinks, window.window).most_blocks(2, size)
+            if needed > blocks:
+                raise RefusedError(
+                    f"{window.sinks} sinks and a window of {window.window} take {needed} blocks of "
+                    f"{size} tokens in the KV cache, and it has {blocks}",
+                    f"interventions.{window.source}.window",
+                )
+        return params, longest if lifted else None
 
     def _compile(self, resolution: Resolution) -> None:
         if not resolution.edits or self._table is None:
@@ -187,6 +247,21 @@ class Door:
             admitted.ran = self._reports.collect(report_id)
             admitted.ran.add_done_callback(partial(count_edited_tokens, admitted, self.metrics))
             await generator.aclose()
+
+
+async def submitted(
+    generator: AsyncGenerator[Any, None], length: int | None
+) -> AsyncGenerator[Any, None]:
+    """vLLM's generator, which checks the prompt again when it submits it, in its first step."""
+    try:
+        with context_length(length):
+            first = await anext(generator, None)
+        if first is not None:
+            yield first
+            async for output in generator:
+                yield output
+    finally:
+        await generator.aclose()
 
 
 def user_salt(prompt: Any) -> str | None:

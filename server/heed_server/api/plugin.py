@@ -14,6 +14,7 @@ from heed_interventions.views import ModelView
 from heed_kernels.table import EditTable
 from heed_server.api import errors, routes
 from heed_server.api.activity import Activity
+from heed_server.api.context_length import let_requests_differ
 from heed_server.api.door import Door
 from heed_server.api.exchange import Report
 from heed_server.api.other_doors import OtherDoors
@@ -65,8 +66,11 @@ class HeedEndpointPlugin:
             reports=ReportCollector(engines.reports),
             metrics=metrics,
             activity=activity,
+            cache=(support.kv_blocks, support.block_size),
         )
         state.heed_door.stand_before(engine_client)
+        if state.heed_door.settings.max_streaming_length is not None:
+            let_requests_differ(engine_client.model_config)
         state.heed_poll = asyncio.create_task(engines.poll(activity, metrics))
         logger.info(
             "Heed: %s",

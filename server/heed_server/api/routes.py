@@ -17,6 +17,7 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 from heed_interventions.errors import InterventionError
 from heed_interventions.registry import METHODS, catalogue, catalogue_entry
 from heed_server.api.answers import with_reports
+from heed_server.api.context_length import context_length
 from heed_server.api.door import Door, user_salt
 from heed_server.api.errors import RefusedError, error_response, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
@@ -66,7 +67,8 @@ async def _generate(
         return await stock(request, raw_request)
     token = CURRENT.set(exchange)
     try:
-        response = await stock(request, raw_request)
+        with context_length(door.length_for(exchange)):
+            response = await stock(request, raw_request)
     finally:
         CURRENT.reset(token)
     return await with_reports(response, exchange)
@@ -111,10 +113,11 @@ async def validate_interventions(raw_request: Request) -> Response:
     door = door_of(raw_request)
     exchange = exchange_of(request, door.settings, None) or Exchange((), "request", False)
     state = raw_request.app.state
-    if chat:
-        rendered = await state.openai_serving_chat.render_chat_request(request)
-    else:
-        rendered = await state.openai_serving_completion.render_completion_request(request)
+    with context_length(door.length_for(exchange)):
+        if chat:
+            rendered = await state.openai_serving_chat.render_chat_request(request)
+        else:
+            rendered = await state.openai_serving_completion.render_completion_request(request)
     if isinstance(rendered, ErrorResponse):
         return JSONResponse(rendered.model_dump(), status_code=rendered.error.code)
     request.to_sampling_params(1, {})

@@ -11,6 +11,7 @@ from typing import Any
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 
 from heed_server.engine.hidden_blocks import Window, window_in
+from heed_server.engine.longer_streams import streaming_length
 from heed_server.engine.payload import packed_in
 
 RELEASED = "heed_released"
@@ -39,6 +40,8 @@ class Stream:
 class ReleaseMixin:
     """Put before the scheduler class that vLLM itself would use."""
 
+    max_model_len: int
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._streams: dict[str, Stream] = {}
@@ -50,6 +53,11 @@ class ReleaseMixin:
         if self._manager is None:
             return
         self._pool = self._manager.block_pool
+        longest = streaming_length()
+        if longest is not None:
+            # The door keeps all other requests to the model's own length.
+            self.max_model_len = max(longest, self.max_model_len)
+            self.kv_cache_manager.max_model_len = self.max_model_len  # type: ignore[attr-defined]
         self._batches_under_way: int = self.vllm_config.max_concurrent_batches  # type: ignore[attr-defined]
         stock_blocks_to_allocate = self._manager.get_num_blocks_to_allocate
 

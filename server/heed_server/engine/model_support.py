@@ -28,6 +28,7 @@ class ModelSupport:
     unsupported: why edited requests are refused on this model or set-up; None when they are not.
     rotary: whether every layer's rotary embedding can be turned back (rolling positions).
     backend: what carries out edits on this device ("cpu", "cuda"); None where nothing does.
+    kv_blocks, block_size: the KV cache of an engine; 0 where it is not known.
     """
 
     layers: int
@@ -40,6 +41,8 @@ class ModelSupport:
     unsupported: str | None
     rotary: bool
     backend: str | None = None
+    kv_blocks: int = 0
+    block_size: int = 0
 
 
 def attention_layers(config: VllmConfig) -> dict[int, Attention]:
@@ -107,14 +110,21 @@ def rope_by_layer(model: nn.Module) -> dict[int, Rope]:
 
 def rope_of(module: RotaryEmbeddingBase) -> Rope | None:
     """The frequencies of a rotary module, or None where its angle is not frequency times position."""
+    frequencies = frequencies_of(module)
+    if frequencies is None:
+        return None
+    frequencies = frequencies.to(device="cpu", dtype=torch.float64)
+    return Rope(inv_freq=frequencies.numpy(), interleaved=not module.is_neox_style)
+
+
+def frequencies_of(module: RotaryEmbeddingBase) -> torch.Tensor | None:
+    """The module's own frequencies, or None where they are not the same at every length."""
+    frequencies: torch.Tensor | None = None
     if type(module) in (RotaryEmbedding, Llama3RotaryEmbedding):
         frequencies = module._compute_inv_freq(module.base)
     elif type(module) is YaRNScalingRotaryEmbedding:
         frequencies = module._compute_inv_freq(module.scaling_factor)
-    else:
-        return None
-    frequencies = frequencies.to(device="cpu", dtype=torch.float64)
-    return Rope(inv_freq=frequencies.numpy(), interleaved=not module.is_neox_style)
+    return frequencies
 
 
 def _obstacles(

@@ -77,6 +77,8 @@ def register() -> None:
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    from heed_server.engine.longer_streams import check_streaming_length
+
     pieces = pieces_for(current_platform)
     if pieces is None:
         return
@@ -89,15 +91,16 @@ def register() -> None:
     @wraps(stock)
     def create_engine_config(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
         config = stock(self, *args, **kwargs)
-        put_in_place(config, pieces)
+        placed = put_in_place(config, pieces)
+        check_streaming_length(config, on_cpu=placed and pieces is CPU)
         return config
 
     create_engine_config.heed = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = create_engine_config
 
 
-def put_in_place(config: Any, pieces: Pieces) -> None:
-    """Replace the worker and scheduler that vLLM chose by Heed's subclasses of the same.
+def put_in_place(config: Any, pieces: Pieces) -> bool:
+    """Replace the worker and scheduler that vLLM chose by Heed's subclasses of the same. Returns whether.
 
     config: a finished `VllmConfig`. Classes that Heed has no subclass of stay; requests with edits
     are then refused (`model_support.py`, `heed_server.api.door`).
@@ -107,6 +110,7 @@ def put_in_place(config: Any, pieces: Pieces) -> None:
     scheduler = _SCHEDULERS.get(f"{stock_scheduler.__module__}.{stock_scheduler.__qualname__}")
     worker = pieces.worker.get(parallel.worker_cls)
     if worker is None or scheduler is None:
-        return
+        return False
     parallel.worker_cls = worker
     scheduling.scheduler_cls = scheduler
+    return True

@@ -15,6 +15,7 @@ class EditsInWorker:
     """Put before a worker class."""
 
     vllm_config: VllmConfig
+    model_runner: Any
     edited: EditedRequests | None = None
     """None until the model is loaded, and on a model whose requests cannot be edited."""
 
@@ -31,7 +32,15 @@ class EditsInWorker:
     def heed_describe(self) -> dict[str, Any]:
         """The model's shape and whether its requests can be edited, as plain values."""
         # vLLM may have fitted the length to the memory since the model was loaded.
-        return asdict(self._support) | {"max_length": self.vllm_config.model_config.max_model_len}
+        max_length = self.vllm_config.model_config.max_model_len
+        cache: Any = getattr(self.model_runner, "kv_cache_config", None)
+        groups = cache.kv_cache_groups if cache is not None else []
+        known: dict[str, Any] = {"max_length": max_length}
+        if len(groups) == 1:
+            # One block is vLLM's own, for what is not there.
+            size = groups[0].kv_cache_spec.block_size
+            known |= {"kv_blocks": cache.num_blocks - 1, "block_size": size}
+        return asdict(self._support) | known
 
     def heed_reports(self, report_ids: list[str]) -> dict[str, dict[int, dict[str, Any]]]:
         """What ran for these engine requests, by report id and choice (`EditedRequests.take`)."""

@@ -8,6 +8,11 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from heed_server.engine import warm_up
 from heed_server.engine.backend_cpu import HeedCPUImpl
+from heed_server.engine.longer_streams import (
+    lengthen_rotary_tables,
+    room_for_streams,
+    streaming_length,
+)
 from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
 from heed_server.engine.runner_v1 import EditsInRunner
 from heed_server.engine.worker import EditsInWorker
@@ -27,9 +32,22 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
         stock = cpu_worker.CPUModelRunner
         cpu_worker.CPUModelRunner = HeedCPUModelRunner
         try:
-            super().init_device()
+            with room_for_streams(self.vllm_config.model_config):
+                super().init_device()
         finally:
             cpu_worker.CPUModelRunner = stock
+
+    def load_model(self, *args: Any, **kwargs: Any) -> Any:
+        loaded = super().load_model(*args, **kwargs)
+        length = streaming_length()
+        if length is not None:
+            lengthen_rotary_tables(self.model_runner.get_model(), length)
+        return loaded
+
+    def update_max_model_len(self, max_model_len: int) -> None:
+        super().update_max_model_len(max_model_len)
+        # The runner's own length is that of its arrays.
+        self.model_runner.max_model_len = max(max_model_len, streaming_length() or 0)
 
     def compile_or_warm_up_model(self) -> Any:
         times = super().compile_or_warm_up_model()
