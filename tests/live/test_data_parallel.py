@@ -56,3 +56,19 @@ def test_equal_edits_give_equal_answers_on_either_engine(two_engines: LiveServer
 def test_the_metrics_of_both_api_processes_are_added_up(two_engines: LiveServer) -> None:
     applied = two_engines.metric("heed_requests_total", method="zerotuning", outcome="applied")
     assert applied == 16 + 6
+
+
+def test_each_engine_counts_the_blocks_that_it_frees(two_engines: LiveServer) -> None:
+    before = two_engines.metric("heed_kv_tokens_evicted_total", method="streaming_llm")
+    size = 128  # vLLM's own choice on the CPU
+
+    def one(number: int) -> tuple[int, int]:
+        edits = [{"method": "streaming_llm", "window": 64}]
+        report = two_engines.fresh(two_engines.prompt(500 + number), edits).report
+        assert report is not None
+        return report[0]["evicted_tokens"], report[0]["freed_blocks"]
+
+    counts = together([lambda number=number: one(number) for number in range(8)])
+    assert set(counts) == {(2 * size, 2)}
+    after = two_engines.metric("heed_kv_tokens_evicted_total", method="streaming_llm")
+    assert after - before == 8 * 2 * size

@@ -18,6 +18,8 @@ TOLERANCE = 1e-5
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     flags = [*FLAGS, "--tensor-parallel-size", "2", "--allow-privileged-interventions"]
+    # Reports count KV blocks, so blocks are as large as those of the other server.
+    flags += ["--block-size", "32"]
     with pytest.MonkeyPatch.context() as patch:
         cores = sorted(os.sched_getaffinity(0))
         patch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
