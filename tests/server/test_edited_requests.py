@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from heed_kernels.edits import HeadGain, HeadSet, Rows
+from heed_kernels.edits import HeadGain, HeadSet, Rows, VisibleKeys
 from heed_kernels.table import EditTable
 from heed_server.engine.edited_requests import REPORTS_KEPT, EditedRequests
 from heed_server.engine.payload import Payload, pack, unpack
@@ -57,6 +57,21 @@ def test_rows_outside_the_scope_are_not_reported() -> None:
     run(requests, "a", 0, 10)
     run(requests, "a", 10, 1)
     assert requests.take(["r"])["r"][0]["interventions"][0]["computed"] == [[10, 11]]
+
+
+def test_what_the_scheduler_freed_stands_in_the_report_of_the_method_that_hides_keys() -> None:
+    requests = book()
+    edits = (HeadGain(EVERYWHERE, Rows(), 2.0, source=0), VisibleKeys(4, 16, True, source=1))
+    requests.enter("a", Payload("r", 1, 10, None, edits), 0)
+    requests.enter("b", payload("other"), 0)
+    run(requests, "a", 0, 40)
+    requests.released({"a": (1, 16)})
+    requests.released({"a": (3, 48), "gone": (9, 9)})
+    reports = requests.take(["r", "other"])
+    measured = reports["r"][0]["interventions"]
+    assert (measured[1]["freed_blocks"], measured[1]["evicted_tokens"]) == (3, 48)
+    assert "freed_blocks" not in measured[0]
+    assert "freed_blocks" not in reports["other"][0]["interventions"][0]
 
 
 def test_children_of_one_request_report_apart() -> None:

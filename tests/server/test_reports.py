@@ -2,7 +2,7 @@ import asyncio
 from collections.abc import Iterable, Mapping
 
 from heed_server.api.exchange import Report
-from heed_server.api.reports import ReportCollector, row_counts
+from heed_server.api.reports import ReportCollector, memory_counts, row_counts
 
 OPEN = 2**31 - 1
 
@@ -38,6 +38,16 @@ def test_the_last_prompt_row_counts_once_with_the_generated_ones_after_it() -> N
 
 def test_nothing_ran_means_no_rows() -> None:
     assert set(row_counts(None, 10, 5).values()) == {0}
+
+
+def test_kept_tokens_are_all_that_were_cached_less_the_evicted_ones() -> None:
+    measured = {"freed_blocks": 2, "evicted_tokens": 64}
+    assert memory_counts(measured, prompt_length=100, completion_tokens=11) == {
+        "kept_tokens": 110 - 64,
+        "evicted_tokens": 64,
+        "freed_blocks": 2,
+    }
+    assert memory_counts({"scope": [0, 4]}, 100, 11) == memory_counts(None, 100, 11) == {}
 
 
 def test_reports_asked_for_together_share_calls_to_the_workers() -> None:

@@ -168,8 +168,9 @@ class EditedRequests:
     def released(self, totals: Mapping[str, tuple[int, int]]) -> None:
         """What the scheduler has freed of requests that run: blocks, and tokens evicted, by request id."""
         for request_id, counts in totals.items():
-            report, choice = self._keys[request_id]
-            self._live[report][choice].released = counts
+            if request_id in self._keys:
+                report, choice = self._keys[request_id]
+                self._live[report][choice].released = counts
 
     def take(self, report_ids: Iterable[str]) -> dict[str, dict[int, dict[str, Any]]]:
         """Reports by id and choice; finished ones are handed over, running ones copied."""
