@@ -155,10 +155,15 @@ def keeping(engine: Engine, run: Callable[[], dict[str, Any]]) -> dict[str, Any]
 
 
 def neighbours(engine: Engine, schedules: int) -> dict[str, Any]:
-    """A mixed batch with blocks freed, and with all of them kept."""
+    """A mixed batch with blocks freed, with all of them kept, and with freed ones soon somebody else's."""
     freed = engine.run(crowd())
     freed["reports"] = [engine.report(freed["names"][i]) for i in (1, 3, 4, 6)]
-    return {"freed": freed, "kept": keeping(engine, partial(engine.run, crowd()))}
+    engine.resize(freed["peak"] + 1)
+    try:
+        reused = engine.run(crowd())
+    finally:
+        engine.resize(engine.blocks + len(engine.held))
+    return {"reused": reused, "freed": freed, "kept": keeping(engine, partial(engine.run, crowd()))}
 
 
 def concurrency(engine: Engine, schedules: int) -> dict[str, Any]:
