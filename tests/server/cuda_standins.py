@@ -44,7 +44,9 @@ class FakeKernel:
         kernel = self
 
         class DeviceTable:
-            def __init__(self, table: EditTable, device: torch.device) -> None:
+            def __init__(
+                self, table: EditTable, device: torch.device, *, find: bool = True
+            ) -> None:
                 self.host, self.syncs = table, 0
                 kernel.tables.append(self)
                 self.sync()

@@ -22,7 +22,8 @@ class DeviceEdits:
         # Triton is not on every machine that serves.
         import heed_kernels.triton as triton
 
-        self._table = triton.DeviceTable(table, device)
+        # No method finds keys on the device as yet, and room for them would come out of the KV cache.
+        self._table = triton.DeviceTable(table, device, find=False)
         self._work = triton.StepWork(self._table, most_tokens, most_requests)
         self._attend, self._warm_up = triton.attend, triton.warm_up
         self._work.fill(None)

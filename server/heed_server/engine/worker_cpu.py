@@ -15,12 +15,13 @@ from heed_server.engine.longer_streams import (
 )
 from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
 from heed_server.engine.runner_v1 import EditsInRunner
+from heed_server.engine.seeded_chunks import SeededChunks
 from heed_server.engine.worker import EditsInWorker
 
 logger = init_logger("vllm.heed.worker")
 
 
-class HeedCPUModelRunner(EditsInRunner, CPUModelRunner):  # type: ignore[misc]
+class HeedCPUModelRunner(EditsInRunner, SeededChunks, CPUModelRunner):  # type: ignore[misc]
     """vLLM's CPU runner with edits."""
 
 
