@@ -143,6 +143,8 @@ class Model:
             return near.T
         before = self.weights(request, edits, layer, first).before
         for edit in transfers:
+            if edit.fraction == 0:
+                continue
             sources = torch.zeros(heads, 1, length, dtype=torch.bool)
             if isinstance(edit.sources, FoundKeys):
                 assert found is not None
@@ -158,7 +160,7 @@ class Model:
             beyond = (numerator - gate.ratio * denominator).abs()
             close = (beyond > 0) & (beyond < margin * denominator) & (gate.ratio > 0)
             if gate.least > 0:
-                close |= (denominator - gate.least).abs() < margin
+                close |= ((denominator - gate.least).abs() < margin) & (denominator > 0)
             close |= (destination > 0) & (destination < 1e-30)
             q = torch.arange(first, length)
             close &= (q >= edit.rows.start) & (q < edit.rows.end)
