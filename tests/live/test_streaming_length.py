@@ -115,6 +115,7 @@ def test_validation_knows_the_longer_limit_too(long_server: LiveServer) -> None:
     assert long_server.post("/v1/interventions/validate", body).status_code == 400
 
 
+@pytest.mark.slow
 def test_rows_past_every_trained_position_equal_the_reference(long_server: LiveServer) -> None:
     """The model has 2,048 positions; the reference rolls them over the visible keys, as the paper does."""
     prompt = long_server.prompt(2300, start=11)
