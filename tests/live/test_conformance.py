@@ -133,7 +133,8 @@ def test_in_bfloat16_an_edit_adds_no_error_of_its_own(
     """bfloat16 keeps 8 bits of each number: a plain request is itself off by up to some hundredths.
 
     So the measure is what plain requests lose on the same prompts. Edited rows read the same cache
-    and may lose up to twice as much, because strong edits amplify whatever error comes in.
+    and may lose up to three times as much, because strong edits amplify whatever error comes in:
+    scaled logits 2.6 times, whose error is scaled with them.
     """
     errors = {"plain": 0.05, "edited": 0.0}
     for length in LENGTHS[1:]:
@@ -146,7 +147,7 @@ def test_in_bfloat16_an_edit_adds_no_error_of_its_own(
                 [*expected.prompt_logprobs, *expected.token_logprobs],
             )
             errors[kind] = max(errors[kind], worst)
-    assert errors["edited"] <= 2 * errors["plain"], errors
+    assert errors["edited"] <= 3 * errors["plain"], errors
 
 
 @pytest.mark.slow
