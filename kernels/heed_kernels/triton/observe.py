@@ -98,7 +98,6 @@ def sum_columns(
         record = records + slot * record_words
         word = tl.load(record + at.LINE + layer * PHASES + phase)
         # Where nothing is edited the line is the identity.
-        # Where nothing is edited the line is the identity.
         line = lines + (word % ACTIVE).to(tl.int64) * FIELDS
         layer_found = found
         first = tl.load(unit + at.POSITION)
