@@ -2,8 +2,9 @@
 
 Three servers stand side by side with the same model and flags and without prefix caching: stock vLLM,
 Heed, and stock vLLM once more as the control, which says how far two servers differ that are the same.
-Each round sends the same burst of 16 concurrent requests once per arm, in an order that rotates, and
-ratios are taken within a round. Where its memory happens to lie makes a process some per cent faster
+Each round sends the same burst of 16 concurrent requests once per arm, in an order drawn anew (an arm
+that always followed the same other one would inherit its caches and pages), and ratios are taken
+within a round. Where its memory happens to lie makes a process some per cent faster
 or slower for its whole life, so the servers are started afresh several times: the 95 % intervals
 (bootstrap) draw starts first and rounds within them.
 
@@ -14,6 +15,7 @@ or slower for its whole life, so the servers are started afresh several times: t
 import argparse
 import json
 import platform
+import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -116,13 +118,13 @@ def _rounds(
         "heed different edits": (heed, [_edit(index) for index in range(REQUESTS)]),
     }
     names = list(arms)
+    order = random.Random(start)
     measured = {name: {phase: list[float]() for phase in (*_PHASES, API)} for name in names}
     for round_number in range(-1, options.rounds):
         prompts = load.random_prompts(
             REQUESTS, options.prompt, vocabulary, 1000 * start + round_number + 7
         )
-        turn = round_number % len(names)
-        for name in names[turn:] + names[:turn]:
+        for name in order.sample(names, len(names)):
             server, edits = arms[name]
             time.sleep(PAUSE_SECONDS)
             before = server.api_seconds()
