@@ -6,8 +6,9 @@ import triton
 import triton.language as tl
 
 from heed_kernels.triton import layout as at
-from heed_kernels.triton.layout import ACTIVE, FIELDS, PHASES, PROBE, UNIT_WORDS
+from heed_kernels.triton.layout import PROBE, UNIT_WORDS
 from heed_kernels.triton.primitives import LN_2, LOG2_E, UNSPECIALIZED
+from heed_kernels.triton.unit import cache_of, line_of, tile_rows
 from heed_kernels.triton.walk import COLUMNS, MEASURE, walk
 
 PROBES = tl.constexpr(4)
@@ -26,38 +27,26 @@ def measure_tiles(
     """log_sum_exp: float32 [tokens, HEADS]; masses: float32 [tokens, HEADS, PROBES]."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
     d = tl.arange(0, DIMS)
-    place = tl.arange(0, ROWS)
     units = tl.load(work + at.TILE_COUNT) * KV_HEADS
     units_at = tl.load(work + at.TILE_AT)
     for item in range(tl.program_id(0), units, tl.num_programs(0)):
         unit = work + units_at + item // KV_HEADS * UNIT_WORDS
         kv_head = item % KV_HEADS
-        slot = tl.load(unit + at.SLOT).to(tl.int64)
-        phase = tl.load(unit + at.PHASE)
-        record = records + slot * record_words
-        word = tl.load(record + at.LINE + layer * PHASES + phase)
-        # Where nothing is edited the line is the identity.
-        line = lines + (word % ACTIVE).to(tl.int64) * FIELDS
-        layer_found = found
-        first = tl.load(unit + at.POSITION)
-        high = first + tl.load(unit + at.ROWS)
-        tile_first = first // TILE_ROWS * TILE_ROWS
-        row = tile_first + place // GROUP
-        valid = (row >= first) & (row < high) & (place < TILE_ROWS * GROUP)
+        slot, phase, record, active, line = line_of(unit, records, lines, record_words, layer)
         head = kv_head * GROUP
-        heads = tl.where(place < TILE_ROWS * GROUP, head + place % GROUP, HEADS)
-        token = (tl.load(unit + at.TOKEN) + row - first).to(tl.int64)
-        query_rows = (token * query_token + heads * query_head)[:, None]
-        cache = (
-            key_cache + kv_head.to(tl.int64) * key_head, value_cache,
-            block_table + tl.load(unit + at.TABLE_ROW).to(tl.int64) * table_row,
-            key_block.to(tl.int64), key_token, key_block.to(tl.int64), key_token, blocks - 1,
+        row, valid, heads, token, query_rows, tile_first, high = tile_rows(
+            unit, head, query_token, query_head, GROUP, HEADS, TILE_ROWS, ROWS
+        )
+        # No values are read.
+        cache = cache_of(
+            unit, kv_head, key_cache, value_cache, block_table,
+            key_block, key_token, key_head, key_block, key_token, key_head, table_row, blocks,
         )  # fmt: skip
         turned = scratch + tl.program_id(0).to(tl.int64) * ROWS * DIMS
         zero = tl.zeros([ROWS], tl.float32)
         acc, m, l, sum_0, sum_1, sum_2, sum_3 = walk(
             zero, zero - float("inf"), zero, zero, zero, zero, zero, zero,
-            record, layer_found, line, vectors, cache, rotation, phase, scale,
+            record, found, line, vectors, cache, rotation, phase, scale,
             query, query_rows, valid, turned, row, heads, head, d,
             0, high, tile_first, tile_first + TILE_ROWS - 1, tl.zeros([ROWS], tl.int32),
             PROBE, MEASURE, True, False,
@@ -87,32 +76,20 @@ def sum_columns(
     [slots, HEADS], nonzero where a head's columns are wanted."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
     d = tl.arange(0, DIMS)
-    place = tl.arange(0, ROWS)
     units = tl.load(work + at.TILE_COUNT) * KV_HEADS
     units_at = tl.load(work + at.TILE_AT)
     for item in range(tl.program_id(0), units, tl.num_programs(0)):
         unit = work + units_at + item // KV_HEADS * UNIT_WORDS
         kv_head = item % KV_HEADS
-        slot = tl.load(unit + at.SLOT).to(tl.int64)
-        phase = tl.load(unit + at.PHASE)
-        record = records + slot * record_words
-        word = tl.load(record + at.LINE + layer * PHASES + phase)
-        # Where nothing is edited the line is the identity.
-        line = lines + (word % ACTIVE).to(tl.int64) * FIELDS
-        layer_found = found
-        first = tl.load(unit + at.POSITION)
-        high = first + tl.load(unit + at.ROWS)
-        tile_first = first // TILE_ROWS * TILE_ROWS
-        row = tile_first + place // GROUP
-        valid = (row >= first) & (row < high) & (place < TILE_ROWS * GROUP)
+        slot, phase, record, active, line = line_of(unit, records, lines, record_words, layer)
         head = kv_head * GROUP
-        heads = tl.where(place < TILE_ROWS * GROUP, head + place % GROUP, HEADS)
-        token = (tl.load(unit + at.TOKEN) + row - first).to(tl.int64)
-        query_rows = (token * query_token + heads * query_head)[:, None]
-        cache = (
-            key_cache + kv_head.to(tl.int64) * key_head, value_cache,
-            block_table + tl.load(unit + at.TABLE_ROW).to(tl.int64) * table_row,
-            key_block.to(tl.int64), key_token, key_block.to(tl.int64), key_token, blocks - 1,
+        row, valid, heads, token, query_rows, tile_first, high = tile_rows(
+            unit, head, query_token, query_head, GROUP, HEADS, TILE_ROWS, ROWS
+        )
+        # No values are read.
+        cache = cache_of(
+            unit, kv_head, key_cache, value_cache, block_table,
+            key_block, key_token, key_head, key_block, key_token, key_head, table_row, blocks,
         )  # fmt: skip
         turned = scratch + tl.program_id(0).to(tl.int64) * ROWS * DIMS
         zero = tl.zeros([ROWS], tl.float32)
@@ -124,7 +101,7 @@ def sum_columns(
             to = columns + (tl.maximum(column_line, 0).to(tl.int64) * HEADS + head) * column_keys
             walk(
                 to, total, zero, column_keys, zero, zero, zero, (wanted != 0).to(tl.float32),
-                record, layer_found, line, vectors, cache, rotation, phase, scale,
+                record, found, line, vectors, cache, rotation, phase, scale,
                 query, query_rows, valid, turned, row, heads, head, d,
                 0, tl.minimum(high, column_keys), tile_first, tile_first + TILE_ROWS - 1,
                 tl.zeros([ROWS], tl.int32),

@@ -11,16 +11,14 @@ import triton.language as tl
 
 from heed_kernels.triton import layout as at
 from heed_kernels.triton.layout import (
-    ACTIVE,
     DENOMINATOR,
-    FIELDS,
     FOUND_WORDS,
-    PHASES,
     SOURCES,
     UNIT_WORDS,
 )
 from heed_kernels.triton.primitives import UNSPECIALIZED, exponent, field_vector
 from heed_kernels.triton.sources import CHUNK, source_count, source_scores
+from heed_kernels.triton.unit import cache_of, line_of, tile_rows
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=["block_table"])
@@ -38,36 +36,22 @@ def score_tiles(
     their maximum, their mass, and its part in the gate's denominator. Heads without sources are left out."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
     d = tl.arange(0, DIMS)
-    place = tl.arange(0, ROWS)
     units = tl.load(work + at.TILE_COUNT) * KV_HEADS
     units_at = tl.load(work + at.TILE_AT)
     for item in range(tl.program_id(0), units, tl.num_programs(0)):
         unit = work + units_at + item // KV_HEADS * UNIT_WORDS
         kv_head = item % KV_HEADS
-        slot = tl.load(unit + at.SLOT).to(tl.int64)
-        phase = tl.load(unit + at.PHASE)
-        record = records + slot * record_words
-        word = tl.load(record + at.LINE + layer * PHASES + phase)
-        line = lines + (word % ACTIVE).to(tl.int64) * FIELDS
+        slot, phase, record, active, line = line_of(unit, records, lines, record_words, layer)
         fraction = tl.load(line + at.FRACTION)
-        if (word >= ACTIVE) & (tl.load(record + at.TRANSFER) != 0) & (fraction != 0):
+        if active & (tl.load(record + at.TRANSFER) != 0) & (fraction != 0):
             layer_found = found + (slot * layers + layer) * HEADS * FOUND_WORDS
-            first = tl.load(unit + at.POSITION)
-            high = first + tl.load(unit + at.ROWS)
-            tile_first = first // TILE_ROWS * TILE_ROWS
-            row = tile_first + place // GROUP
-            valid = (row >= first) & (row < high) & (place < TILE_ROWS * GROUP)
             head = kv_head * GROUP
-            # Rows that pad the product look at no head's vectors.
-            heads = tl.where(place < TILE_ROWS * GROUP, head + place % GROUP, HEADS)
-            token = (tl.load(unit + at.TOKEN) + row - first).to(tl.int64)
-            query_rows = (token * query_token + heads * query_head)[:, None]
-            cache = (
-                key_cache + kv_head.to(tl.int64) * key_head,
-                value_cache + kv_head.to(tl.int64) * value_head,
-                block_table + tl.load(unit + at.TABLE_ROW).to(tl.int64) * table_row,
-                key_block.to(tl.int64), key_token, value_block.to(tl.int64), value_token,
-                blocks - 1,
+            row, valid, heads, token, query_rows, _tile_first, _high = tile_rows(
+                unit, head, query_token, query_head, GROUP, HEADS, TILE_ROWS, ROWS
+            )
+            cache = cache_of(
+                unit, kv_head, key_cache, value_cache, block_table,
+                key_block, key_token, key_head, value_block, value_token, value_head, table_row, blocks,
             )  # fmt: skip
             turned = scratch + tl.program_id(0).to(tl.int64) * (ROWS + CHUNK) * DIMS
             zero = tl.zeros([ROWS], tl.float32)

@@ -12,14 +12,11 @@ import triton.language as tl
 
 from heed_kernels.triton import layout as at
 from heed_kernels.triton.layout import (
-    ACTIVE,
     CLASS_AT,
     DENOMINATOR,
-    FIELDS,
     FOUND_WORDS,
     OPEN,
     PART,
-    PHASES,
     SPLITS,
     UNIT_WORDS,
     VISIBLE_AT,
@@ -40,6 +37,7 @@ from heed_kernels.triton.primitives import (
 )
 from heed_kernels.triton.sources import CHUNK, source_count, source_list
 from heed_kernels.triton.transfer import finished, transfer_weights
+from heed_kernels.triton.unit import cache_of, line_of
 from heed_kernels.triton.walk import ATTEND, REWEIGH, walk
 
 SUMS = tl.constexpr(5)
@@ -71,12 +69,8 @@ def attend_splits(
         kv_head = item % KV_HEADS
         packed = tl.load(work + splits_at + first_split + local)
         unit = work + rows_at + packed // SPLITS * UNIT_WORDS
-        slot = tl.load(unit + at.SLOT).to(tl.int64)
-        phase = tl.load(unit + at.PHASE)
-        record = records + slot * record_words
-        word = tl.load(record + at.LINE + layer * PHASES + phase)
-        if word >= ACTIVE:
-            line = lines + (word - ACTIVE).to(tl.int64) * FIELDS
+        slot, phase, record, active, line = line_of(unit, records, lines, record_words, layer)
+        if active:
             layer_found = found + (slot * layers + layer) * HEADS * FOUND_WORDS
             position = tl.load(unit + at.POSITION)
             length = tl.load(unit + at.SPLIT_KEYS)
@@ -88,12 +82,9 @@ def attend_splits(
             heads = tl.where(valid, head + place, HEADS)
             token = tl.load(unit + at.TOKEN).to(tl.int64)
             query_rows = (token * query_token + heads * query_head)[:, None]
-            cache = (
-                key_cache + kv_head.to(tl.int64) * key_head,
-                value_cache + kv_head.to(tl.int64) * value_head,
-                block_table + tl.load(unit + at.TABLE_ROW).to(tl.int64) * table_row,
-                key_block.to(tl.int64), key_token, value_block.to(tl.int64), value_token,
-                blocks - 1,
+            cache = cache_of(
+                unit, kv_head, key_cache, value_cache, block_table,
+                key_block, key_token, key_head, value_block, value_token, value_head, table_row, blocks,
             )  # fmt: skip
             turned_query = scratch + tl.program_id(0).to(tl.int64) * ROWS * DIMS
             zero = tl.zeros([ROWS], tl.float32)
@@ -155,13 +146,9 @@ def merge_splits(
     rows_at = tl.load(work + at.ROW_AT)
     for item in range(tl.program_id(0), items, tl.num_programs(0)):
         unit = work + rows_at + (first_row + item // HEADS) * UNIT_WORDS
-        slot = tl.load(unit + at.SLOT).to(tl.int64)
-        phase = tl.load(unit + at.PHASE)
-        record = records + slot * record_words
-        word = tl.load(record + at.LINE + layer * PHASES + phase)
-        if word >= ACTIVE:
+        slot, phase, record, active, line = line_of(unit, records, lines, record_words, layer)
+        if active:
             head = item % HEADS
-            line = lines + (word - ACTIVE).to(tl.int64) * FIELDS
             position = tl.load(unit + at.POSITION)
             length = tl.load(unit + at.SPLIT_KEYS)
             there = split * length <= position

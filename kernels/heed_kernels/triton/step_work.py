@@ -16,20 +16,23 @@ PHASE = 5
 """Column of `Plan.runs`."""
 
 LEAST_CAPACITY = 1024
-"""Splits of generated rows that are computed at once, at least."""
+"""The capacity by default, at least."""
 
 
 class StepWork:
     """Units of the rows of a step that are edited in any layer; programs look up in which.
 
-    most_tokens, most_requests: upper bounds of a step. buffer: int32, see `layout`.
+    most_tokens, most_requests: upper bounds of a step. capacity: splits of generated rows that are
+    computed at once, at least as many as one row can have. buffer: int32, see `layout`.
     """
 
-    def __init__(self, table: DeviceTable, most_tokens: int, most_requests: int) -> None:
+    def __init__(
+        self, table: DeviceTable, most_tokens: int, most_requests: int, capacity: int | None = None
+    ) -> None:
         self.table, self.most_tokens = table, most_tokens
         heads = table.table
         self.tile_rows = max(1, at.TILE_HEADS.value // (heads.query_heads // heads.kv_heads))
-        self.capacity = max(LEAST_CAPACITY, 8 * most_requests)
+        self.capacity = capacity or max(LEAST_CAPACITY, 8 * most_requests)
         self.most_waves = self.waves_of(most_tokens)
         self._units_at = at.WAVES.value + self.most_waves * at.WAVE_WORDS.value
         words = self._units_at + most_tokens * (at.UNIT_WORDS.value + at.SPLITS.value)

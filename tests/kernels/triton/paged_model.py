@@ -97,9 +97,7 @@ class Model:
         output = torch.full_like(query, torch.nan)
         inside = slice(2, 2 + sum(lengths))
         query[inside] = torch.cat([self.query[r][first:end] for r, _, first, end in work])
-        steps = StepWork(table, max(sum(lengths), 1), len(work))
-        if capacity:
-            steps.capacity = capacity
+        steps = StepWork(table, max(sum(lengths), 1), len(work), capacity)
         steps.fill(plan)
         attend(
             query[inside], output[inside], self.key_cache, self.value_cache, self.block_table,

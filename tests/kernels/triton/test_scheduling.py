@@ -42,12 +42,13 @@ def test_a_replay_of_generated_rows_and_waves_change_no_bit():
     before them, and in several waves where their splits do not fit into one."""
     model = Model([300], 3, 1)
     table = model.table()
-    slot = model.slot(table, [*everything(3, 32), HeadGain(ALL, Rows(), 0.9, 8)], 294)
-    (replayed,) = model.run(table, [(0, slot, 280, 300)])
-    single = [model.run(table, [(0, slot, row, row + 1)])[0] for row in (294, 299)]
-    assert torch.equal(torch.cat(single), replayed[[14, 19]])
-    (waves,) = model.run(table, [(0, slot, 294, 300)], capacity=64)
-    assert torch.equal(waves, replayed[14:])
+    slot = model.slot(table, [*everything(3, 32), HeadGain(ALL, Rows(), 0.9, 8)], 276)
+    (replayed,) = model.run(table, [(0, slot, 270, 300)])
+    single = [model.run(table, [(0, slot, row, row + 1)])[0] for row in (276, 299)]
+    assert torch.equal(torch.cat(single), replayed[[6, 29]])
+    # Two splits of each row, and room for those of 16 rows.
+    (waves,) = model.run(table, [(0, slot, 276, 300)], capacity=32)
+    assert torch.equal(waves, replayed[6:])
 
 
 def test_neighbours_and_their_order_change_no_bit():

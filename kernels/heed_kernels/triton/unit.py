@@ -1,0 +1,54 @@
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-calls=False
+"""What a program reads before it walks over the keys: a unit's line of the edit table, its rows, its cache."""
+
+import triton
+import triton.language as tl
+
+from heed_kernels.triton import layout as at
+from heed_kernels.triton.layout import ACTIVE, FIELDS, PHASES
+
+
+@triton.jit
+def line_of(unit, records, lines, record_words, layer):
+    """Slot, phase and record of a unit, whether its rows are active in the layer, and their line, which is
+    the identity where nothing is edited."""
+    slot = tl.load(unit + at.SLOT).to(tl.int64)
+    phase = tl.load(unit + at.PHASE)
+    record = records + slot * record_words
+    word = tl.load(record + at.LINE + layer * PHASES + phase)
+    return slot, phase, record, word >= ACTIVE, lines + (word % ACTIVE).to(tl.int64) * FIELDS
+
+
+@triton.jit
+def tile_rows(
+    unit, head, query_token, query_head,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, TILE_ROWS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Of a tile's matrix rows [ROWS], position by position with the heads of the group inside: positions,
+    which are valid, heads, tokens, and offsets of the queries; and the tile's first position and the
+    first position after its rows. head: first query head of the group."""
+    place = tl.arange(0, ROWS)
+    first = tl.load(unit + at.POSITION)
+    high = first + tl.load(unit + at.ROWS)
+    tile_first = first // TILE_ROWS * TILE_ROWS
+    row = tile_first + place // GROUP
+    valid = (row >= first) & (row < high) & (place < TILE_ROWS * GROUP)
+    # Rows that pad the product look at no head's vectors.
+    heads = tl.where(place < TILE_ROWS * GROUP, head + place % GROUP, HEADS)
+    token = (tl.load(unit + at.TOKEN) + row - first).to(tl.int64)
+    queries = (token * query_token + heads * query_head)[:, None]
+    return row, valid, heads, token, queries, tile_first, high
+
+
+@triton.jit
+def cache_of(
+    unit, kv_head, key_cache, value_cache, block_table,
+    key_block, key_token, key_head, value_block, value_token, value_head, table_row, blocks,
+):  # fmt: skip
+    """The cache of a unit's request at a KV head, as `primitives` describes it."""
+    return (
+        key_cache + kv_head.to(tl.int64) * key_head,
+        value_cache + kv_head.to(tl.int64) * value_head,
+        block_table + tl.load(unit + at.TABLE_ROW).to(tl.int64) * table_row,
+        key_block.to(tl.int64), key_token, value_block.to(tl.int64), value_token, blocks - 1,
+    )  # fmt: skip
