@@ -86,8 +86,11 @@ def _check_find(edit: FindKeys) -> None:
     _integer(edit.least_rows, "least_rows", 1)
     _integer(edit.most, "most", 1, SOURCES)
     _check_ranges(edit.protected)
-    if not isinstance(edit.protect_first, bool):
-        raise EditError(f"protect_first must be true or false, not {edit.protect_first!r}")
+    _integer(edit.prompt, "prompt", 0)
+    for name in ("protect_first", "relative", "ahead"):
+        value = getattr(edit, name)
+        if not isinstance(value, bool):
+            raise EditError(f"{name} must be true or false, not {value!r}")
 
 
 def _check_mix(edit: HeadMix) -> None:

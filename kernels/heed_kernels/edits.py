@@ -212,11 +212,13 @@ class ObserveMass:
 @dataclass(frozen=True)
 class FindKeys:
     """Find a transfer's `FoundKeys`: keys whose mean weight over the rows of `rows` that see them is
-    above `threshold`.
+    above `threshold`, which counts as divided by the number of these rows where it is `relative`.
 
     Only keys that at least `least_rows` of these rows see; without the keys `protected` and, with
     `protect_first`, without the first key above the threshold; the `most` largest means, of equal ones
-    the first. ACT's sinks (methods_text, arXiv 2406.15765).
+    the first. ACT's sinks (arXiv 2406.15765).
+
+    prompt, ahead: when keys are found, and for which rows: see `segments.Segments`.
     """
 
     on: HeadSet
@@ -227,6 +229,9 @@ class FindKeys:
     protected: KeyRanges
     protect_first: bool
     source: int
+    relative: bool = False
+    prompt: int = 0
+    ahead: bool = False
 
 
 SOURCES = 64

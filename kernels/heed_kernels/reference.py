@@ -27,6 +27,7 @@ from heed_kernels.edits import (
     VisibleRanges,
 )
 from heed_kernels.rope import Rope
+from heed_kernels.segments import threshold_at
 
 Found = Sequence[Sequence[int]]
 """Found keys of a layer: one ascending list per query head."""
@@ -157,10 +158,11 @@ def found_keys(edit: FindKeys, columns: torch.Tensor, layer: int) -> list[list[i
     first, end = edit.rows.start, min(edit.rows.end, keys)
     support = (end - k.clamp(min=first)).clamp(min=0)  # rows that see each key
     mean = columns / support.clamp(min=1)
+    threshold = threshold_at(edit, keys)
     protected = _keys(edit.protected, k[:1, None], k[None])[0, 0]
     result: list[list[int]] = []
     for head in range(query_heads):
-        above = (mean[head] > edit.threshold) & (support >= edit.least_rows)
+        above = (mean[head] > threshold) & (support >= edit.least_rows)
         flagged = above.nonzero().flatten().tolist()
         if edit.protect_first:
             flagged = flagged[1:]

@@ -2,15 +2,20 @@
 
 from heed_kernels.cpu.attention import attend, warm_up
 from heed_kernels.cpu.layout import Layout, probe_layout
-from heed_kernels.cpu.observation import ColumnSums, Observed, find_keys, observe
+from heed_kernels.cpu.observation import ColumnSums, Observed, add_columns, find_keys, observe
+from heed_kernels.cpu.search import KeySearch, LayerInputs, search_keys
 
 __all__ = [
     "ColumnSums",
+    "KeySearch",
+    "LayerInputs",
     "Layout",
     "Observed",
+    "add_columns",
     "attend",
     "find_keys",
     "observe",
     "probe_layout",
+    "search_keys",
     "warm_up",
 ]

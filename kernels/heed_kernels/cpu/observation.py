@@ -5,7 +5,8 @@ Within one forward of a layer, before `attend` and after the step's keys are in 
     seen = observe(query, kv_cache, block_table, table, items, layer, scale, rope, layout, [columns])
     find_keys(table, slot, layer, edit, columns.sums, rows_seen)
 
-`columns` is kept from chunk to chunk of a prompt; its sums do not depend on how it was cut.
+or `add_columns` where nothing but the sums is wanted. `columns` is kept from chunk to chunk of a
+prompt; its sums do not depend on how it was cut. `search.KeySearch` does all of it for a request.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from heed_kernels.errors import EditError
 from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT, TILE_ROWS, Pattern
 from heed_kernels.ranges import PROBE, PROBES
 from heed_kernels.rope import Rope
+from heed_kernels.segments import threshold_at
 from heed_kernels.table import EditTable
 
 
@@ -91,8 +93,53 @@ def observe(
 
     Raises `EditError` when shapes or dtypes do not fit, or a tensor or `columns` is too small.
     """
-    given = np.array(items, np.int32).reshape(-1, 5)
+    call = _prepared(query, kv_cache, block_table, table, items, scale, rope, layout, columns)
     tokens, heads = query.shape[:2]
+    slots = np.array(items, np.int32).reshape(-1, 5)[:, SLOT]
+    probed = any(
+        table.range_class[slot, : table.range_count[slot]].max() >= PROBE for slot in set(slots)
+    )
+    result = Observed(
+        np.full((tokens, heads), np.nan, np.float32),
+        np.full((tokens, heads, PROBES), np.nan if probed else 0, np.float32),
+    )
+    call.parameters[at.LOG_SUM_EXP] = address(result.log_sum_exp)
+    call.parameters[at.MASS] = address(result.mass) if probed else 0
+    _run(call, columns, query, kv_cache, layer)
+    return result
+
+
+def add_columns(
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    table: EditTable,
+    items: ArrayLike,
+    layer: int,
+    scale: float,
+    rope: Rope | None,
+    layout: Layout,
+    columns: Sequence[ColumnSums],
+) -> None:
+    """As `observe`, for the column sums alone: KV heads of which `columns` want no query head cost nothing."""
+    call = _prepared(query, kv_cache, block_table, table, items, scale, rope, layout, columns)
+    _run(call, columns, query, kv_cache, layer)
+
+
+def _prepared(
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    table: EditTable,
+    items: ArrayLike,
+    scale: float,
+    rope: Rope | None,
+    layout: Layout,
+    columns: Sequence[ColumnSums],
+) -> Call:
+    """The call, once everything it is given has been checked; it measures nothing yet."""
+    given = np.array(items, np.int32).reshape(-1, 5)
+    heads = query.shape[1]
     slots = given[:, SLOT]
     if not len(given) or given.min() < 0 or given[:, ROWS].min() < 1:
         raise EditError("there are no rows to observe, or negative numbers")
@@ -109,25 +156,24 @@ def observe(
             )
     group_heads = heads // kv_cache.shape[1]
     units = Pattern(given, np.zeros(0, bool), max(1, TILE_ROWS // group_heads)).units
-    call = Call(units, query, kv_cache, block_table, table, scale, rope, layout)
-    probed = any(
-        table.range_class[slot, : table.range_count[slot]].max() >= PROBE for slot in set(slots)
-    )
-    result = Observed(
-        np.full((tokens, heads), np.nan, np.float32),
-        np.full((tokens, heads, PROBES), np.nan if probed else 0, np.float32),
-    )
+    return Call(units, query, kv_cache, block_table, table, scale, rope, layout)
+
+
+def _run(
+    call: Call,
+    columns: Sequence[ColumnSums],
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    layer: int,
+) -> None:
     targets = np.zeros((len(columns), at.TARGET_FIELDS), np.int64)
     for line, target in zip(targets, columns, strict=True):
         line[at.TARGET_SLOT] = target.slot
         line[at.TARGET_SUMS], line[at.TARGET_STEP] = address(target.sums), target.sums.strides[0]
         line[at.TARGET_FIRST], line[at.TARGET_END] = target.edit.rows.start, target.edit.rows.end
         line[at.TARGET_HEADS] = address(target.heads)
-    call.parameters[at.LOG_SUM_EXP] = address(result.log_sum_exp)
-    call.parameters[at.MASS] = address(result.mass) if probed else 0
     call.parameters[at.TARGETS], call.parameters[at.TARGET_COUNT] = address(targets), len(columns)
     call.run(observe_thread(), query, kv_cache, layer)
-    return result
 
 
 def find_keys(
@@ -147,6 +193,7 @@ def find_keys(
     end = min(edit.rows.end, rows_seen)
     support = np.maximum(end - np.maximum(key, edit.rows.start), 0)  # rows that see each key
     mean = column_weights(columns[:, :rows_seen]) / np.maximum(support, 1)
+    threshold = threshold_at(edit, rows_seen)
     protected = np.zeros(rows_seen, bool)
     for first, after in edit.protected.ranges:
         protected[first:after] = True
@@ -155,7 +202,7 @@ def find_keys(
         if not edit.on.masks[layer] >> (table.head_start + local) & 1:
             table.found_count[slot, layer, local] = 0
             continue
-        above = (mean[local] > edit.threshold) & (support >= edit.least_rows)
+        above = (mean[local] > threshold) & (support >= edit.least_rows)
         flagged = np.flatnonzero(above)[1 if edit.protect_first else 0 :]
         flagged = flagged[~protected[flagged]]
         order = np.argsort(-mean[local, flagged], kind="stable")

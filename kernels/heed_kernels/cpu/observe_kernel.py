@@ -148,6 +148,14 @@ def observe_unit(p: Any, item: Any, kv_head: Any, u: Any) -> None:
     call_begin(int64_at(p, BEGIN), p, item, kv_head, u)
     rows, first_row, first_head = int64_at(u, ROWS), int64_at(u, FIRST_ROW), int64_at(u, FIRST_HEAD)
     group_heads, state, slot = int64_at(p, GROUP_HEADS), int64_at(u, STATE), int64_at(u, SLOT)
+    targets, count = int64_at(p, TARGETS), int64_at(p, TARGET_COUNT)
+    measured, any_wanted = int64_at(p, LOG_SUM_EXP) != 0, False
+    for n in range(count):
+        for g in range(group_heads):
+            target = targets + n * TARGET_FIELDS * 8
+            any_wanted |= wanted(target, slot, first_row, rows, first_head + g)
+    if not measured and not any_wanted:
+        return
     fill(state, rows * group_heads * STATE_FIELDS, ZERO)
     for i in range(rows * group_heads):
         set_float(state, i * STATE_FIELDS + LARGEST, -INFINITY)
@@ -159,14 +167,8 @@ def observe_unit(p: Any, item: Any, kv_head: Any, u: Any) -> None:
             if q >= first_key:
                 for g in range(group_heads):
                     measure(p, u, g * rows + r, first_key, used_strips(q, first_key))
-    write_masses(p, u)
-
-    targets, count = int64_at(p, TARGETS), int64_at(p, TARGET_COUNT)
-    any_wanted = False
-    for n in range(count):
-        for g in range(group_heads):
-            target = targets + n * TARGET_FIELDS * 8
-            any_wanted |= wanted(target, slot, first_row, rows, first_head + g)
+    if measured:
+        write_masses(p, u)
     if not any_wanted:
         return
     for first_key in range(0, first_row + rows, KEY_TILE):

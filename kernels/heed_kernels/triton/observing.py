@@ -7,6 +7,7 @@ import torch
 from heed_kernels.edits import SOURCES, FindKeys
 from heed_kernels.errors import EditError
 from heed_kernels.rope import Rope
+from heed_kernels.segments import threshold_at
 from heed_kernels.triton import layout as at
 from heed_kernels.triton import shapes
 from heed_kernels.triton.device_table import DeviceTable
@@ -95,7 +96,7 @@ def find_keys(
     first, end = edit.rows.start, min(edit.rows.end, keys)
     support = (end - k.clamp(min=first)).clamp(min=0)
     mean = columns[:, :keys].double() / 2.0**31 / support.clamp(min=1)
-    flagged = (mean > edit.threshold) & (support >= edit.least_rows)
+    flagged = (mean > threshold_at(edit, keys)) & (support >= edit.least_rows)
     if edit.protect_first:
         flagged &= flagged.cumsum(dim=1) > 1
     for start, stop in edit.protected.ranges:
