@@ -1,11 +1,13 @@
 """What may stand together in one list.
 
 The order in which edits act is fixed, whatever the order of the list (`heed_kernels.edits`): first
-what is visible, then factors and biases on logits, then the softmax, then gains on head outputs.
+what is visible, then factors and biases on logits, then the softmax, then the transfer of mass
+between weights, then gains on head outputs. What is observed are weights before the transfer.
 """
 
 from collections.abc import Callable, Sequence
 
+from heed_interventions.act import ACT
 from heed_interventions.method import Method
 from heed_interventions.streaming_llm import StreamingLLM
 from heed_interventions.zerotuning import ZeroTuning
@@ -43,4 +45,16 @@ def _zerotuning_of_a_hidden_token(method: Method, other: Method) -> str | None:
     )
 
 
-_RULES: tuple[Callable[[Method, Method], str | None], ...] = (_zerotuning_of_a_hidden_token,)
+def _sinks_of_hidden_keys(method: Method, other: Method) -> str | None:
+    if not isinstance(method, ACT) or not isinstance(other, StreamingLLM):
+        return None
+    return (
+        "act takes the mean of a key's weights over all rows after it, and streaming_llm hides keys "
+        "from later rows"
+    )
+
+
+_RULES: tuple[Callable[[Method, Method], str | None], ...] = (
+    _zerotuning_of_a_hidden_token,
+    _sinks_of_hidden_keys,
+)

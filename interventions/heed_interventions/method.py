@@ -50,6 +50,8 @@ class Method(BaseModel, ABC):
     repeatable: ClassVar[bool] = False
     """Whether it may stand in a list more than once."""
     needs_image: ClassVar[bool] = False
+    observes: ClassVar[bool] = False
+    """Whether it needs attention weights observed while the model runs."""
     can_be_privileged: ClassVar[bool] = False
     """Whether some parameters of it are privileged."""
 

@@ -2,18 +2,20 @@
 
 from typing import Any
 
+from heed_interventions.act import ACT
 from heed_interventions.attention_scale import AttentionScale
 from heed_interventions.emphasis import Emphasis
 from heed_interventions.head_gain import HeadGain
 from heed_interventions.locore import LocoRE
 from heed_interventions.method import Method
 from heed_interventions.streaming_llm import StreamingLLM
-from heed_interventions.views import ModelView
+from heed_interventions.views import NOT_OBSERVED, ModelView
 from heed_interventions.zerotuning import ZeroTuning
 
 METHODS: dict[str, type[Method]] = {
     cls.name(): cls
     for cls in (
+        ACT,
         ZeroTuning,
         StreamingLLM,
         Emphasis,
@@ -79,6 +81,8 @@ def unavailable(method: type[Method], model: ModelView) -> str | None:
         return model.unsupported
     if method.needs_image and not model.vision:
         return f"{method.name()} needs an image, and this model takes text only"
+    if method.observes and not model.observes:
+        return NOT_OBSERVED
     return None
 
 

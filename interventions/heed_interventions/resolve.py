@@ -8,7 +8,7 @@ from heed_interventions.composition import conflict, repeated
 from heed_interventions.errors import InterventionError, join_path
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.publication import digest, lowest
-from heed_interventions.views import ModelView, PromptView, RequestView
+from heed_interventions.views import NOT_OBSERVED, ModelView, PromptView, RequestView
 from heed_kernels.edits import Edit, HeadSet
 
 Source = Literal["request", "default"]
@@ -118,6 +118,8 @@ def _resolve_one(
         return _Resolved(method, (), HeadSet(()), None, CacheClass.SHARED, report)
     if method.needs_image:
         view.image_end("method", method.name())
+    if method.observes and not model.observes and not method.is_neutral(model):
+        raise view.error("method", NOT_OBSERVED, "unsupported")
     heads = method.on(view)
     edits = tuple(method.edits(view))
     twice = repeated(method, [item.method for item in before])

@@ -7,6 +7,8 @@ from functools import cached_property
 from heed_interventions.errors import InterventionError, Reason, join_path
 from heed_interventions.token_text import TokenText
 
+NOT_OBSERVED = "edited attention on this server's device cannot observe attention weights yet"
+
 
 @dataclass(frozen=True)
 class ModelView:
@@ -17,6 +19,8 @@ class ModelView:
     unsupported: why edited requests are refused on this model or server; None when they are not.
     rotary: whether positions can be rolled (rotary embeddings with frequencies that do not change).
     max_key_ranges: how many ranges of keys one edit may name.
+    observes: whether attention weights can be observed while the model runs.
+    longest_step: tokens that one step holds; None where that is not known.
     """
 
     layers: int
@@ -28,6 +32,8 @@ class ModelView:
     unsupported: str | None = None
     rotary: bool = True
     max_key_ranges: int = 256
+    observes: bool = True
+    longest_step: int | None = None
 
 
 @dataclass(frozen=True)

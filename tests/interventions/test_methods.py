@@ -81,6 +81,7 @@ def test_locore_with_the_prompts_tail_begins_after_the_last_image() -> None:
 
 NEUTRAL: list[dict[str, object]] = [
     {"method": "zerotuning", "gamma": 1},
+    {"method": "act", "beta": 1},
     {"method": "head_gain", "gain": 1},
     {"method": "attention_scale", "q_scale": 1},
     {"method": "emphasis", "spans": [SPAN], "alpha": 1},
