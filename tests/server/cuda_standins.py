@@ -207,7 +207,9 @@ def builder_config() -> Any:
         ),
         parallel_config=SimpleNamespace(cp_kv_cache_interleave_size=1),
         cache_config=SimpleNamespace(cache_dtype="auto"),
-        scheduler_config=SimpleNamespace(max_num_seqs=8, max_num_batched_tokens=64),
+        scheduler_config=SimpleNamespace(
+            max_num_seqs=8, max_num_batched_tokens=64, max_num_scheduled_tokens=None
+        ),
         attention_config=SimpleNamespace(flash_attn_max_num_splits_for_cuda_graph=32),
         kernel_config=SimpleNamespace(enable_jit_warmup=False),
         compilation_config=SimpleNamespace(

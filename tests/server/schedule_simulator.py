@@ -24,7 +24,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from heed_kernels.edits import VisibleKeys
+from heed_kernels.edits import OPEN, FindKeys, HeadSet, KeyRanges, Rows, VisibleKeys
+from heed_kernels.segments import Segments
 from heed_server.engine.hidden_blocks import Window
 from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
@@ -51,12 +52,16 @@ class Setting:
 
 @dataclass
 class Plan:
-    """A request: all its tokens, of which the first `prompt` are given."""
+    """A request: all its tokens, of which the first `prompt` are given.
+
+    window: what its rows see; segments: how keys are sought in it.
+    """
 
     name: str
     tokens: list[int]
     prompt: int
     window: Window | None = None
+    segments: Segments | None = None
 
 
 @dataclass
@@ -147,6 +152,9 @@ class Simulator:
             packed = pack(Payload(plan.name, 1, plan.prompt, None, (edit,)))
             params.extra_args = {RESERVED_KEY: packed}
             salt = f"{window.sinks}, {window.window}"
+        elif plan.segments is not None:
+            packed = pack(Payload(plan.name, 1, plan.prompt, 0, (search_of(plan.segments),)))
+            params.extra_args = {RESERVED_KEY: packed}
         self.rows[plan.name] = Row(plan, keys_of(plan.tokens, salt))
         self.scheduler.add_request(
             Request(
@@ -197,6 +205,7 @@ class Simulator:
                 self.rows[name].blocks += blocks[0]
         scheduled: dict[str, int] = output.num_scheduled_tokens
         for name, count in scheduled.items():
+            self.check_segment(self.rows[name].plan, first[name], first[name] + count)
             self.write(self.rows[name], range(first[name], first[name] + count))
         for name, count in scheduled.items():
             self.read(self.rows[name], first[name], first[name] + count - 1)
@@ -210,6 +219,13 @@ class Simulator:
             sampled_token_ids=sampled,
         )
         self.scheduler.update_from_output(output, answer)
+
+    def check_segment(self, plan: Plan, first: int, end: int) -> None:
+        """A step holds rows of one segment, and all of a prompt that is looked ahead at."""
+        segments = plan.segments
+        if segments is not None:
+            assert end <= segments.end(first), f"{plan.name}: rows {first} to {end - 1}"
+            assert not segments.ahead or end >= plan.prompt, f"{plan.name}: {end} rows"
 
     def places(self, row: Row, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = self.setting.block_size
@@ -277,6 +293,16 @@ class Simulator:
         assert self.pool.get_num_free_blocks() == self.setting.pool
         assert not self.manager.req_to_blocks and not self.manager.num_cached_block
         assert not self.scheduler._streams and not self.manager._pending_cow_copies
+        assert not self.scheduler._segments and not self.scheduler._passes
+
+
+def search_of(segments: Segments) -> FindKeys:
+    """A search with these segments."""
+    rows = Rows(0, OPEN if segments.running else segments.prompt)
+    return FindKeys(
+        HeadSet((1,)), rows, 0.1, 1, 8, KeyRanges(()), True, 0,
+        prompt=segments.prompt, ahead=segments.ahead,
+    )  # fmt: skip
 
 
 def first_rows(output: Any) -> dict[str, int]:

@@ -151,7 +151,9 @@ class Loaded:
                 use_ubatching=False,
             ),
             cache_config=SimpleNamespace(cache_dtype="auto"),
-            scheduler_config=SimpleNamespace(max_num_seqs=5, max_num_batched_tokens=64),
+            scheduler_config=SimpleNamespace(
+                max_num_seqs=5, max_num_batched_tokens=64, max_num_scheduled_tokens=None
+            ),
             attention_config=SimpleNamespace(use_non_causal=False),
             compilation_config=SimpleNamespace(
                 static_forward_context=self.layers,
@@ -214,6 +216,7 @@ def test_the_worker_describes_the_length_that_vllm_fitted_to_the_memory(
     worker.vllm_config.model_config.max_model_len = 1000
     answer = worker.heed_describe()
     assert (answer["max_length"], answer["backend"], answer["unsupported"]) == (1000, "cuda", None)
+    assert (answer["longest_step"], answer["observes"]) == (64, False)
     assert (answer["query_heads"], answer["local_query_heads"]) == (HEADS, HEADS)
     assert worker.heed_gauges() == {"edit_table_rows": 0} and worker.heed_reports(["x"]) == {}
 

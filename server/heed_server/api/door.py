@@ -134,6 +134,9 @@ class Door:
             prompt_length=prompt_length,
             publication_limit=resolution.publication_limit,
             edits=resolution.edits,
+            detailed=tuple(
+                index for index, method in enumerate(exchange.methods) if method.report == "full"
+            ),
         )
         sampling_params = sampling_params.clone()
         sampling_params.extra_args = {**(extra_args or {}), RESERVED_KEY: pack(payload)}

@@ -17,6 +17,7 @@ from heed_server.api.activity import Activity
 from heed_server.api.context_length import let_requests_differ
 from heed_server.api.door import Door
 from heed_server.api.exchange import Report
+from heed_server.api.found_keys import of_all_ranks
 from heed_server.api.other_doors import OtherDoors
 from heed_server.api.reports import ReportCollector
 from heed_server.engine.model_support import ModelSupport
@@ -59,6 +60,8 @@ class HeedEndpointPlugin:
                 vision=False,
                 unsupported=support.unsupported,
                 rotary=support.rotary,
+                observes=support.observes,
+                longest_step=support.longest_step,
             ),
             settings=Settings.from_environment(),
             tokenizer=engine_client.renderer.tokenizer,
@@ -134,8 +137,13 @@ def _one_report(
     for answer in workers[1:]:
         for report_id, choices in answer.items():
             for choice, report in choices.items():
+                merged = first[report_id][choice]
                 if report["failure"] is not None:
-                    first[report_id][choice]["failure"] = report["failure"]
+                    merged["failure"] = report["failure"]
+                for source, measured in report["interventions"].items():
+                    if "found" in measured:
+                        of_all = merged["interventions"][source]
+                        of_all["found"] = of_all_ranks(of_all["found"], measured["found"])
     return first
 
 

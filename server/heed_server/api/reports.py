@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from heed_server.api.exchange import EngineRequest, Report
+from heed_server.api.found_keys import sink_counts
 from heed_server.metrics import Metrics
 
 Fetch = Callable[[list[str]], Awaitable[Iterable[Mapping[str, Mapping[int, Report]]]]]
@@ -59,6 +60,7 @@ def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> 
         resolved
         | row_counts(per_source.get(index), request.prompt_length, tokens)
         | memory_counts(per_source.get(index), request.prompt_length, tokens)
+        | sink_counts(per_source.get(index), resolved)
         | lost
         for index, resolved in enumerate(request.resolution.reports)
     ]

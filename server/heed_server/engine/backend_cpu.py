@@ -2,7 +2,8 @@
 
 Registered in place of `CPU_ATTN`. A step without edited rows goes straight to the stock class. In a
 step with some, each layer runs the stock kernel over the requests that have at least one row without
-an edit there, untouched when that is all of them, and Heed's kernel then writes the edited rows.
+an edit there, untouched when that is all of them; then the step's observers look at the weights, and
+Heed's kernel writes the edited rows.
 """
 
 from typing import Any
@@ -20,6 +21,7 @@ from vllm.v1.attention.backends.cpu_attn import (
 
 from heed_kernels.cpu.attention import attend
 from heed_kernels.cpu.layout import Layout
+from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.rope import Rope
 from heed_server.engine import step
 from heed_server.engine.step import StepEdits
@@ -34,7 +36,7 @@ class EditedStep:
         stock: CPUAttentionMetadata,
         builder: "HeedCPUMetadataBuilder",
     ) -> None:
-        self.table, self.plan = edits.table, edits.plan
+        self.table, self.plan, self.observers = edits.table, edits.plan, edits.observers
         self._rows = torch.from_numpy(edits.rows).long()
         self._stock = stock
         self._builder = builder
@@ -147,6 +149,11 @@ class HeedCPUImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
             rows = torch.empty((len(tokens), *output.shape[1:]), dtype=output.dtype)
             super().forward(layer, query[tokens], key, value, kv_cache, metadata, rows)
             output.index_copy_(0, tokens, rows)
+        if edited.observers:
+            table = attn_metadata.block_table
+            inputs = LayerInputs(query, kv_cache, table, self.scale, self.rope, self.layout)
+            for observer in edited.observers:
+                observer.before_edits(self._layer, inputs)
         attend(
             query=query,
             output=output,

@@ -6,15 +6,19 @@ No vLLM here: a runner tells it who enters and leaves and what each step holds.
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from heed_kernels.edits import OPEN, Edit, Rows, VisibleKeys
 from heed_kernels.errors import EditError
 from heed_kernels.table import EditTable
 from heed_server.engine.payload import Payload
-from heed_server.engine.step import StepEdits
+from heed_server.engine.step import Observer, StepEdits
+
+if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use for
+    from heed_server.engine.key_searches import KeySearches
 
 REPORTS_KEPT = 4096
 """Finished reports kept until the API process takes them; the oldest go first."""
@@ -28,6 +32,8 @@ class RunRecord:
     computed: absolute positions `[start, stop)` that were computed, one range per stay in the batch.
     streaming: the intervention that hides keys for good, if there is one.
     released: what the scheduler freed for it so far: blocks, and tokens evicted.
+    detailed: interventions whose reports have their long parts.
+    found: by intervention, what a search for keys had found when the request last left the batch.
     taken: whether the API process has its report already (a stop string ends a request there first).
     """
 
@@ -36,6 +42,8 @@ class RunRecord:
     computed: list[list[int]] = field(default_factory=list)
     streaming: int | None = None
     released: tuple[int, int] = (0, 0)
+    detailed: tuple[int, ...] = ()
+    found: dict[int, dict[str, Any]] = field(default_factory=dict)
     failure: str | None = None
     taken: bool = False
 
@@ -59,6 +67,7 @@ class RunRecord:
                     ],
                 }
                 | (self._released() if source == self.streaming else {})
+                | ({"found": self.found[source]} if source in self.found else {})
                 for source, rows in self.scopes.items()
             },
         }
@@ -71,8 +80,9 @@ class RunRecord:
 class EditedRequests:
     """Edit-table rows by request id, and a bounded ring of finished reports."""
 
-    def __init__(self, table: EditTable) -> None:
-        self.table = table
+    def __init__(self, table: EditTable, searches: "KeySearches | None" = None) -> None:
+        """searches: where weights can be observed while the model runs."""
+        self.table, self.searches = table, searches
         self._slots: dict[str, int] = {}
         self._keys: dict[str, tuple[str, int]] = {}
         self._live: dict[str, dict[int, RunRecord]] = {}
@@ -99,12 +109,16 @@ class EditedRequests:
                 streaming=next(
                     (edit.source for edit in payload.edits if isinstance(edit, VisibleKeys)), None
                 ),
+                detailed=payload.detailed,
             ),
         )
         if request_id in self._slots:
-            self.table.release(self._slots.pop(request_id))
+            self._release(request_id, record)
         try:
-            self._slots[request_id] = self.table.insert(payload.edits, slot, payload.prompt_length)
+            slot = self.table.insert(payload.edits, slot, payload.prompt_length)
+            self._slots[request_id] = slot
+            if self.searches is not None:
+                self.searches.enter(slot, payload.edits, computed_tokens)
         except EditError as error:
             record.failure = str(error)
             return
@@ -112,9 +126,9 @@ class EditedRequests:
 
     def leave(self, request_id: str, *, finished: bool) -> None:
         """Release the row of a request that ended, or that was preempted and may come back."""
-        slot = self._slots.pop(request_id, None)
-        if slot is not None:
-            self.table.release(slot)
+        if request_id in self._slots:
+            report, choice = self._keys[request_id]
+            self._release(request_id, self._live[report][choice])
         if not finished or request_id not in self._keys:
             return
         report, choice = self._keys.pop(request_id)
@@ -126,6 +140,17 @@ class EditedRequests:
         self._finished.setdefault(report, {})[choice] = record
         while len(self._finished) > REPORTS_KEPT:
             self._finished.popitem(last=False)
+
+    def _release(self, request_id: str, record: RunRecord) -> None:
+        slot = self._slots.pop(request_id)
+        self._note_found(slot, record)
+        if self.searches is not None:
+            self.searches.leave(slot)
+        self.table.release(slot)
+
+    def _note_found(self, slot: int, record: RunRecord) -> None:
+        if self.searches is not None:
+            record.found |= self.searches.told(slot, record.detailed)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._slots
@@ -156,14 +181,26 @@ class EditedRequests:
             last[1] = max(last[1], first + int(query_starts[row + 1] - query_starts[row]))
         index = np.asarray(rows, dtype=np.int32)
         starts = query_starts[index]
-        plan = self.table.plan(
-            slots=np.fromiter((slots[request_ids[row]] for row in rows), np.int32, len(rows)),
-            starts=starts.astype(np.int32),
-            lengths=(query_starts[index + 1] - starts).astype(np.int32),
-            positions=positions[index].astype(np.int32),
-            rows=index,
+        requests = (
+            np.fromiter((slots[request_ids[row]] for row in rows), np.int32, len(rows)),
+            starts.astype(np.int32),
+            (query_starts[index + 1] - starts).astype(np.int32),
+            positions[index].astype(np.int32),
+            index,
         )
-        return StepEdits(self.table, plan, index)
+        plan = self.table.plan(*requests)
+        return StepEdits(self.table, plan, index, self._observers(np.column_stack(requests)))
+
+    def _observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
+        """items: int32 [edited requests, 5], as in `Pattern.items`."""
+        if self.searches is None:
+            return ()
+        step, failures = self.searches.advance(items)
+        for name, slot in self._slots.items() if failures else ():
+            if slot in failures:
+                report, choice = self._keys[name]
+                self._live[report][choice].failure = failures[slot]
+        return () if step is None else (step,)
 
     def released(self, totals: Mapping[str, tuple[int, int]]) -> None:
         """What the scheduler has freed of requests that run: blocks, and tokens evicted, by request id."""
@@ -179,6 +216,9 @@ class EditedRequests:
             live = self._live.get(report, {})
             for record in live.values():
                 record.taken = True
+            for name, slot in self._slots.items() if live else ():
+                if self._keys[name][0] == report:
+                    self._note_found(slot, live[self._keys[name][1]])
             records = live | self._finished.pop(report, {})
             if records:
                 taken[report] = {choice: record.report() for choice, record in records.items()}

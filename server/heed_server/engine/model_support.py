@@ -29,6 +29,8 @@ class ModelSupport:
     rotary: whether every layer's rotary embedding can be turned back (rolling positions).
     backend: what carries out edits on this device ("cpu", "cuda"); None where nothing does.
     kv_blocks, block_size: the KV cache of an engine; 0 where it is not known.
+    observes: whether attention weights can be observed while the model runs.
+    longest_step: tokens that one step holds; None where that is not known.
     """
 
     layers: int
@@ -43,6 +45,8 @@ class ModelSupport:
     backend: str | None = None
     kv_blocks: int = 0
     block_size: int = 0
+    observes: bool = False
+    longest_step: int | None = None
 
 
 def attention_layers(config: VllmConfig) -> dict[int, Attention]:
@@ -89,6 +93,7 @@ def model_support(
         unsupported=_first(chain(_obstacles(config, layers, backend), obstacles)),
         rotary=bool(layers) and set(rope_by_layer(model)) >= set(layers),
         backend=backend,
+        observes=backend == "cpu",
     )
 
 

@@ -20,6 +20,7 @@ class Payload:
     prompt_length: P, in tokens.
     publication_limit: no block with a row at or past this position is published to, or read from,
         the prefix cache; None: no limit.
+    detailed: interventions whose reports are to have their long parts.
     """
 
     report: str
@@ -27,6 +28,7 @@ class Payload:
     prompt_length: int
     publication_limit: int | None
     edits: tuple[Edit, ...]
+    detailed: tuple[int, ...] = ()
 
 
 def pack(payload: Payload) -> dict[str, Any]:
@@ -37,6 +39,7 @@ def pack(payload: Payload) -> dict[str, Any]:
         "prompt_length": payload.prompt_length,
         "publication_limit": payload.publication_limit,
         "edits": to_wire(payload.edits),
+        "detailed": list(payload.detailed),
     }
 
 
@@ -58,4 +61,5 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         prompt_length=packed["prompt_length"],
         publication_limit=packed["publication_limit"],
         edits=tuple(edits),
+        detailed=tuple(packed["detailed"]),
     )

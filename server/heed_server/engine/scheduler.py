@@ -12,6 +12,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 
 from heed_server.engine.kv_release import ReleaseMixin
 from heed_server.engine.payload import packed_in
+from heed_server.engine.whole_prompts import WholePromptMixin
 
 
 def publication_limit(request: Any) -> int | None:
@@ -51,9 +52,14 @@ class PublicationMixin:
         return (manager.truncate_computed_blocks(blocks, kept), kept, *rest)
 
 
-class HeedScheduler(ReleaseMixin, PublicationMixin, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler with the publication rule, and with blocks freed while requests run."""
+class HeedScheduler(WholePromptMixin, ReleaseMixin, PublicationMixin, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler with the publication rule, blocks freed while requests run, and whole prompts."""
 
 
-class HeedAsyncScheduler(ReleaseMixin, PublicationMixin, AsyncScheduler):  # type: ignore[misc]
+class HeedAsyncScheduler(
+    WholePromptMixin,
+    ReleaseMixin,
+    PublicationMixin,
+    AsyncScheduler,  # type: ignore[misc]
+):
     """vLLM's asynchronous scheduler with the same."""

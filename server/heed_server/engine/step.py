@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,16 +12,25 @@ from heed_kernels.plan import Plan
 from heed_kernels.table import EditTable
 
 
+class Observer(Protocol):
+    """Looks at a step's attention in each layer."""
+
+    def before_edits(self, layer: int, inputs: Any) -> None:
+        """The step's keys are in the cache, the edited rows of the layer are not computed yet."""
+
+
 @dataclass(frozen=True)
 class StepEdits:
     """The edited part of one step.
 
     rows: int32 [edited requests], their places in the batch, in the order in which `plan` knows them.
+    observers: what the edited requests have observed; their inputs are the backend's own.
     """
 
     table: EditTable
     plan: Plan
     rows: NDArray[np.int32]
+    observers: tuple[Observer, ...] = ()
 
 
 _current: StepEdits | None = None

@@ -1,7 +1,7 @@
 """Worker seam, the part that all devices share: answers for the API process, and the book of edited requests."""
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vllm.config import VllmConfig
 
@@ -9,6 +9,9 @@ from heed_kernels.table import EditTable
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.model_support import ModelSupport
+
+if TYPE_CHECKING:
+    from heed_server.engine.key_searches import KeySearches
 
 
 class EditsInWorker:
@@ -35,7 +38,9 @@ class EditsInWorker:
         max_length = self.vllm_config.model_config.max_model_len
         cache: Any = getattr(self.model_runner, "kv_cache_config", None)
         groups = cache.kv_cache_groups if cache is not None else []
-        known: dict[str, Any] = {"max_length": max_length}
+        scheduling = self.vllm_config.scheduler_config
+        step = scheduling.max_num_scheduled_tokens or scheduling.max_num_batched_tokens
+        known: dict[str, Any] = {"max_length": max_length, "longest_step": step}
         if len(groups) == 1:
             # One block is vLLM's own, for what is not there.
             size = groups[0].kv_cache_spec.block_size
@@ -52,13 +57,16 @@ class EditsInWorker:
 
     def _new_book(self) -> EditedRequests:
         support = self._support
-        return EditedRequests(
-            EditTable(
-                slots=self.vllm_config.scheduler_config.max_num_seqs,
-                layers=support.layers,
-                query_heads=support.query_heads,
-                kv_heads=support.kv_heads,
-                head_start=support.head_start,
-                local_query_heads=support.local_query_heads,
-            )
+        table = EditTable(
+            slots=self.vllm_config.scheduler_config.max_num_seqs,
+            layers=support.layers,
+            query_heads=support.query_heads,
+            kv_heads=support.kv_heads,
+            head_start=support.head_start,
+            local_query_heads=support.local_query_heads,
         )
+        return EditedRequests(table, self._searches(table))
+
+    def _searches(self, table: EditTable) -> "KeySearches | None":
+        """The book of searches for keys, on devices that can observe weights."""
+        return None

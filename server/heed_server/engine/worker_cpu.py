@@ -6,8 +6,10 @@ from vllm.logger import init_logger
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+from heed_kernels.table import EditTable
 from heed_server.engine import warm_up
 from heed_server.engine.backend_cpu import HeedCPUImpl
+from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.longer_streams import (
     lengthen_rotary_tables,
     room_for_streams,
@@ -68,6 +70,9 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
         if isinstance(self.model_runner, EditsInRunner):
             return "cpu"
         return None
+
+    def _searches(self, table: EditTable) -> KeySearches:
+        return KeySearches(table)
 
     def _prepare_edits(self, layers: dict[int, Any]) -> float:
         ropes = rope_by_layer(self.model_runner.get_model())

@@ -1,0 +1,50 @@
+"""What reports say of the keys that a search has found: ACT's sinks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+POSITIONS = 8
+"""Of a layer's sinks, how many positions a report names; the full report has all."""
+_DIGITS = 6
+
+
+def of_all_ranks(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Two tensor-parallel ranks' findings as one (`KeySearches.told`): each has heads of its own."""
+    layers = one["counts"]
+    merged: dict[str, Any] = {
+        "counts": {layer: one["counts"][layer] + other["counts"][layer] for layer in layers},
+        "positions": {
+            layer: sorted({*one["positions"][layer], *other["positions"][layer]})
+            for layer in layers
+        },
+        "moved": one["moved"] + other["moved"],
+        "rows": one["rows"],
+    }
+    if "keys" in one:
+        merged["keys"] = {layer: one["keys"][layer] | other["keys"][layer] for layer in layers}
+    return merged
+
+
+def sink_counts(measured: Mapping[str, Any] | None, resolved: Mapping[str, Any]) -> dict[str, Any]:
+    """The report's part on sinks; empty for interventions that look for none.
+
+    resolved: the rest of the report.
+    """
+    found = (measured or {}).get("found")
+    if found is None:
+        return {}
+    rows = found["rows"] * resolved["head_count"]
+    report: dict[str, Any] = {
+        "sinks": {str(layer): count for layer, count in found["counts"].items()},
+        "sink_positions": {
+            str(layer): keys[:POSITIONS] for layer, keys in found["positions"].items() if keys
+        },
+        "moved_mass": round(found["moved"] / rows, _DIGITS) if rows else 0.0,
+    }
+    if "keys" in found:
+        report["sink_keys"] = {
+            str(layer): {str(head): keys for head, keys in heads.items()}
+            for layer, heads in found["keys"].items()
+            if heads
+        }
+    return report

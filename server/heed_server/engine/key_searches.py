@@ -1,0 +1,103 @@
+"""The searches for keys of the requests in the edit table: who has one, and what they have found. No vLLM here."""
+
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heed_kernels.cpu.search import KeySearch, LayerInputs, search_keys
+from heed_kernels.edits import Edit, FindKeys, MassTransfer
+from heed_kernels.errors import EditError
+from heed_kernels.plan import SLOT
+from heed_kernels.table import EditTable
+
+
+@dataclass(frozen=True)
+class StepSearches:
+    """The searches that a step brings forward: an observer of the step."""
+
+    table: EditTable
+    searches: tuple[KeySearch, ...]
+
+    def before_edits(self, layer: int, inputs: LayerInputs) -> None:
+        """See `step.Observer`."""
+        search_keys(self.searches, self.table, layer, inputs)
+
+
+class KeySearches:
+    """By slot of the edit table."""
+
+    def __init__(self, table: EditTable) -> None:
+        self._table = table
+        self._by_slot: dict[int, KeySearch] = {}
+        self._fraction: dict[int, float] = {}
+
+    def enter(self, slot: int, edits: Sequence[Edit], computed_tokens: int) -> None:
+        """A request has got its slot.
+
+        Raises `EditError` when rows whose weights are to be counted have been computed elsewhere.
+        """
+        edit = next((edit for edit in edits if isinstance(edit, FindKeys)), None)
+        if edit is None:
+            return
+        if computed_tokens:
+            raise EditError(f"{computed_tokens} rows came out of the prefix cache uncounted")
+        self._by_slot[slot] = KeySearch(self._table, slot, edit)
+        transfers = [edit for edit in edits if isinstance(edit, MassTransfer)]
+        self._fraction[slot] = transfers[0].fraction if transfers else 0.0
+
+    def leave(self, slot: int) -> None:
+        """The slot's request is gone."""
+        self._by_slot.pop(slot, None)
+        self._fraction.pop(slot, None)
+
+    def advance(self, items: NDArray[np.int32]) -> tuple[StepSearches | None, dict[int, str]]:
+        """What a step brings forward, and by slot why a search cannot go on.
+
+        items: int32 [requests, 5], all rows that the step has of each edited request, see
+        `plan.Pattern.items`.
+        """
+        searches, failures = [], {}
+        for item in items if self._by_slot else ():
+            slot = int(item[SLOT])
+            search = self._by_slot.get(slot)
+            if search is None:
+                continue
+            try:
+                search.advance(item)
+            except EditError as error:
+                failures[slot] = str(error)
+                self.leave(slot)
+            else:
+                searches.append(search)
+        step = StepSearches(self._table, tuple(searches)) if searches else None
+        return step, failures
+
+    def told(self, slot: int, detailed: Container[int]) -> dict[int, dict[str, Any]]:
+        """What was found so far, by intervention, as plain values: empty where nothing is sought.
+
+        detailed: interventions whose reports have their long parts. counts: by layer the number of
+        pairs of head and found key; positions: by layer the keys that some head found; keys: by layer
+        and head, where detailed; moved: mass taken from the found keys, summed over heads and rows, of
+        which there are `rows`. Of this rank's heads.
+        """
+        search = self._by_slot.get(slot)
+        if search is None:
+            return {}
+        layers = [layer for layer in range(self._table.layers) if search.edit.on.masks[layer]]
+        found = {layer: search.found(layer) for layer in layers}
+        told: dict[str, Any] = {
+            "counts": {layer: sum(map(len, heads.values())) for layer, heads in found.items()},
+            "positions": {
+                layer: sorted(set(chain.from_iterable(heads.values())))
+                for layer, heads in found.items()
+            },
+            "moved": self._fraction[slot] * search.mass(),
+            "rows": search.rows,
+        }
+        if search.edit.source in detailed:
+            told["keys"] = found
+        return {search.edit.source: told}
