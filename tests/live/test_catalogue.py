@@ -10,7 +10,9 @@ import pytest
 from live_server import LiveServer
 from test_refusals import assert_refused
 
-METHODS = ["attention_scale", "emphasis", "head_gain", "locore", "streaming_llm", "zerotuning"]
+METHODS = [
+    "act", "attention_scale", "emphasis", "head_gain", "locore", "streaming_llm", "zerotuning",
+]  # fmt: skip
 
 
 def test_the_catalogue_lists_every_method_with_its_parameters(server: LiveServer) -> None:

@@ -22,6 +22,7 @@ NEUTRAL: dict[str, Edits | None] = {
     "head gain": [{"method": "head_gain", "gain": 1, "layers": [0], "rows": "generated"}],
     "attention scale": [{"method": "attention_scale", "q_scale": 1.0, "heads": {"1": [0]}}],
     "emphasis": [{"method": "emphasis", "alpha": 1, "spans": [{"start": 0, "end": 1}]}],
+    "act": [{"method": "act", "beta": 1, "tau": 0.01, "layers": "all"}],
     "locore": [{"method": "locore", "beta": 0, "window": 3}],
     "several": [{"method": "zerotuning", "gamma": 1}, {"method": "locore", "beta": 0}],
 }

@@ -19,6 +19,7 @@ GENERATED: Edits = [{"method": "head_gain", "gain": 3, "rows": "generated"}]
 FROM_LAST: Edits = [{"method": "head_gain", "gain": 3, "rows": "last_and_generated"}]
 EMPHASIS: Edits = [{"method": "emphasis", "spans": [{"start": 20, "end": 40}]}]
 STREAMING: Edits = [{"method": "streaming_llm", "window": 32}]
+ACT: Edits = [{"method": "act", "beta": 0.1, "layers": "all"}]
 # What a first turn leaves behind differs most between these.
 TURNS = {
     "plain": [],
@@ -28,6 +29,7 @@ TURNS = {
     "head gain from the last prompt row": FROM_LAST,
     "emphasis": EMPHASIS,
     "streaming": STREAMING,
+    "act": ACT,
 }
 
 

@@ -11,6 +11,7 @@ Order of composition:
     logits    q . k / sqrt(d) after RoPE, times `q_scale`            (attention_scale)
     visible   keys outside sinks and window do not exist             (streaming_llm)
     weights   softmax, times the factors of the edits, renormalised  (zerotuning, emphasis, locore)
+              moved from sinks to the rest, see `act_reference`      (act)
     output    sum of weights and values, times `gain`                (head_gain)
 """
 
@@ -23,7 +24,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import act_reference
 import torch
+from act_reference import Disagreement
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -45,6 +48,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "rows": "all",
     },
     "locore": {"beta": 0.15, "window": 16, "include_prompt_tail": False, "layers": "all"},
+    "act": act_reference.PARAMETERS,
     "streaming_llm": {"sinks": 4, "window": 1020, "positions": "rolling"},
 }
 
@@ -54,7 +58,7 @@ class Result:
     """One request. `tokens` are greedy, or the forced ones; `best_tokens` are always greedy.
 
     With forced tokens, `best_logprobs[i] - token_logprobs[i]` says how far a forced token is from
-    the one that greedy decoding would have taken after the same prefix.
+    the one that greedy decoding would have taken after the same prefix. `disagreements` are on sinks.
     """
 
     tokens: list[int]
@@ -63,6 +67,7 @@ class Result:
     best_logprobs: list[float]
     prompt_logprobs: list[float | None]
     top: list[list[tuple[int, float]]]
+    disagreements: list[Disagreement]
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class Pass:
 
     logprobs: Tensor
     weights: list[Tensor]
+    disagreements: list[Disagreement]
 
 
 def generate(
@@ -116,7 +122,8 @@ class Reference:
         else:
             tokens = list(forced_tokens)
         # The last token is sampled and never becomes a row, so it stays out of the pass.
-        logprobs = self.run((prompt + tokens)[:-1] or prompt, len(prompt), interventions).logprobs
+        last = self.run((prompt + tokens)[:-1] or prompt, len(prompt), interventions)
+        logprobs = last.logprobs
         rows = logprobs[len(prompt) - 1 :][: len(tokens)]
         best = rows.max(dim=-1)
         leaders = rows.topk(top, dim=-1)
@@ -133,6 +140,7 @@ class Reference:
                     leaders.indices.tolist(), leaders.values.tolist(), strict=True
                 )
             ],
+            disagreements=last.disagreements,
         )
 
     @torch.no_grad()
@@ -146,7 +154,11 @@ class Reference:
         filled = [with_defaults(intervention) for intervention in interventions]
         with self._edited(filled, prompt_length) as attentions:
             logits = self.model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
-        return Pass(logits.log_softmax(-1), [attention.weights for attention in attentions])
+        return Pass(
+            logits.log_softmax(-1),
+            [attention.weights for attention in attentions],
+            [each for attention in attentions for each in attention.disagreements],
+        )
 
     @contextmanager
     def _edited(
@@ -170,6 +182,7 @@ class EditedAttention:
     """One layer's attention over one sequence. Takes the place of the module's `forward`."""
 
     weights: Tensor
+    disagreements: Sequence[Disagreement] = ()
 
     def __init__(
         self,
@@ -181,7 +194,7 @@ class EditedAttention:
     ) -> None:
         if getattr(module, "sliding_window", None) is not None:
             raise NotImplementedError("a layer with a sliding window of its own")
-        self.module = module
+        self.module, self.layer = module, layer
         self.rotary = decoder.rotary_emb
         self.head_count = decoder.config.num_attention_heads
         self.prompt_length = prompt_length
@@ -200,6 +213,10 @@ class EditedAttention:
         logits = logits.masked_fill(~self.visible(rows), float("-inf"))
         weights = logits.softmax(-1) * self.factors(rows)
         weights = weights / weights.sum(-1, keepdim=True)
+        for edit, heads in self.chosen("act"):
+            weights, self.disagreements = act_reference.calibrated(
+                weights, edit, heads, self.layer, self.prompt_length
+            )
         output = weights @ value  # [heads, rows, head_dim]
         for edit, heads in self.chosen("head_gain"):
             in_scope = row_mask(edit["rows"], rows, self.prompt_length)
@@ -300,6 +317,8 @@ def heads_in_layer(intervention: Intervention, layer: int, config: Any) -> list[
     if isinstance(heads, Mapping):
         by_layer = {int(name) % config.num_hidden_layers: ids for name, ids in heads.items()}
         return list(by_layer.get(layer, []))
+    if layers is None:
+        layers = act_reference.default_layers(config.num_hidden_layers)
     if layers != "all" and layer not in [each % config.num_hidden_layers for each in layers]:
         return []
     return list(range(config.num_attention_heads)) if heads == "all" else list(heads)
