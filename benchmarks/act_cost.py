@@ -1,0 +1,103 @@
+"""What ACT adds to a layer's attention over a prompt, on the CPU, against vLLM's stock kernel in the same run.
+
+    python benchmarks/act_cost.py [--repeats 15]
+
+Medians of ratios to the stock kernel of the same round: Heed's kernel with the sinks' mass moved, and
+before it the search (column sums of the chosen heads, and the sinks in them), by how many heads of the
+layer are chosen. Below, the extra work by counting multiplications.
+"""
+
+import argparse
+from collections.abc import Callable
+
+import numpy as np
+from kernel_cpu import SHAPES, Batch, timed
+
+from heed_kernels.cpu import KeySearch, LayerInputs, search_keys
+from heed_kernels.edits import (
+    ALL_KEYS,
+    Edit,
+    FindKeys,
+    FoundKeys,
+    Gate,
+    HeadSet,
+    KeyRanges,
+    MassTransfer,
+    Rows,
+)
+from heed_kernels.plan import SLOT
+
+PROMPTS = (256, 1024)
+CHOSEN = (25, 74, 184)
+LAYERS = HEADS = 32
+MODEL_WEIGHTS = 6.5e9
+"""Weights in the matrices of a Llama-2-7B, whose head counts these are."""
+
+
+def act(chosen: int, prompt: int) -> list[Edit]:
+    on = HeadSet(((1 << chosen) - 1,))
+    return [
+        FindKeys(
+            on, Rows(0, prompt), 5.0, 1, 64, KeyRanges(()), True, 0,
+            relative=True, prompt=prompt, ahead=True,
+        ),
+        MassTransfer(on, Rows(), FoundKeys(), ALL_KEYS, 0.6, Gate(), 0),
+    ]  # fmt: skip
+
+
+def search(batch: Batch, edits: list[Edit]) -> Callable[[], None]:
+    """The search over the batch's one prompt, anew at each call."""
+    inputs = LayerInputs(
+        batch.query, batch.pages, batch.block_table, batch.scale, None, batch.layout
+    )
+    item = batch.plan.items(0)[0]
+    find = next(edit for edit in edits if isinstance(edit, FindKeys))
+
+    def run() -> None:
+        one = KeySearch(batch.table, int(item[SLOT]), find)
+        one.advance(item)
+        search_keys([one], batch.table, 0, inputs)
+
+    return run
+
+
+def measured(repeats: int) -> None:
+    print("| shape | prompt | heads | edited attention / stock | search / stock |")
+    print("| --- | --- | --- | --- | --- |")
+    for name, shape in SHAPES.items():
+        for prompt in PROMPTS:
+            for chosen in sorted({1, shape[0] // 2, shape[0]}):
+                batch, edits = Batch(shape, ("prefill", 1, prompt, prompt)), act(chosen, prompt)
+                batch.edit([edits])
+                calls = [lambda b=batch: b.stock(False), batch.heed, search(batch, edits)]
+                for call in reversed(calls):
+                    call()
+                times = np.array([[timed(call) for call in calls] for _ in range(repeats)])
+                attended, searched = np.median(times[:, 1:] / times[:, :1], axis=0)
+                heads = f"{chosen} of {shape[0]}"
+                print(f"| {name} | {prompt} | {heads} | {attended:.2f} | {searched:.2f} |")
+
+
+def counted() -> None:
+    """The search multiplies queries and keys twice; stock attention once, and weights and values once."""
+    print(f"\nby multiplications, {LAYERS} layers of {HEADS} heads of 128 dimensions, no groups")
+    print("| heads | of all attention | of the whole prefill, 2,048 tokens | 16,384 tokens |")
+    print("| --- | --- | --- | --- |")
+    for chosen in CHOSEN:
+        share = chosen / (LAYERS * HEADS)
+        of_all = []
+        for tokens in (2048, 16384):
+            attention = LAYERS * HEADS * 128 * tokens  # per token: half the keys, two products
+            of_all.append(share * attention / (MODEL_WEIGHTS + attention))
+        print(f"| {chosen} | {share:.1%} | {of_all[0]:.2%} | {of_all[1]:.1%} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    measured(parser.parse_args().repeats)
+    counted()
+
+
+if __name__ == "__main__":
+    main()
