@@ -87,6 +87,12 @@ class ACT(Method):
     def default_layers(self, model: ModelView) -> range:
         return range(2, model.layers - 1)
 
+    def looks_ahead(self) -> bool:
+        return self.stats == "full"
+
+    def publication_limit(self, prompt_length: int) -> int:
+        return prompt_length
+
     def edits(self, request: RequestView) -> Iterator[Edit]:
         on, prompt = self.on(request), request.prompt.length
         if not self.is_neutral(request.model):

@@ -80,6 +80,10 @@ class Method(BaseModel, ABC):
         """Whether rows keep to positions inside the model's context however long the sequence gets."""
         return False
 
+    def looks_ahead(self) -> bool:
+        """Whether rows depend on later ones: then the prefix cache is neither read nor written."""
+        return self.cache is CacheClass.PRIVATE
+
     def publication_limit(self, prompt_length: int) -> int | None:
         """First row whose edit depends on the prompt's length; None where none does.
 

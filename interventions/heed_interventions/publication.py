@@ -12,6 +12,7 @@ from dataclasses import fields, is_dataclass, replace
 from heed_kernels.edits import (
     OPEN,
     Edit,
+    FindKeys,
     KeyBias,
     KeyRanges,
     KeyScale,
@@ -53,6 +54,9 @@ def below(edit: Edit, limit: int) -> Edit | None:
     if rows is None:
         return None
     edit = replace(edit, rows=Rows(*rows))
+    if isinstance(edit, FindKeys):
+        # Where the prompt ends is where its rows end; before that it changes nothing.
+        return replace(edit, prompt=0)
     if not isinstance(edit, KeyBias | KeyScale) or not isinstance(edit.keys, KeyRanges):
         return edit
     clipped = (_clip(start, end, limit) for start, end in edit.keys.ranges)

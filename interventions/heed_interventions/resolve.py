@@ -140,7 +140,7 @@ def _resolve_one(
 
 
 def _cache_class(method: Method, edits: tuple[Edit, ...], limit: int | None) -> CacheClass:
-    if method.cache is CacheClass.PRIVATE:
+    if method.looks_ahead():
         return CacheClass.PRIVATE
     return CacheClass.SHARED if digest(edits, limit) is None else CacheClass.SALTED
 

@@ -30,11 +30,6 @@ def edits_of(**fields: object) -> tuple[FindKeys, MassTransfer]:
     assert isinstance(find, FindKeys) and isinstance(transfer, MassTransfer)
     for edit in (find, transfer):
         check_edit(edit)
-    assert (resolution.cache, resolution.digest, resolution.publication_limit) == (
-        "private",
-        None,
-        0,
-    )
     return find, transfer
 
 
@@ -144,6 +139,30 @@ def test_act_stands_in_a_list_once_and_not_beside_hidden_keys() -> None:
         with pytest.raises(InterventionError, match="hides keys") as caught:
             resolve(parse(pair), MODEL, prompt())
         assert caught.value.reason == "composition"
+
+
+def cache_of(item: dict[str, object], length: int = 20) -> tuple[str, str | None, int | None]:
+    resolution = resolve(parse([item]), MODEL, prompt(length))
+    return resolution.cache, resolution.digest, resolution.publication_limit
+
+
+def test_looking_ahead_is_private_and_causal_statistics_are_salted() -> None:
+    assert cache_of({"method": "act"}) == ("private", None, 0)
+    kind, digest, limit = cache_of({"method": "act", "stats": "causal"})
+    assert (kind, limit) == ("salted", 20) and digest
+
+
+def test_causal_prompts_share_what_does_not_depend_on_their_length_or_on_generated_rows() -> None:
+    causal: dict[str, object] = {"method": "act", "stats": "causal"}
+    _, digest, _ = cache_of(causal)
+    same: list[dict[str, object]] = [{"decode": "running"}, {"decode": "off"}, {"alpha_over_n": 5}]
+    for fields in same:
+        assert cache_of({**causal, **fields}, length=90)[1] == digest, fields
+    other: list[dict[str, object]] = [
+        {"tau": 0.1}, {"beta": 0.5}, {"min_rows": 2}, {"protect": "position_0"}, {"layers": [1, 2]},
+    ]  # fmt: skip
+    for fields in other:
+        assert cache_of({**causal, **fields})[1] != digest, fields
 
 
 def test_a_set_with_act_in_it_is_private_and_other_items_keep_their_class() -> None:

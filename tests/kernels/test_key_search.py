@@ -188,6 +188,33 @@ def test_a_rank_finds_what_all_heads_find_together():
     assert sum(part.mass() for part in parts) == pytest.approx(whole.mass())
 
 
+@pytest.mark.parametrize("decode", ["frozen", "running", "off"])
+@pytest.mark.parametrize("kept", [32, 64, 128])
+def test_a_search_that_goes_on_from_counted_rows_ends_like_one_from_the_start(kept, decode):
+    model = Model(layout_of(32, 64), 6, 2, [LENGTH])
+    edits = act(False, decode)
+    whole, search, found = run(model, edits, 0, LENGTH)
+    table = model.table()
+    slot = table.insert(edits)
+    resumed = KeySearch(table, slot, edits[1])
+    # Another prompt may have counted them: it is longer, and its generated rows are not.
+    _, other, _ = run(model, act(False, "frozen", prompt=140), 0, LENGTH, kept)
+    resumed.resume(other.counted())
+    outputs = []
+    for first, end in steps_of(resumed.segments, LENGTH, LENGTH):
+        if first >= kept:
+            resumed.advance(np.array([slot, 0, end - first, first, 0], np.int32))
+            inputs = LayerInputs(
+                model.query[0][first:end].contiguous(), model.pages, model.block_table, model.scale,
+                model.rope, model.layout,
+            )  # fmt: skip
+            search_keys([resumed], table, 0, inputs)
+            outputs += model.run(table, [(0, slot, first, end)], 0)
+            assert resumed.found(0) == found[first]
+    assert torch.equal(torch.cat(outputs), whole[kept:])
+    assert (resumed.mass(), resumed.rows) == (search.mass(), search.rows)
+
+
 def test_rows_out_of_turn_are_an_error():
     model = Model(layout_of(32, 32), 6, 2, [LENGTH])
     table = model.table()

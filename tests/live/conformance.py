@@ -120,6 +120,10 @@ PRIVILEGED_CASES: dict[str, Case] = {
     "flat heads": lambda n: [{"method": "attention_scale", "q_scale": 0.3, "layers": [0, 1]}],
 }
 
+# Sinks are found more than once, and reports tell the last ones: where bfloat16 decides otherwise than
+# the reference, what came before cannot be taken over.
+DECIDED_OFTEN = {"act that goes on", "causal act", "causal act that goes on"}
+
 LENGTHS = [1, 17, 63, 129, 300]
 ALL_CASES = CASES | PRIVILEGED_CASES
 
@@ -147,7 +151,7 @@ def sinks_of(report: Mapping[str, Any]) -> dict[int, dict[int, list[int]]] | Non
 
 def is_private(edits: Edits) -> bool:
     """Whether the set neither reads nor writes the prefix cache."""
-    return any(edit["method"] == "act" for edit in edits)
+    return any(edit["method"] == "act" and edit.get("stats") != "causal" for edit in edits)
 
 
 def longest_prompt(server: LiveServer, case: Case) -> int:

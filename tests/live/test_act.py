@@ -39,6 +39,23 @@ def test_rows_that_are_not_edited_are_not_counted_as_generated(server: LiveServe
     assert (report["prompt_rows"], report["generated_rows"]) == (90, 0)
 
 
+def test_causal_rows_come_out_of_the_prefix_cache_with_their_statistics(server: LiveServer) -> None:
+    prompt = server.prompt(400, start=33)
+    edits = [{**ACT, "stats": "causal", "report": "full"}]
+    fresh = server.fresh(prompt, edits)
+    first, again = (server.complete(prompt, edits) for _ in range(2))
+    assert again.cached_tokens == 256
+    longer = server.complete([*prompt, *server.prompt(60)], edits)
+    assert longer.cached_tokens == 256
+    for found in (first, again):
+        assert_close(found.logprobs, fresh.logprobs, 2e-5)
+        (report,), (expected,) = found.report or [], fresh.report or []
+        assert report["sink_keys"] == expected["sink_keys"]
+        assert report["moved_mass"] == pytest.approx(expected["moved_mass"], abs=1e-5)
+        assert report["cache"] == "salted"
+    assert (again.report or [])[0]["cached_rows"] == 256
+
+
 @pytest.mark.parametrize("stats", ["full", "causal"])
 def test_without_sinks_the_counts_are_zero_and_the_result_is_plain(
     server: LiveServer, stats: str

@@ -20,6 +20,7 @@ FROM_LAST: Edits = [{"method": "head_gain", "gain": 3, "rows": "last_and_generat
 EMPHASIS: Edits = [{"method": "emphasis", "spans": [{"start": 20, "end": 40}]}]
 STREAMING: Edits = [{"method": "streaming_llm", "window": 32}]
 ACT: Edits = [{"method": "act", "beta": 0.1, "layers": "all"}]
+CAUSAL: Edits = [{"method": "act", "beta": 0.1, "layers": "all", "stats": "causal"}]
 # What a first turn leaves behind differs most between these.
 TURNS = {
     "plain": [],
@@ -30,6 +31,7 @@ TURNS = {
     "emphasis": EMPHASIS,
     "streaming": STREAMING,
     "act": ACT,
+    "causal act": CAUSAL,
 }
 
 
@@ -190,6 +192,7 @@ def test_equal_edits_share_the_prefix_cache_and_unequal_ones_never_do(
         [*ZEROTUNING, *EMPHASIS],
         EMPHASIS,
         STREAMING,
+        CAUSAL,
     ]
     for edits in unequal:
         assert cached(server, prompt, edits) == 0, edits

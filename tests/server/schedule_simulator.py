@@ -27,6 +27,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 from heed_kernels.edits import OPEN, FindKeys, HeadSet, KeyRanges, Rows, VisibleKeys
 from heed_kernels.segments import Segments
 from heed_server.engine.hidden_blocks import Window
+from heed_server.engine.kept_counts import ORDERS, Orders
 from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.engine.scheduler import HeedAsyncScheduler, HeedScheduler
@@ -54,7 +55,8 @@ class Setting:
 class Plan:
     """A request: all its tokens, of which the first `prompt` are given.
 
-    window: what its rows see; segments: how keys are sought in it.
+    window: what its rows see; segments: how keys are sought in it; limit: its publication limit where
+    keys are sought and it is not the prompt's length.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Plan:
     prompt: int
     window: Window | None = None
     segments: Segments | None = None
+    limit: int | None = None
 
 
 @dataclass
@@ -136,6 +139,8 @@ class Simulator:
         self.most_running = 0
         self.most_blocks = 0
         self.reported: dict[str, tuple[int, int]] = {}
+        self.counted: dict[str, tuple[int, int]] = {}
+        self.resumed = 0
 
     @property
     def idle(self) -> bool:
@@ -153,8 +158,11 @@ class Simulator:
             params.extra_args = {RESERVED_KEY: packed}
             salt = f"{window.sinks}, {window.window}"
         elif plan.segments is not None:
-            packed = pack(Payload(plan.name, 1, plan.prompt, 0, (search_of(plan.segments),)))
+            limit = 0 if plan.segments.ahead else plan.prompt
+            limit = limit if plan.limit is None else plan.limit
+            packed = pack(Payload(plan.name, 1, plan.prompt, limit, (search_of(plan.segments),)))
             params.extra_args = {RESERVED_KEY: packed}
+            salt = None if plan.segments.ahead else "causal"
         self.rows[plan.name] = Row(plan, keys_of(plan.tokens, salt))
         self.scheduler.add_request(
             Request(
@@ -198,6 +206,7 @@ class Simulator:
             self.rows[new.req_id].blocks = list(new.block_ids[0])
         cached = output.scheduled_cached_reqs
         first = first_rows(output)
+        self.carry_out(output, first)
         for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
             if name in cached.resumed_req_ids:
                 self.rows[name].blocks = list(blocks[0])
@@ -219,6 +228,21 @@ class Simulator:
             sampled_token_ids=sampled,
         )
         self.scheduler.update_from_output(output, answer)
+
+    def carry_out(self, output: Any, first: dict[str, int]) -> None:
+        """Keep counts and go on from them: each is of the very rows that the request does not compute."""
+        orders = getattr(output, ORDERS, Orders())
+        entered = {new.req_id for new in output.scheduled_new_reqs}
+        for name in entered | set(output.scheduled_cached_reqs.resumed_req_ids):
+            if self.rows[name].plan.segments is not None and first[name]:
+                counted = self.counted[orders.resume[name]]
+                assert counted == (first[name], self.rows[name].keys[first[name] - 1])
+                self.resumed += 1
+        for name, key in orders.keep.items():
+            self.counted[key] = (first[name], self.rows[name].keys[first[name] - 1])
+        for key in orders.drop:
+            del self.counted[key]
+        assert set(self.counted) == set(self.scheduler._kept) or self.setting.run_ahead
 
     def check_segment(self, plan: Plan, first: int, end: int) -> None:
         """A step holds rows of one segment, and all of a prompt that is looked ahead at."""

@@ -22,6 +22,7 @@ from heed_kernels.edits import (
 from heed_kernels.table import EditTable
 from heed_server.api.found_keys import of_all_ranks, sink_counts
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.kept_counts import Orders
 from heed_server.engine.key_searches import KeySearches, StepSearches
 from heed_server.engine.payload import Payload, pack, unpack
 
@@ -77,6 +78,24 @@ def test_cached_rows_are_a_failure() -> None:
     edited = book()
     edited.enter("searching", payload(5), 4)
     assert "prefix cache" in edited.take(["report"])["report"][0]["failure"]
+
+
+def test_a_request_goes_on_from_what_another_one_has_counted() -> None:
+    edited = book()
+    searches = edited.searches
+    assert searches is not None
+    causal = (FindKeys(ON, Rows(0, 64), 0.1, 1, 8, KeyRanges(()), True, 0, prompt=64), *act(64)[1:])
+    edited.enter("first", Payload("one", 1, 64, 64, causal), 0)
+    step(edited, ["first"], [(0, 32)])
+    searches.order(Orders(keep={"first": "key"}))
+    step(edited, ["first"], [(32, 64)])
+    searches.order(Orders(resume={"second": "key"}, drop=["key"]))
+    edited.enter("second", Payload("two", 1, 64, 64, causal), 32)
+    (observer,) = step(edited, ["second"], [(32, 64)]).observers
+    assert observer.searches[0].rows == 64
+    searches.order(Orders(resume={"third": "key"}))
+    edited.enter("third", Payload("three", 1, 64, 64, causal), 32)
+    assert "uncounted" in edited.take(["three"])["three"][0]["failure"]
 
 
 def test_what_was_found_is_told_while_the_request_runs_and_after_it() -> None:

@@ -36,6 +36,18 @@ class LayerInputs:
     layout: Layout
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What a search has counted in the rows [0, rows), for another one to go on from.
+
+    sums: by layer int64 [searched heads, rows]; mass: of the keys found for these rows, in the same units.
+    """
+
+    rows: int
+    sums: dict[int, NDArray[np.int64]]
+    mass: int
+
+
 class KeySearch:
     """One request's search, in the heads of this rank.
 
@@ -70,6 +82,22 @@ class KeySearch:
             raise EditError(f"a prompt of {self.segments.prompt} rows came in more than one step")
         self.item, self._next_row = item, end
         self.rows = min(end, self.edit.rows.end)
+
+    def counted(self) -> Counted:
+        """What has been counted so far, when not all that can be: before a step in which rows are."""
+        rows = self._next_row
+        sums = {
+            layer: columns.sums[columns.heads.astype(bool), :rows].copy()
+            for layer, columns in self._columns.items()
+        }
+        return Counted(rows, sums, self._mass)
+
+    def resume(self, counted: Counted) -> None:
+        """Go on from what an equal search has counted, before the first step."""
+        self._next_row, self._mass = counted.rows, counted.mass
+        for layer, sums in counted.sums.items():
+            columns = self._with_room(layer, counted.rows)
+            columns.sums[columns.heads.astype(bool), : counted.rows] = sums
 
     def searched(self, layer: int) -> bool:
         """Whether keys are sought in `layer`, in this rank's heads."""

@@ -118,7 +118,7 @@ class EditedRequests:
             slot = self.table.insert(payload.edits, slot, payload.prompt_length)
             self._slots[request_id] = slot
             if self.searches is not None:
-                self.searches.enter(slot, payload.edits, computed_tokens)
+                self.searches.enter(request_id, slot, payload.edits, computed_tokens)
         except EditError as error:
             record.failure = str(error)
             return

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.search import KeySearch, LayerInputs, search_keys
+from heed_kernels.cpu.search import Counted, KeySearch, LayerInputs, search_keys
 from heed_kernels.edits import Edit, FindKeys, MassTransfer
 from heed_kernels.errors import EditError
 from heed_kernels.plan import SLOT
 from heed_kernels.table import EditTable
+from heed_server.engine.kept_counts import Orders
 
 
 @dataclass(frozen=True)
@@ -28,30 +29,44 @@ class StepSearches:
 
 
 class KeySearches:
-    """By slot of the edit table."""
+    """By slot of the edit table, and what is kept for requests to come."""
 
     def __init__(self, table: EditTable) -> None:
         self._table = table
         self._by_slot: dict[int, KeySearch] = {}
+        self._name: dict[int, str] = {}
+        self._kept: dict[str, Counted] = {}
+        self._orders = Orders()
         self._fraction: dict[int, float] = {}
 
-    def enter(self, slot: int, edits: Sequence[Edit], computed_tokens: int) -> None:
+    def order(self, orders: Orders) -> None:
+        """What the step that comes now keeps and goes on from."""
+        for key in self._orders.drop:
+            self._kept.pop(key, None)
+        self._orders = orders
+
+    def enter(self, name: str, slot: int, edits: Sequence[Edit], computed_tokens: int) -> None:
         """A request has got its slot.
 
-        Raises `EditError` when rows whose weights are to be counted have been computed elsewhere.
+        Raises `EditError` when it begins behind rows of which nothing is kept.
         """
         edit = next((edit for edit in edits if isinstance(edit, FindKeys)), None)
         if edit is None:
             return
+        search = KeySearch(self._table, slot, edit)
         if computed_tokens:
-            raise EditError(f"{computed_tokens} rows came out of the prefix cache uncounted")
-        self._by_slot[slot] = KeySearch(self._table, slot, edit)
+            counted = self._kept.get(self._orders.resume.get(name, ""))
+            if counted is None or counted.rows != computed_tokens:
+                raise EditError(f"{computed_tokens} rows came out of the prefix cache uncounted")
+            search.resume(counted)
+        self._by_slot[slot], self._name[slot] = search, name
         transfers = [edit for edit in edits if isinstance(edit, MassTransfer)]
         self._fraction[slot] = transfers[0].fraction if transfers else 0.0
 
     def leave(self, slot: int) -> None:
         """The slot's request is gone."""
         self._by_slot.pop(slot, None)
+        self._name.pop(slot, None)
         self._fraction.pop(slot, None)
 
     def advance(self, items: NDArray[np.int32]) -> tuple[StepSearches | None, dict[int, str]]:
@@ -66,6 +81,9 @@ class KeySearches:
             search = self._by_slot.get(slot)
             if search is None:
                 continue
+            key = self._orders.keep.get(self._name[slot])
+            if key is not None:
+                self._kept[key] = search.counted()
             try:
                 search.advance(item)
             except EditError as error:

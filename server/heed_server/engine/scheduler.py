@@ -10,6 +10,7 @@ from typing import Any
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
+from heed_server.engine.kept_counts import KeptCountsMixin
 from heed_server.engine.kv_release import ReleaseMixin
 from heed_server.engine.payload import packed_in
 from heed_server.engine.whole_prompts import WholePromptMixin
@@ -52,14 +53,14 @@ class PublicationMixin:
         return (manager.truncate_computed_blocks(blocks, kept), kept, *rest)
 
 
-class HeedScheduler(WholePromptMixin, ReleaseMixin, PublicationMixin, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler with the publication rule, blocks freed while requests run, and whole prompts."""
+class HeedMixins(KeptCountsMixin, WholePromptMixin, ReleaseMixin, PublicationMixin):
+    """All that Heed adds: put before the scheduler class that vLLM itself would use."""
 
 
-class HeedAsyncScheduler(
-    WholePromptMixin,
-    ReleaseMixin,
-    PublicationMixin,
-    AsyncScheduler,  # type: ignore[misc]
-):
+class HeedScheduler(HeedMixins, Scheduler):  # type: ignore[misc]
+    """vLLM's scheduler with the publication rule, blocks freed while requests run, and steps cut where
+    found keys change."""
+
+
+class HeedAsyncScheduler(HeedMixins, AsyncScheduler):  # type: ignore[misc]
     """vLLM's asynchronous scheduler with the same."""

@@ -7,6 +7,7 @@ from vllm.config import VllmConfig
 
 from heed_kernels.table import EditTable
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.kept_counts import ORDERS, Orders
 from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.model_support import ModelSupport
 
@@ -25,7 +26,9 @@ class EditsInWorker:
     _support: ModelSupport
 
     def execute_model(self, scheduler_output: Any) -> Any:
-        """As in vLLM's workers; what the scheduler says of freed memory goes into the reports."""
+        """As in vLLM's workers; what the scheduler says of kept counts and of freed memory is carried out."""
+        if self.edited is not None and self.edited.searches is not None:
+            self.edited.searches.order(getattr(scheduler_output, ORDERS, Orders()))
         result = super().execute_model(scheduler_output)  # type: ignore[misc]
         # Afterwards: a request that is new in this step has been entered by now.
         if self.edited is not None:
