@@ -7,7 +7,7 @@ from intervention_views import MODEL, prompt
 
 from heed_interventions import InterventionError, parse, resolve
 from heed_interventions.act import ACT
-from heed_interventions.registry import unavailable
+from heed_interventions.registry import method_schema, unavailable
 from heed_kernels.checks import check_edit
 from heed_kernels.edits import (
     ALL_KEYS,
@@ -99,6 +99,13 @@ def test_bad_parameters_are_refused_by_name(
         resolve(parse([{"method": "act", **fields}]), MODEL, prompt())
     assert (caught.value.param, caught.value.reason) == (f"interventions.0.{param}", reason)
     assert caught.value.status == 400
+
+
+def test_the_schema_says_which_layers_are_taken_where_none_are_given() -> None:
+    layers = method_schema(ACT)["properties"]["layers"]
+    assert "default" not in layers and "2 to L - 2" in layers["description"]
+    everywhere, _ = edits_of(layers="all")
+    assert everywhere.on == HeadSet((0xFF,) * 4)
 
 
 def test_a_prompt_longer_than_a_step_is_refused_with_the_limit_and_the_way_out() -> None:
