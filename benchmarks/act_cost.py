@@ -1,17 +1,19 @@
 """What ACT adds to a layer's attention over a prompt, on the CPU, against vLLM's stock kernel in the same run.
 
-    python benchmarks/act_cost.py [--repeats 15]
+    taskset --cpu-list 0 python benchmarks/act_cost.py [--repeats 15]
 
 Medians of ratios to the stock kernel of the same round: Heed's kernel with the sinks' mass moved, and
 before it the search (column sums of the chosen heads, and the sinks in them), by how many heads of the
-layer are chosen. Below, the extra work by counting multiplications.
+layer are chosen. Times are processor times, which a shared machine disturbs least; on one core, because
+threads that wait for each other use some too. Below, the extra work by counting multiplications.
 """
 
 import argparse
+import time
 from collections.abc import Callable
 
 import numpy as np
-from kernel_cpu import SHAPES, Batch, timed
+from kernel_cpu import SHAPES, Batch
 
 from heed_kernels.cpu import KeySearch, LayerInputs, search_keys
 from heed_kernels.edits import (
@@ -59,6 +61,12 @@ def search(batch: Batch, edits: list[Edit]) -> Callable[[], None]:
         search_keys([one], batch.table, 0, inputs)
 
     return run
+
+
+def timed(call: Callable[[], None]) -> float:
+    began = time.process_time()
+    call()
+    return time.process_time() - began
 
 
 def measured(repeats: int) -> None:
