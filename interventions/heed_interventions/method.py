@@ -56,6 +56,11 @@ class Method(BaseModel, ABC):
     """Whether some parameters of it are privileged."""
 
     method: str
+    profile: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Name of a profile whose parameters hold where none are written beside it.",
+    )
     report: Literal["summary", "full"] = Field(
         default="summary", description='"full" adds the long parts of the report.'
     )

@@ -161,6 +161,8 @@ def report_of(
         "head_count": heads.pair_count if heads else 0,
         "cache": cache.value,
     }
+    if method.profile is not None:
+        report["profile"] = method.profile
     if heads and method.report == "full":
         report["heads"] = {
             str(layer): list(heads.heads(layer)) for layer, mask in enumerate(heads.masks) if mask

@@ -11,7 +11,9 @@ from heed_server.models import bundled_model
 from heed_server.settings import (
     DEFAULTS_VARIABLE,
     PRIVILEGED_VARIABLE,
+    PROFILES_VARIABLE,
     STREAMING_VARIABLE,
+    profiles_directory,
     read_interventions,
 )
 
@@ -32,7 +34,7 @@ def serve(arguments: Sequence[str]) -> None:
     arguments: Heed's own flags and any of vLLM's.
 
     Raises:
-        SettingsError: the file of default interventions cannot be used.
+        SettingsError: the file of default interventions or the directory of profiles cannot be used.
     """
     # vLLM loads plug-ins while it builds its parser.
     os.environ["VLLM_PLUGINS"] = ",".join(plugin_names(os.environ.get("VLLM_PLUGINS")))
@@ -50,8 +52,10 @@ def serve(arguments: Sequence[str]) -> None:
     parsed = parser.parse_args(arguments)
     if parsed.default_interventions is not None:
         read_interventions(parsed.default_interventions)
-    pass_settings_on(os.environ, parsed)
+    if parsed.profiles is not None:
+        profiles_directory(parsed.profiles)
     choose_model(parsed, os.environ)
+    pass_settings_on(os.environ, parsed)
     if "--no-enforce-eager" in arguments:
         parsed.enforce_eager = False
     configure_logging_from_args(parsed)
@@ -67,6 +71,13 @@ def add_arguments(parser: ArgumentParser) -> None:
         metavar="FILE",
         type=Path,
         help="JSON list of interventions for requests that say nothing.",
+    )
+    group.add_argument(
+        "--profiles",
+        metavar="DIR",
+        type=Path,
+        help="Directory of profiles (`heed calibrate` makes them), read again on SIGHUP; a bundled "
+        "model's own by default.",
     )
     group.add_argument(
         "--allow-privileged-interventions",
@@ -85,8 +96,8 @@ def add_arguments(parser: ArgumentParser) -> None:
 def choose_model(parsed: Namespace, environment: Mapping[str, str]) -> None:
     """Set what to serve, in place: the model named first, or by --model, or the bundled one.
 
-    A bundled model is served from its directory, under its own name, in float32, in which
-    conformance is promised; uncompiled, because compiling takes longer than it will ever save on a
+    A bundled model is served from its directory, under its own name, with its own profiles, in
+    float32, in which conformance is promised; uncompiled, because compiling takes longer than it will ever save on a
     model of this size; and with a KV cache of 1 GiB instead of nearly all memory. What the user
     wrote for these flags is left alone.
     """
@@ -100,6 +111,8 @@ def choose_model(parsed: Namespace, environment: Mapping[str, str]) -> None:
     parsed.model_tag = parsed.model = str(bundled.directory)
     if not parsed.served_model_name:
         parsed.served_model_name = [bundled.name]
+    if parsed.profiles is None and bundled.profiles.is_dir():
+        parsed.profiles = bundled.profiles
     if parsed.dtype == "auto":
         parsed.dtype = "float32"
     if parsed.kv_cache_memory_bytes is None and not environment.get("VLLM_CPU_KVCACHE_SPACE"):
@@ -111,6 +124,8 @@ def pass_settings_on(environment: MutableMapping[str, str], parsed: Namespace) -
     """Heed's settings for the other processes, which read them from the environment, in place."""
     if parsed.default_interventions is not None:
         environment[DEFAULTS_VARIABLE] = str(parsed.default_interventions.resolve())
+    if parsed.profiles is not None:
+        environment[PROFILES_VARIABLE] = str(parsed.profiles.resolve())
     if parsed.allow_privileged_interventions:
         environment[PRIVILEGED_VARIABLE] = "1"
     if parsed.max_streaming_length is not None:

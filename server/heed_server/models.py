@@ -18,6 +18,11 @@ class BundledModel:
         """Directory of its held-out evaluation sets (JSON lines)."""
         return self.directory / "evaluation"
 
+    @property
+    def profiles(self) -> Path:
+        """Directory of the profiles that `heed calibrate` found for it."""
+        return self.directory / "profiles"
+
 
 def bundled_models() -> list[BundledModel]:
     """All of them, by name."""

@@ -129,13 +129,14 @@ def test_defaults_are_those_of_the_contract() -> None:
     (emphasised,) = parse(emphasis({"text": "a"}))
     assert locore.model_dump() == {
         "method": "locore",
+        "profile": None,
         "report": "summary",
         "beta": 0.15,
         "window": 16,
         "include_prompt_tail": False,
         "layers": "all",
     }
-    assert streaming.model_dump(exclude={"report"}) == {
+    assert streaming.model_dump(exclude={"profile", "report"}) == {
         "method": "streaming_llm",
         "sinks": 4,
         "window": 1020,

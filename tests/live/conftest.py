@@ -29,7 +29,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     if url := os.environ.get("HEED_TEST_SERVER_URL"):
         yield LiveServer(url.rstrip("/"))
         return
-    with serving(tmp_path_factory.mktemp("live") / "server.log", FLAGS, MODEL) as started:
+    flags = [*FLAGS, "--profiles", str(tmp_path_factory.mktemp("profiles"))]
+    with serving(tmp_path_factory.mktemp("live") / "server.log", flags, MODEL) as started:
         yield started
 
 

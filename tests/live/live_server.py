@@ -66,6 +66,7 @@ class LiveServer:
     url: str
     flags: list[str] = field(default_factory=list)
     log: Path | None = None
+    pid: int | None = None
 
     @cached_property
     def client(self) -> httpx.Client:
@@ -199,7 +200,7 @@ def serving(
             env={**os.environ, **ENVIRONMENT, **environment},
         )
     try:
-        server = LiveServer(f"http://127.0.0.1:{port}", list(flags), log)
+        server = LiveServer(f"http://127.0.0.1:{port}", list(flags), log, process.pid)
         wait_until_healthy(server, process)
         yield server
         server.client.close()

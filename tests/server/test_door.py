@@ -14,6 +14,7 @@ from heed_server.api.door import Door
 from heed_server.api.errors import RefusedError
 from heed_server.api.exchange import CURRENT, Exchange
 from heed_server.metrics import Metrics
+from heed_server.profiles.store import ProfileStore
 from heed_server.settings import Settings
 
 MODEL = ModelView(
@@ -25,7 +26,8 @@ MODEL = ModelView(
 def door(cache: tuple[int, int]) -> Door:
     reports: Any = None  # asked for when generation ends, which it does not here
     metrics = Metrics("cpu", CollectorRegistry())
-    return Door(MODEL, Settings(), None, None, reports, metrics, Activity(), cache)
+    profiles = ProfileStore(None, None, MODEL)
+    return Door(MODEL, Settings(), profiles, None, None, reports, metrics, Activity(), cache)
 
 
 @pytest.fixture

@@ -9,7 +9,12 @@ from heed_server.launcher import (
     pass_settings_on,
     plugin_names,
 )
-from heed_server.settings import DEFAULTS_VARIABLE, PRIVILEGED_VARIABLE, STREAMING_VARIABLE
+from heed_server.settings import (
+    DEFAULTS_VARIABLE,
+    PRIVILEGED_VARIABLE,
+    PROFILES_VARIABLE,
+    STREAMING_VARIABLE,
+)
 
 
 def chosen(environment: Mapping[str, str] | None = None, **written: Any) -> Namespace:
@@ -20,6 +25,7 @@ def chosen(environment: Mapping[str, str] | None = None, **written: Any) -> Name
         "dtype": "auto",
         "kv_cache_memory_bytes": None,
         "enforce_eager": False,
+        "profiles": None,
     }
     parsed = Namespace(**(blank | written))
     choose_model(parsed, environment or {})
@@ -68,10 +74,12 @@ def test_flags_reach_the_other_processes_through_the_environment(tmp_path: Path)
     environment: dict[str, str] = {}
     options = Namespace(
         default_interventions=tmp_path / "d.json",
+        profiles=tmp_path / "profiles",
         allow_privileged_interventions=True,
         max_streaming_length=9000,
     )
     pass_settings_on(environment, options)
     assert environment[DEFAULTS_VARIABLE] == str(tmp_path / "d.json")
+    assert environment[PROFILES_VARIABLE] == str(tmp_path / "profiles")
     assert environment[PRIVILEGED_VARIABLE] == "1"
     assert environment[STREAMING_VARIABLE] == "9000"

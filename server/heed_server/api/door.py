@@ -29,6 +29,7 @@ from heed_server.api.reports import ReportCollector, count_edited_tokens
 from heed_server.engine.hidden_blocks import Window
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
+from heed_server.profiles.store import ProfileStore
 from heed_server.salt import SALT_PREFIX, salted
 from heed_server.settings import Settings
 
@@ -47,6 +48,7 @@ class Door:
         self,
         model: ModelView,
         settings: Settings,
+        profiles: ProfileStore,
         tokenizer: Any,
         table: EditTable | None,
         reports: ReportCollector,
@@ -56,6 +58,7 @@ class Door:
     ) -> None:
         self.model = model
         self.settings = settings
+        self.profiles = profiles
         self.metrics = metrics
         self._tokenizer = tokenizer
         self._table = table

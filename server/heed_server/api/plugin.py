@@ -1,8 +1,10 @@
 """Endpoint plug-in seam (`vllm.endpoint_plugins`): Heed's routes, and its door in front of the engine."""
 
 import asyncio
+import signal
 from argparse import Namespace
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from typing import Any, ClassVar
 
@@ -10,9 +12,10 @@ from fastapi import FastAPI
 from starlette.datastructures import State
 from vllm.logger import init_logger
 
+from heed_interventions.errors import InterventionError
 from heed_interventions.views import ModelView
 from heed_kernels.table import EditTable
-from heed_server.api import errors, routes
+from heed_server.api import errors, profile_routes, routes
 from heed_server.api.activity import Activity
 from heed_server.api.context_length import let_requests_differ
 from heed_server.api.door import Door
@@ -20,9 +23,12 @@ from heed_server.api.exchange import Report
 from heed_server.api.found_keys import of_all_ranks
 from heed_server.api.other_doors import OtherDoors
 from heed_server.api.reports import ReportCollector
+from heed_server.api.served_model import served_identity
 from heed_server.engine.model_support import ModelSupport
 from heed_server.metrics import Metrics
-from heed_server.settings import Settings
+from heed_server.profiles.identity import ModelIdentity
+from heed_server.profiles.store import ProfileStore
+from heed_server.settings import Settings, SettingsError
 
 logger = init_logger("vllm.heed.api")
 
@@ -38,6 +44,7 @@ class HeedEndpointPlugin:
     def attach_router(self, app: FastAPI) -> None:
         """Routes with vLLM's paths replace vLLM's own."""
         app.include_router(routes.router)
+        app.include_router(profile_routes.router)
         app.add_middleware(OtherDoors)
         errors.install(app)
 
@@ -50,20 +57,25 @@ class HeedEndpointPlugin:
         usable = support.backend if support.unsupported is None else None
         metrics = Metrics(backend=usable or "none")
         activity = Activity()
+        settings = Settings.from_environment()
+        view = ModelView(
+            layers=support.layers,
+            query_heads=support.query_heads,
+            kv_heads=support.kv_heads,
+            head_dim=support.head_dim,
+            max_length=support.max_length,
+            vision=False,
+            unsupported=support.unsupported,
+            rotary=support.rotary,
+            observes=support.observes,
+            longest_step=support.longest_step,
+        )
+        identity = await asyncio.to_thread(served_identity, engine_client.model_config, support)
+        profiles = _profiles(settings, identity, view)
         state.heed_door = Door(
-            model=ModelView(
-                layers=support.layers,
-                query_heads=support.query_heads,
-                kv_heads=support.kv_heads,
-                head_dim=support.head_dim,
-                max_length=support.max_length,
-                vision=False,
-                unsupported=support.unsupported,
-                rotary=support.rotary,
-                observes=support.observes,
-                longest_step=support.longest_step,
-            ),
-            settings=Settings.from_environment(),
+            model=view,
+            settings=settings,
+            profiles=profiles,
             tokenizer=engine_client.renderer.tokenizer,
             table=_scratch_table(support),
             reports=ReportCollector(engines.reports),
@@ -74,6 +86,8 @@ class HeedEndpointPlugin:
         state.heed_door.stand_before(engine_client)
         if state.heed_door.settings.max_streaming_length is not None:
             let_requests_differ(engine_client.model_config)
+        if settings.profiles is not None:
+            reload_on_hangup(profiles)
         state.heed_poll = asyncio.create_task(engines.poll(activity, metrics))
         logger.info(
             "Heed: %s",
@@ -145,6 +159,19 @@ def _one_report(
                         of_all = merged["interventions"][source]
                         of_all["found"] = of_all_ranks(of_all["found"], measured["found"])
     return first
+
+
+def _profiles(settings: Settings, identity: ModelIdentity | None, view: ModelView) -> ProfileStore:
+    try:
+        return ProfileStore(settings.profiles, identity, view, settings.default_interventions)
+    except InterventionError as error:
+        raise SettingsError(f"default interventions: {error.param}: {error}") from error
+
+
+def reload_on_hangup(profiles: ProfileStore) -> None:
+    """Read the profiles again on SIGHUP, where this process can be told so."""
+    with suppress(NotImplementedError, RuntimeError, ValueError):
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, profiles.reload)
 
 
 def _scratch_table(support: ModelSupport) -> EditTable | None:

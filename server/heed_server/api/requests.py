@@ -1,5 +1,6 @@
 """vLLM's request bodies with one more typed field, and what it says."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
@@ -7,13 +8,16 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionReque
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
 from heed_interventions.errors import InterventionError
+from heed_interventions.method import Method
 from heed_interventions.parse import parse
 from heed_interventions.registry import field_schema
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import Exchange
+from heed_server.api.model_names import IsServed, take_profile
 from heed_server.engine.payload import RESERVED_KEY
 from heed_server.metrics import Metrics
-from heed_server.settings import Settings
+from heed_server.profiles.merge import merged
+from heed_server.profiles.store import ProfileStore
 
 FIELD = "interventions"
 Interventions = Annotated[Any, WithJsonSchema({"anyOf": [field_schema(), {"type": "null"}]})]
@@ -33,10 +37,15 @@ class HeedCompletionRequest(CompletionRequest):  # type: ignore[misc]
 
 
 def exchange_of(
-    request: HeedChatRequest | HeedCompletionRequest, settings: Settings, metrics: Metrics | None
+    request: HeedChatRequest | HeedCompletionRequest,
+    profiles: ProfileStore,
+    is_served: IsServed,
+    metrics: Metrics | None,
 ) -> Exchange | None:
     """The request's interventions, parsed; None for a request that neither sends nor inherits any.
 
+    A profile in the model's name, which is cut off, comes after those in the list.
+    is_served: whether a name is one of the served model's own.
     metrics: where refusals are counted; None for a request that is not going to run.
 
     Raises:
@@ -52,13 +61,15 @@ def exchange_of(
     raw: Any = request.interventions
     # vLLM hands the request on to handlers that know nothing of the field.
     request.interventions = None
-    if raw is None:
-        if not settings.default_interventions:
-            return None
-        skipped = "use_beam_search cannot carry interventions" if request.use_beam_search else None
-        return Exchange(settings.default_interventions, "default", asked=False, skipped=skipped)
+    loaded = profiles.loaded
+    asked = bool(raw)
     try:
-        methods = parse(raw)
+        named = take_profile(request, is_served, loaded)
+        if named is not None and (raw is None or isinstance(raw, list)):
+            raw = [*(raw or []), named]
+        if raw is None:
+            return _defaults(loaded.defaults, request.use_beam_search)
+        methods = parse(merged(raw, loaded.profiles, loaded.refused))
     except InterventionError as error:
         if metrics is not None:
             metrics.rejected(error.reason, _named_methods(raw))
@@ -70,7 +81,14 @@ def exchange_of(
             "interventions cannot be combined with use_beam_search: send one of them",
             "use_beam_search",
         )
-    return Exchange(methods, "request", asked=bool(methods))
+    return Exchange(methods, "request", asked)
+
+
+def _defaults(methods: Sequence[Method], beam_search: bool) -> Exchange | None:
+    if not methods:
+        return None
+    skipped = "use_beam_search cannot carry interventions" if beam_search else None
+    return Exchange(methods, "default", asked=False, skipped=skipped)
 
 
 def _named_methods(raw: Any) -> list[object]:

@@ -62,7 +62,8 @@ async def _generate(
     raw_request: Request,
 ) -> Response:
     door = door_of(raw_request)
-    exchange = exchange_of(request, door.settings, door.metrics)
+    serving = raw_request.app.state.openai_serving_models
+    exchange = exchange_of(request, door.profiles, serving.is_base_model, door.metrics)
     if exchange is None:
         return await stock(request, raw_request)
     token = CURRENT.set(exchange)
@@ -111,8 +112,11 @@ async def validate_interventions(raw_request: Request) -> Response:
         # As FastAPI reports a body that does not fit, so that vLLM's handler words it.
         raise RequestValidationError(error.errors()) from error
     door = door_of(raw_request)
-    exchange = exchange_of(request, door.settings, None) or Exchange((), "request", False)
     state = raw_request.app.state
+    is_served = state.openai_serving_models.is_base_model
+    exchange = exchange_of(request, door.profiles, is_served, None) or Exchange(
+        (), "request", False
+    )
     with context_length(door.length_for(exchange)):
         if chat:
             rendered = await state.openai_serving_chat.render_chat_request(request)

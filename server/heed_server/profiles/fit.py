@@ -1,0 +1,55 @@
+"""Whether a profile can be used on the model being served."""
+
+from typing import Any
+
+from heed_interventions.errors import InterventionError
+from heed_interventions.method import Method
+from heed_interventions.parse import parse_one
+from heed_interventions.registry import METHODS
+from heed_interventions.resolve import resolve
+from heed_interventions.views import ModelView, PromptView
+from heed_server.profiles.identity import ModelIdentity
+from heed_server.profiles.profile import Profile, ProfileError
+
+_STAND_IN_LENGTH = 256
+_FROM_THE_REQUEST = {"spans": [{"start": 0, "end": 1}]}
+"""Stand-ins for the prompt, and for what a profile leaves to each request."""
+
+
+def check_fit(profile: Profile, served: ModelIdentity, view: ModelView) -> bool:
+    """Check a profile against the model.
+
+    Returns whether it is complete: a request need not write anything beside it.
+
+    Raises:
+        ProfileError: it was made for another model, or its parameters cannot be used on this one.
+    """
+    if not profile.model.same_model(served):
+        raise ProfileError(f"it was made for {profile.model}, and this server runs {served}")
+    item = {"method": profile.method, **profile.parameters}
+    missing = _missing(profile, item)
+    try:
+        method = parse_one(item | missing, "parameters")
+        if view.unsupported is None:
+            # Which heads and layers there are; permission is a matter of each request.
+            resolve(
+                [method],
+                view,
+                PromptView(min(_STAND_IN_LENGTH, view.max_length)),
+                allow_privileged=True,
+            )
+    except InterventionError as error:
+        raise ProfileError(f"its parameters cannot be used: {error}") from error
+    return not missing
+
+
+def _missing(profile: Profile, item: dict[str, Any]) -> dict[str, Any]:
+    known: type[Method] | None = METHODS.get(profile.method)
+    if known is None:
+        return {}  # parsing says which methods there are
+    fields = known.model_fields
+    return {
+        field: value
+        for field, value in _FROM_THE_REQUEST.items()
+        if field in fields and fields[field].is_required() and field not in item
+    }

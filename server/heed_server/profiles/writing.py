@@ -1,0 +1,68 @@
+"""Profiles written so that nothing half-written is ever read."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from heed_server.profiles.profile import (
+    DOCUMENT,
+    NAME_RULE,
+    TENSORS,
+    Profile,
+    ProfileError,
+    is_profile_name,
+)
+
+
+def write_profile(
+    root: Path,
+    profile: Profile,
+    tensors: Mapping[str, np.ndarray] | None = None,
+    *,
+    replace: bool = False,
+) -> Path:
+    """Write `profile` to the directory `root/<its name>`, which appears whole or not at all.
+
+    tensors: float32 or float16, by name; their shapes stand in `profile.tensors`.
+    replace: whether a profile of that name may be there already.
+
+    Raises:
+        ProfileError: its name is not usable, or taken.
+    """
+    if not is_profile_name(profile.name):
+        raise ProfileError(f"{profile.name!r} is no name of a profile: {NAME_RULE}")
+    root.mkdir(parents=True, exist_ok=True)
+    target = root / profile.name
+    if target.exists() and not replace:
+        raise ProfileError(f"there is a profile {profile.name} already")
+    # Beside the target, so that renaming it is one step; the dot keeps readers away.
+    made = Path(tempfile.mkdtemp(prefix=f".{profile.name}.", dir=root))
+    try:
+        made.chmod(0o755)
+        document = json.dumps(profile.model_dump(mode="json"), indent=2, ensure_ascii=False)
+        _write(made / DOCUMENT, (document + "\n").encode())
+        if tensors:
+            save_file(dict(tensors), made / TENSORS)
+        if target.exists():
+            old = made.with_name(made.name + ".old")
+            target.rename(old)
+            made.rename(target)
+            shutil.rmtree(old)
+        else:
+            made.rename(target)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+    return target
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
