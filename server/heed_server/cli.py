@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 
 from heed_server import launcher
+from heed_server.calibrate.arguments import add_parser
+from heed_server.calibrate.errors import CalibrationError
 from heed_server.engine.versions import (
     UnsupportedVllmError,
     installed_vllm,
@@ -17,14 +19,20 @@ from heed_server.version import __version__
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one `heed` command; exits with 2 on unusable arguments or settings."""
+    """Run one `heed` command.
+
+    Exits with 2 on unusable arguments or settings, with 1 when a calibration cannot go on.
+    """
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["serve"]:
         # Every flag of vLLM's is one of `heed serve`: vLLM's own parser takes them.
         _serve(given[1:])
         return
     options = _parser().parse_args(given)
-    _list_models(as_json=options.json)
+    if options.command == "calibrate":
+        _calibrate(options)
+    else:
+        _list_models(as_json=options.json)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -36,6 +44,7 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "serve", help="serve a model (the bundled heed-tiny by default) over the OpenAI API"
     )
+    add_parser(commands)
     models = commands.add_parser("models", help="list the bundled models and their directories")
     models.add_argument("--json", action="store_true", help="as a JSON list")
     return parser
@@ -48,6 +57,19 @@ def _serve(arguments: Sequence[str]) -> None:
     except (UnsupportedVllmError, SettingsError) as error:
         print(f"heed: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+def _calibrate(options: argparse.Namespace) -> None:
+    from heed_server.calibrate.command import calibrate
+
+    try:
+        calibrate(options)
+    except CalibrationError as error:
+        print(f"heed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("heed: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
 
 
 def _list_models(*, as_json: bool) -> None:

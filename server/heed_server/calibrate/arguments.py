@@ -1,0 +1,121 @@
+"""The command line of `heed calibrate`."""
+
+import argparse
+from pathlib import Path
+
+GAMMAS = "0.3,0.6,1.5,2,3,5"
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `calibrate` with one subcommand for each method that can be calibrated."""
+    calibrate = commands.add_parser(
+        "calibrate", help="find a method's heads and parameters on data, and write a profile"
+    )
+    methods = calibrate.add_subparsers(dest="method", required=True, metavar="METHOD")
+
+    zerotuning = methods.add_parser("zerotuning", help="heads of the dominant type, and gamma")
+    zerotuning.add_argument(
+        "--gammas", type=_numbers, default=_numbers(GAMMAS), help=f"grid [{GAMMAS}]"
+    )
+    zerotuning.add_argument(
+        "--probe",
+        type=_above_one,
+        default=2.0,
+        help="gamma at which heads are profiled, above 1 [2]",
+    )
+    zerotuning.add_argument(
+        "--top-share", type=_share, default=0.4, help="share of the dominant type's heads [0.4]"
+    )
+    zerotuning.add_argument(
+        "--unsupervised",
+        action="store_true",
+        help="choose by the least mean entropy of the next token; labels are not looked at",
+    )
+
+    emphasis = methods.add_parser("emphasis", help="heads that steer well on every task (PASTA)")
+    emphasis.add_argument(
+        "--alpha", type=float, default=0.01, help="factor outside the span [0.01]"
+    )
+    emphasis.add_argument(
+        "--top-share", type=_share, default=0.4, help="share of all heads that a task names [0.4]"
+    )
+
+    head_gain = methods.add_parser("head_gain", help="sensitivity map; heads that a gain helps")
+    head_gain.add_argument("--gain", type=float, default=1.5, help="below 1 is privileged [1.5]")
+
+    act = methods.add_parser("act", help="heads whose attention sinks are better calibrated")
+    act.add_argument("--beta", type=float, default=0.4, help="what sinks keep [0.4]")
+    threshold = act.add_mutually_exclusive_group()
+    threshold.add_argument("--tau", type=float, help="threshold on a column's mean")
+    threshold.add_argument("--alpha-over-n", type=float, help="the same, divided by the length [5]")
+    for parser in (zerotuning, emphasis, head_gain, act):
+        _add_common(parser)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    where = parser.add_argument_group("server")
+    where.add_argument("--url", help="a running Heed server; without it one is started")
+    where.add_argument("--api-key", help="of the running server")
+    where.add_argument("--model", default="heed-tiny", help="what to serve otherwise [heed-tiny]")
+    where.add_argument("--batch", type=_positive, default=32, help="prompts a request [32]")
+    where.add_argument("--in-flight", type=_positive, default=8, help="requests at once [8]")
+    data = parser.add_argument_group("data")
+    source = data.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--task",
+        action="append",
+        default=[],
+        help="an evaluation set of heed-tiny; may be repeated",
+    )
+    source.add_argument(
+        "--data", action="append", default=[], type=Path, metavar="FILE",
+        help="JSON lines of {prompt | messages, choices | answer}; may be repeated",
+    )  # fmt: skip
+    data.add_argument("--limit", type=_positive, help="items of each task at most")
+    data.add_argument("--held-out", type=_share, default=0.5, help="share kept for the end [0.5]")
+    data.add_argument("--seed", type=int, default=0, help="of the split and the bootstrap [0]")
+    data.add_argument(
+        "--score", choices=("auto", "choices", "text"), default="auto",
+        help="by log-probability of the choices, or by the greedy text [choices where there are any]",
+    )  # fmt: skip
+    data.add_argument("--max-tokens", type=_positive, default=24, help="of a greedy text [24]")
+    data.add_argument(
+        "--objective", choices=("accuracy", "likelihood"), default="accuracy",
+        help="what heads are chosen by: share right, or log of the right choice's share [accuracy]",
+    )  # fmt: skip
+    parser.add_argument(
+        "--level", type=_share, default=0.9, help="of one-sided lower bounds of gains [0.9]"
+    )
+    out = parser.add_argument_group("outcome")
+    out.add_argument("--name", required=True, help="of the profile")
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="profiles directory")
+    out.add_argument("--replace", action="store_true", help="a profile of that name may be there")
+    out.add_argument(
+        "--journal", type=Path, metavar="FILE",
+        help="what was measured; an interrupted run goes on from it [DIR/.NAME.journal.jsonl]",
+    )  # fmt: skip
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(","))
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a share above 0 and at most 1")
+    return value
+
+
+def _above_one(text: str) -> float:
+    value = float(text)
+    if value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 1")
+    return value
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value

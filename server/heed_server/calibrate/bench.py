@@ -1,0 +1,130 @@
+"""What a method's calibration works with: the sweep items, an objective, and sweeps over all heads."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from heed_server.calibrate.prompts import Prepared
+from heed_server.calibrate.runner import Runner, Scores
+from heed_server.calibrate.scoring import Intervention, Kind
+from heed_server.calibrate.statistics import lower_bounds
+
+Objective = Literal["accuracy", "likelihood", "entropy"]
+Head = tuple[int, int]
+"""A layer and a query head."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a method's calibration chose.
+
+    parameters: of the profile. account: how they were found, as plain values.
+    compared: other settings worth a look on held-out items, by name.
+    """
+
+    parameters: dict[str, Any]
+    account: dict[str, Any]
+    compared: Mapping[str, Intervention]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One head at a time against none, on the sweep items.
+
+    gains: float64 [layers, query_heads], mean change of the objective.
+    lower: the same, one-sided lower bounds at the level that was asked for.
+    """
+
+    gains: np.ndarray
+    lower: np.ndarray
+
+    def ranked(self, chosen: np.ndarray) -> list[Head]:
+        """The heads where `chosen` (bool [layers, query_heads]), by falling gain."""
+        heads = [(int(layer), int(head)) for layer, head in np.argwhere(chosen)]
+        return sorted(heads, key=lambda head: (-self.gains[head], head))
+
+    def table(self) -> dict[str, Any]:
+        """The sweep as plain values."""
+        return {
+            "gains": np.round(self.gains, 5).tolist(),
+            "lower": np.round(self.lower, 5).tolist(),
+        }
+
+
+class Bench:
+    """Sweep items of one or several tasks on one model."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        tasks: Mapping[str, Sequence[Prepared]],
+        *,
+        shape: tuple[int, int],
+        kind: Kind,
+        objective: Objective,
+        seed: int,
+    ) -> None:
+        self.tasks = tasks
+        self.layers, self.query_heads = shape
+        self.objective = objective
+        self.runner = runner
+        self._kind = kind
+        self._seed = seed
+
+    @property
+    def items(self) -> list[Prepared]:
+        """Those of all tasks."""
+        return [item for items in self.tasks.values() for item in items]
+
+    def heads(self) -> Iterator[Head]:
+        """Every pair of the model."""
+        return ((layer, head) for layer in range(self.layers) for head in range(self.query_heads))
+
+    async def sweep(
+        self,
+        what: str,
+        intervention: Intervention,
+        level: float,
+        items: Sequence[Prepared] | None = None,
+        layers: Sequence[int] | None = None,
+    ) -> Sweep:
+        """`intervention` on one head at a time.
+
+        layers: where it is tried; elsewhere the gain is 0 and the lower bound minus infinity.
+        """
+        items = self.items if items is None else items
+        heads = [pair for pair in self.heads() if layers is None or pair[0] in layers]
+        settings = [None, *(intervention | on_heads([pair]) for pair in heads)]
+        base, *each = [
+            objective_of(scores, self.objective)
+            for scores in await self.runner.measure(what, settings, items, self._kind)
+        ]
+        differences = np.array(each) - base
+        gains = np.zeros((self.layers, self.query_heads))
+        lower = np.full_like(gains, -np.inf)
+        index = tuple(np.array(heads).T)
+        gains[index] = differences.mean(axis=1)
+        lower[index] = lower_bounds(differences, level, self._seed)
+        return Sweep(gains, lower)
+
+    async def means(self, what: str, settings: Sequence[Intervention | None]) -> list[float]:
+        """The objective's mean over the items under each setting."""
+        measured = await self.runner.measure(what, settings, self.items, self._kind)
+        return [float(objective_of(scores, self.objective).mean()) for scores in measured]
+
+
+def on_heads(heads: Sequence[Head]) -> dict[str, Any]:
+    """The selector `heads` for these pairs."""
+    chosen: dict[str, list[int]] = {}
+    for layer, head in sorted(heads):
+        chosen.setdefault(str(layer), []).append(head)
+    return {"heads": chosen}
+
+
+def objective_of(scores: Scores, objective: Objective) -> np.ndarray:
+    """float64 [items]; more is better, so that entropy counts negative."""
+    if objective == "accuracy":
+        return scores.right
+    return scores.likelihood if objective == "likelihood" else -scores.entropy

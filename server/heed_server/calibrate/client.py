@@ -1,0 +1,71 @@
+"""The server under calibration, as far as calibration speaks to it."""
+
+import asyncio
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+from pydantic import ValidationError
+
+from heed_server.calibrate.errors import CalibrationError
+from heed_server.profiles.identity import ModelIdentity
+
+
+class Client:
+    """A running server, with a bound on requests in flight; an async context manager."""
+
+    def __init__(self, url: str, api_key: str | None, in_flight: int) -> None:
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx.AsyncClient(
+            base_url=url.rstrip("/"),
+            headers=headers,
+            timeout=600,
+            limits=httpx.Limits(max_connections=in_flight),
+        )
+        self._gate = asyncio.Semaphore(in_flight)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self._http.aclose()
+
+    async def identity(self) -> ModelIdentity:
+        """The model being served. Raises `CalibrationError` where the server cannot tell."""
+        answer = await self._ask("GET", "/v1/intervention-profiles")
+        if answer.get("model") is None:
+            raise CalibrationError("the server does not know its model's files (see its log)")
+        try:
+            return ModelIdentity.model_validate(answer["model"])
+        except ValidationError as error:
+            raise CalibrationError("the server runs another version of Heed") from error
+
+    async def tokens(self, body: Mapping[str, Any]) -> tuple[int, ...]:
+        """Token ids of a prompt, or of messages in the model's chat template."""
+        return tuple((await self._ask("POST", "/tokenize", body))["tokens"])
+
+    async def complete(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """The choices of a completion, one per prompt, in the order of the prompts."""
+        answer = await self._ask("POST", "/v1/completions", {"temperature": 0, **body})
+        return sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+
+    async def _ask(
+        self, verb: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        try:
+            async with self._gate:
+                response = await self._http.request(verb, path, json=body)
+        except httpx.HTTPError as error:
+            raise CalibrationError(f"{self._http.base_url}: {error!r}") from error
+        if response.status_code != 200:
+            raise CalibrationError(
+                f"{verb} {path} was answered with {response.status_code}: {response.text[:400]}"
+            )
+        answer: dict[str, Any] = response.json()
+        return answer

@@ -1,0 +1,170 @@
+"""`heed calibrate`, from its arguments to a profile."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from heed_server.calibrate import emphasis, kept_heads, zerotuning
+from heed_server.calibrate.bench import Bench, Choice, Objective
+from heed_server.calibrate.client import Client
+from heed_server.calibrate.data import Item, read_items, split, task_file
+from heed_server.calibrate.errors import CalibrationError
+from heed_server.calibrate.evaluation import evaluate, tables
+from heed_server.calibrate.journal import Journal
+from heed_server.calibrate.local_server import local_server
+from heed_server.calibrate.progress import Progress
+from heed_server.calibrate.prompts import Prepared, prepare
+from heed_server.calibrate.runner import Runner
+from heed_server.calibrate.scoring import TOP, Kind
+from heed_server.profiles.identity import ModelIdentity
+from heed_server.profiles.profile import SCHEMA, Profile, ProfileError, is_profile_name
+from heed_server.profiles.writing import write_profile
+from heed_server.version import __version__
+
+Parts = Mapping[str, tuple[Sequence[Item], Sequence[Item]]]
+
+
+def calibrate(options: argparse.Namespace) -> None:
+    """Run a calibration; what came of it goes to standard output, its progress to standard error.
+
+    Raises:
+        CalibrationError: the data, the server or the outcome is not usable.
+    """
+    if not is_profile_name(options.name):
+        raise CalibrationError(f"{options.name!r} is no name of a profile")
+    if (options.out / options.name).exists() and not options.replace:
+        raise CalibrationError(f"there is a profile {options.name} already; --replace it?")
+    parts = _read(options)
+    with _server(options) as url:
+        profile = asyncio.run(_run(options, url, parts))
+    try:
+        path = write_profile(options.out, profile, replace=options.replace)
+    except ProfileError as error:
+        raise CalibrationError(str(error)) from error
+    sys.stdout.write(f"{tables(profile.evaluation)}\nparameters: {profile.parameters}\n")
+    sys.stdout.write(f"prompts a second: {profile.calibration['prompts_per_second']}\n")
+    sys.stdout.write(f"written to {path}\n")
+
+
+def _read(options: argparse.Namespace) -> Parts:
+    files = [*options.data, *(task_file(task) for task in options.task)]
+    items = {file.stem: read_items(file) for file in files}
+    if options.method == "emphasis":
+        for item in (item for found in items.values() for item in found):
+            if item.emphasise is None:
+                raise CalibrationError(f"{item.where}: emphasis needs `emphasise`")
+    return {
+        task: split(found, seed=options.seed, limit=options.limit, held_out=options.held_out)
+        for task, found in items.items()
+    }
+
+
+@contextmanager
+def _server(options: argparse.Namespace) -> Iterator[str]:
+    if options.url is not None:
+        yield options.url
+        return
+    privileged = options.method == "head_gain" and options.gain < 1
+    flags = ["--allow-privileged-interventions"] if privileged else []
+    sys.stderr.write(f"starting a server of {options.model}\n")
+    with local_server(options.model, flags) as url:
+        yield url
+
+
+async def _run(options: argparse.Namespace, url: str, parts: Parts) -> Profile:
+    path = options.journal or options.out / f".{options.name}.journal.jsonl"
+    progress = Progress(sys.stderr)
+    with Journal(path) as journal:
+        async with Client(url, options.api_key, options.in_flight) as client:
+            model = await client.identity()
+            runner = Runner(
+                client, journal, progress, model=model.fingerprint, batch=options.batch,
+                most_tokens=options.max_tokens,
+            )  # fmt: skip
+            swept = {task: await prepare(client, sweep) for task, (sweep, _) in parts.items()}
+            held_out = {task: await prepare(client, kept) for task, (_, kept) in parts.items()}
+            return await _calibrated(options, runner, model, swept, held_out)
+
+
+async def _calibrated(
+    options: argparse.Namespace,
+    runner: Runner,
+    model: ModelIdentity,
+    swept: Mapping[str, Sequence[Prepared]],
+    held_out: Mapping[str, Sequence[Prepared]],
+) -> Profile:
+    unsupervised = getattr(options, "unsupervised", False)
+    kind, scored = _kinds(options, swept, unsupervised)
+    objective: Objective = "entropy" if unsupervised else options.objective
+    if objective == "likelihood" and kind == "text":
+        raise CalibrationError("the likelihood needs items with choices")
+    bench = Bench(
+        runner, swept, shape=(model.layers, model.query_heads), kind=kind, objective=objective,
+        seed=options.seed,
+    )  # fmt: skip
+    choice = await _choose(options, bench)
+    chosen = {"method": options.method, **choice.parameters}
+    evaluation = await evaluate(runner, held_out, scored, chosen, choice.compared, options.seed)
+    how: dict[str, Any] = {
+        "objective": objective,
+        "scored": kind,
+        "items": {task: len(items) for task, items in swept.items()},
+        "seed": options.seed,
+        "level": options.level,
+        "prompts_per_second": runner.rates,
+    }
+    if unsupervised:
+        how["entropy"] = f"of the {TOP} likeliest next tokens, and all others as one outcome"
+    document = {
+        "schema": SCHEMA,
+        "name": options.name,
+        "method": options.method,
+        "model": model.model_dump(),
+        "parameters": choice.parameters,
+        "calibration": how | choice.account,
+        "evaluation": evaluation,
+        "heed": __version__,
+    }
+    return Profile.model_validate(document)
+
+
+def _kinds(
+    options: argparse.Namespace,
+    tasks: Mapping[str, Sequence[Prepared]],
+    unsupervised: bool,
+) -> tuple[Kind, Kind]:
+    """How the sweep and the held-out items are scored."""
+    items = [item for found in tasks.values() for item in found]
+    labelled: Kind = "choices" if all(item.choices for item in items) else "text"
+    if options.score != "auto":
+        labelled = options.score
+    unusable = next((item for item in items if item.item.answer is None), None)
+    if labelled == "choices":
+        unusable = unusable or next((item for item in items if not item.choices), None)
+    if unsupervised:
+        return "entropy", "entropy" if unusable else labelled
+    if unusable is not None:
+        raise CalibrationError(f"{unusable.item.where}: there is no answer, or no choices")
+    return labelled, labelled
+
+
+async def _choose(options: argparse.Namespace, bench: Bench) -> Choice:
+    if options.method == "zerotuning":
+        found = zerotuning.ZeroTuningOptions(
+            options.gammas, options.probe, options.top_share, options.level
+        )
+        return await zerotuning.choose(bench, found)
+    if options.method == "emphasis":
+        wanted = emphasis.EmphasisOptions(options.alpha, options.top_share, options.level)
+        return await emphasis.choose(bench, wanted)
+    return await kept_heads.choose(bench, options.method, _parameters(options), options.level)
+
+
+def _parameters(options: argparse.Namespace) -> dict[str, Any]:
+    if options.method == "head_gain":
+        return {"gain": options.gain}
+    written = {"beta": options.beta, "tau": options.tau, "alpha_over_n": options.alpha_over_n}
+    return {name: value for name, value in written.items() if value is not None}

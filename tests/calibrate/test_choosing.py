@@ -1,0 +1,145 @@
+"""Which heads and parameters each method's calibration chooses, on a model that is a rule."""
+
+import asyncio
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.calibrate.stand_in import Rule, StandIn, two_way
+
+from heed_server.calibrate import emphasis, kept_heads, zerotuning
+from heed_server.calibrate.bench import Bench, Choice, Objective
+from heed_server.calibrate.data import Item
+from heed_server.calibrate.errors import CalibrationError
+from heed_server.calibrate.evaluation import evaluate, tables
+from heed_server.calibrate.journal import Journal
+from heed_server.calibrate.progress import Progress
+from heed_server.calibrate.prompts import prepare
+from heed_server.calibrate.runner import Runner
+from heed_server.calibrate.scoring import Kind
+from heed_server.calibrate.statistics import interval, lower_bounds
+
+SHAPE = (2, 3)
+ITEMS = 40
+
+
+def rule(prompt: list[int], edits: list[dict[str, Any]]) -> dict[int, float]:
+    """Right with a probability that spreads over the items and that edits of some heads move.
+
+    gamma above 1 helps on heads 0:0, 0:1 and 1:2 (most on 0:1), below 1 on 1:0 alone; 4 hurts all.
+    """
+    number = int(bytes(prompt).decode().split(":")[0])
+    probability = 0.02 + 0.96 * number / ITEMS
+    everything = {str(layer): range(SHAPE[1]) for layer in range(SHAPE[0])}
+    for edit in edits:
+        gamma = edit.get("gamma", edit.get("gain", edit.get("alpha", 1)))
+        for layer, heads in edit.get("heads", everything).items():
+            for head in heads:
+                if gamma > 1:
+                    gain = {"0:0": 0.1, "0:1": 0.2, "1:2": 0.06}.get(f"{layer}:{head}", -0.05)
+                    probability += -abs(gain) if gamma == 4 else gain
+                else:
+                    probability += 0.12 if f"{layer}:{head}" == "1:0" else -0.05
+    return two_way(min(max(probability, 0.01), 0.99))
+
+
+def run(
+    tmp_path: Path,
+    choose: Callable[[Bench], Any],
+    kind: Kind = "choices",
+    objective: Objective = "likelihood",
+    tasks: tuple[str, ...] = ("t",),
+    answers: Rule = rule,
+) -> Any:
+    client = StandIn(answers)
+
+    async def chosen() -> Any:
+        made = {
+            task: await prepare(client, [_item(task, number) for number in range(ITEMS)])
+            for task in tasks
+        }
+        with Journal(tmp_path / "j") as book:
+            runner = Runner(
+                client, book, Progress(io.StringIO()), model="m", batch=16, most_tokens=4
+            )
+            bench = Bench(runner, made, shape=SHAPE, kind=kind, objective=objective, seed=0)
+            return await choose(bench)
+
+    return asyncio.run(chosen())
+
+
+def _item(task: str, number: int) -> Item:
+    return Item(task, "line", f"{number}: is it? ", None, ("p", "n"), "p", "is it")
+
+
+def tuned(**changes: Any) -> Callable[[Bench], Any]:
+    options: dict[str, Any] = {"gammas": (0.5, 2, 3, 4), "probe": 2, "top_share": 0.6, "level": 0.9}
+    wanted = zerotuning.ZeroTuningOptions(**(options | changes))
+    return lambda bench: zerotuning.choose(bench, wanted)
+
+
+def test_zerotuning_takes_the_best_heads_of_the_dominant_type(tmp_path: Path) -> None:
+    choice: Choice = run(tmp_path, tuned())
+    assert choice.account["dominant"] == "up"
+    assert (choice.account["up_effective"], choice.account["down_effective"]) == (3, 1)
+    # Two of three: the third alone gains least. Gamma 2 and 3 are equal, and 2 changes less.
+    assert choice.parameters == {"gamma": 2.0, "heads": {"0": [0, 1]}}
+    assert set(choice.account["grid"]) == {"plain", "2", "3", "4"}
+
+
+def test_zerotuning_without_labels_looks_for_the_least_entropy(tmp_path: Path) -> None:
+    choice: Choice = run(tmp_path, tuned(), "entropy", "entropy")
+    assert choice.account["grid"]["plain"] < 0
+    assert choice.parameters["heads"]
+
+
+def test_zerotuning_says_when_no_head_helps(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match="no head alone"):
+        run(tmp_path, tuned(), answers=lambda *_: two_way(0.5))
+
+
+def test_emphasis_takes_what_is_best_on_every_task(tmp_path: Path) -> None:
+    options = emphasis.EmphasisOptions(alpha=0.1, top_share=0.3, level=0.9)
+    choice: Choice = run(
+        tmp_path, lambda bench: emphasis.choose(bench, options), tasks=("one", "two")
+    )
+    assert choice.parameters == {"alpha": 0.1, "heads": {"0": [0], "1": [0]}}
+    assert set(choice.account["sweeps"]) == {"one", "two"}
+
+
+def test_heads_are_kept_when_they_help_beyond_the_noise(tmp_path: Path) -> None:
+    choice: Choice = run(
+        tmp_path, lambda bench: kept_heads.choose(bench, "head_gain", {"gain": 2.0}, 0.9)
+    )
+    assert choice.parameters == {"gain": 2.0, "heads": {"0": [0, 1], "1": [2]}}
+    with pytest.raises(CalibrationError, match="layer  1:"):
+        run(tmp_path, lambda bench: kept_heads.choose(bench, "head_gain", {"gain": 4.0}, 0.9999))
+
+
+def test_held_out_items_are_told_before_and_after(tmp_path: Path) -> None:
+    async def evaluated(bench: Bench) -> Any:
+        chosen = {"method": "zerotuning", "gamma": 2.0, "heads": {"0": [0, 1]}}
+        everywhere = {"all heads": {"method": "zerotuning", "gamma": 2.0}}
+        return await evaluate(bench.runner, bench.tasks, "choices", chosen, everywhere, 0)
+
+    found = run(tmp_path, evaluated)
+    settings = found["t"]["settings"]
+    assert list(settings) == ["none", "profile", "all heads"]
+    assert settings["none"]["accuracy"]["difference"] == [0, 0, 0]
+    mean, low, high = settings["profile"]["likelihood"]["difference"]
+    assert 0 < low < mean < high
+    assert "| profile | " in tables(found)
+
+
+def test_intervals_hold_what_they_say() -> None:
+    values = np.random.default_rng(1).normal(0.5, 1, size=400)
+    found = interval(values, seed=0)
+    assert found.low < found.mean < found.high
+    assert abs((found.high - found.low) / 2 - 1.96 / 20) < 0.02
+    assert interval(np.zeros(9), 0).rounded() == [0, 0, 0]
+    bounds = lower_bounds(np.stack([values, values * 0, -values]), 0.95, 0)
+    assert abs(bounds[0] - (values.mean() - 1.645 / 20)) < 0.02
+    assert bounds[1] == 0 and bounds[2] < -0.4

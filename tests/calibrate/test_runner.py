@@ -1,0 +1,147 @@
+"""Scores, batches, and the journal that lets a sweep go on."""
+
+import asyncio
+import io
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.calibrate.stand_in import StandIn, two_way
+
+from heed_server.calibrate.data import Item
+from heed_server.calibrate.journal import Journal, digest
+from heed_server.calibrate.progress import Progress
+from heed_server.calibrate.prompts import Prepared, prepare
+from heed_server.calibrate.runner import Runner, Scores
+from heed_server.calibrate.scoring import Kind
+
+PLAIN = None
+TUNED = {"method": "zerotuning", "gamma": 2.0}
+
+
+def rule(prompt: list[int], edits: list[dict[str, Any]]) -> dict[int, float]:
+    """Positive at 0.8, and at 0.4 under any edit."""
+    return two_way(0.4 if edits else 0.8)
+
+
+def items(client: StandIn, count: int = 5, **fields: Any) -> list[Prepared]:
+    blank: dict[str, Any] = {"task": "t", "where": "line", "messages": None}
+    blank |= {"choices": ("p", "n"), "answer": "p"} | fields
+    made = [Item(prompt=f"{number}: is it? ", **blank) for number in range(count)]
+    return asyncio.run(prepare(client, made))
+
+
+def measure(
+    client: StandIn, journal: Path, prepared: list[Prepared], kind: Kind = "choices", batch: int = 3
+) -> list[Scores]:
+    with Journal(journal) as book:
+        runner = Runner(
+            client, book, Progress(io.StringIO()), model="m", batch=batch, most_tokens=4
+        )
+        return asyncio.run(runner.measure("all", [PLAIN, TUNED], prepared, kind))
+
+
+def test_choices_are_scored_by_their_share_of_the_probability(tmp_path: Path) -> None:
+    client = StandIn(rule)
+    plain, tuned = measure(client, tmp_path / "j", items(client))
+    assert plain.right.tolist() == [1] * 5 and tuned.right.tolist() == [0] * 5
+    np.testing.assert_allclose(plain.likelihood, math.log(0.8))
+    np.testing.assert_allclose(tuned.likelihood, math.log(0.4))
+    np.testing.assert_allclose(plain.entropy, -0.8 * math.log(0.8) - 0.2 * math.log(0.2))
+
+
+def test_prompts_share_requests_and_none_is_larger_than_asked(tmp_path: Path) -> None:
+    client = StandIn(rule)
+    measure(client, tmp_path / "j", items(client))
+    assert sorted(len(request["prompt"]) for request in client.requests) == [2, 2, 3, 3]
+    assert [request["interventions"] for request in client.requests].count([TUNED]) == 2
+
+
+def test_a_choice_outside_of_the_likeliest_tokens_is_scored_all_the_same(tmp_path: Path) -> None:
+    client = StandIn(rule)
+    plain, _ = measure(client, tmp_path / "j", items(client, choices=("p", "z")))
+    np.testing.assert_allclose(plain.likelihood, 0, atol=1e-6)
+    assert any("prompt_logprobs" in request for request in client.requests)
+
+
+def test_choices_of_several_tokens_are_sums_and_count_as_generated(tmp_path: Path) -> None:
+    client = StandIn(rule)
+    fields = {"choices": ("pn", "pp"), "answer": "pp", "emphasise": "is it"}
+    prepared = items(client, count=2, **fields)
+    with Journal(tmp_path / "j") as book:
+        runner = Runner(client, book, Progress(io.StringIO()), model="m", batch=8, most_tokens=4)
+        emphasis = {"method": "emphasis", "alpha": 0.1}
+        plain, _ = asyncio.run(runner.measure("all", [PLAIN, emphasis], prepared, "choices"))
+    np.testing.assert_allclose(plain.likelihood, math.log(0.8))
+    spans = [request["interventions"][0]["spans"] for request in client.requests[1:]]
+    length = len(prepared[0].prompt)
+    assert spans[0] == [{"text": "is it"}, {"start": length, "end": length + 2}]
+
+
+def test_texts_are_right_when_they_are_the_answer(tmp_path: Path) -> None:
+    client = StandIn(rule)
+    plain, tuned = measure(client, tmp_path / "j", items(client, choices=()), "text")
+    assert plain.right.mean() == 1 and tuned.right.mean() == 0
+    assert np.isnan(plain.likelihood).all()
+
+
+def test_entropy_needs_no_labels_and_counts_the_rest_as_one_outcome(tmp_path: Path) -> None:
+    client = StandIn(lambda *_: {1: math.log(0.5), 2: math.log(0.25)})
+    plain, _ = measure(client, tmp_path / "j", items(client, choices=(), answer=None), "entropy")
+    np.testing.assert_allclose(plain.entropy, 1.5 * math.log(2))
+
+
+def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    class Dying(StandIn):
+        async def complete(self, body: Any) -> list[dict[str, Any]]:
+            if len(self.requests) == 2:
+                raise ConnectionError
+            return await super().complete(body)
+
+    dying, journal = Dying(rule), tmp_path / "j"
+    with pytest.raises(ConnectionError):
+        measure(dying, journal, items(dying))
+    # The process was killed while it wrote.
+    with journal.open("a") as file:
+        file.write('{"key": "abc", "va')
+    again, whole = StandIn(rule), StandIn(rule)
+    resumed = measure(again, journal, items(again), batch=2)
+    assert 0 < again.prompts < 10
+    for one, other in zip(resumed, measure(whole, tmp_path / "k", items(whole)), strict=True):
+        np.testing.assert_array_equal(one.likelihood, other.likelihood)
+    nothing = StandIn(rule)
+    measure(nothing, journal, items(nothing))
+    assert nothing.prompts == 0
+
+
+def test_what_was_measured_of_something_else_is_not_taken(tmp_path: Path) -> None:
+    client = StandIn(rule)
+    measure(client, tmp_path / "j", items(client))
+    for changed in ({"answer": "n"}, {"choices": ("n", "p")}):
+        other = StandIn(rule)
+        measure(other, tmp_path / "j", items(other, **changed))
+        assert other.prompts == 10
+    assert digest("a", {"x": 1}) == digest("a", {"x": 1}) != digest("b", {"x": 1})
+
+
+def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
+    stream = io.StringIO()
+    progress = Progress(stream)
+    progress.begin("sweep", 10)
+    progress.settled(4, known=True)
+    progress.answered(6)
+    progress.settled(6)
+    assert progress.end() > 0
+    said = stream.getvalue()
+    assert said.startswith("sweep: 10 of 10 runs, 4 of them from the journal, ")
+    assert said.endswith(" prompts/s\n") and "\r" not in said
+
+
+def test_a_journal_is_json_lines(tmp_path: Path) -> None:
+    client = StandIn(rule)
+    measure(client, tmp_path / "j", items(client, count=1))
+    entries = [json.loads(line) for line in (tmp_path / "j").read_text().splitlines()]
+    assert len(entries) == 2 and set(entries[0]) == {"key", "value"}

@@ -1,0 +1,84 @@
+"""A small calibration from its command to a profile that the same server then serves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from live_server import LiveServer
+
+from heed_server.cli import main
+
+SMALL = ["--task", "sentiment", "--limit", "16", "--objective", "likelihood", "--seed", "3"]
+
+
+def calibrate(server: LiveServer, out: Path, *arguments: str) -> dict[str, Any]:
+    name = arguments[arguments.index("--name") + 1]
+    main(["calibrate", *arguments, "--url", server.url, "--out", str(out)])
+    profile: dict[str, Any] = json.loads((out / name / "profile.json").read_text())
+    return profile
+
+
+def test_a_calibration_writes_a_profile_that_the_server_serves(
+    server: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if server.pid is None:
+        pytest.skip("the running server is somebody else's")
+    root = Path(server.flags[server.flags.index("--profiles") + 1])
+    profile = calibrate(server, root, "zerotuning", *SMALL, "--name", "calibrated")
+    said = capsys.readouterr()
+    assert "| profile | " in said.out and "held out, sentiment: 24 of 24 runs" in said.err
+    assert profile["calibration"]["items"] == {"sentiment": 8}
+    assert profile["evaluation"]["sentiment"]["items"] == 8
+    assert profile["calibration"]["prompts_per_second"]["scaled up"] > 0
+    os.kill(server.pid, signal.SIGHUP)
+    deadline = time.monotonic() + 20
+    names: list[str] = []
+    while f"{server.model}@calibrated" not in names and time.monotonic() < deadline:
+        names = [card["id"] for card in server.client.get("/v1/models").json()["data"]]
+    answer = server.chat("Review: The plot was clever.", model=f"{server.model}@calibrated")
+    report = answer.json()["interventions"][0]
+    heads = profile["parameters"]["heads"]
+    assert report["status"] == "applied" and report["profile"] == "calibrated"
+    assert report["head_count"] == sum(map(len, heads.values()))
+    shutil.rmtree(root / "calibrated")
+
+
+def test_a_calibration_that_is_repeated_measures_nothing_twice(
+    server: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ("head_gain", *SMALL, "--gain", "1.5", "--level", "0.6", "--name", "map")
+    first = calibrate(server, tmp_path, *arguments)
+    before = server.metric("vllm:prompt_tokens_total")
+    second = calibrate(server, tmp_path, *arguments, "--replace")
+    assert server.metric("vllm:prompt_tokens_total") == before
+    assert second["calibration"].pop("prompts_per_second") == {}
+    first["calibration"].pop("prompts_per_second")
+    assert first == second
+    assert len(first["calibration"]["sweep"]["gains"]) == 6
+
+
+def test_a_calibration_that_the_server_refuses_says_why(
+    server: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["calibrate", "head_gain", *SMALL, "--gain", "0.5", "--name", "weak"]
+    with pytest.raises(SystemExit) as exit_:
+        main([*command, "--url", server.url, "--out", str(tmp_path)])
+    assert exit_.value.code == 1
+    assert "--allow-privileged-interventions" in capsys.readouterr().err
+    assert not (tmp_path / "weak").exists()
+
+
+def test_emphasis_is_calibrated_on_the_items_own_spans(server: LiveServer, tmp_path: Path) -> None:
+    profile = calibrate(
+        server, tmp_path, "emphasis", "--task", "emphasis", "--limit", "6", "--alpha", "0.1",
+        "--objective", "likelihood", "--name", "spans",
+    )  # fmt: skip
+    assert "spans" not in profile["parameters"]
+    assert sum(map(len, profile["parameters"]["heads"].values())) == 15
