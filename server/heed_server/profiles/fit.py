@@ -11,7 +11,7 @@ from heed_interventions.views import ModelView, PromptView
 from heed_server.profiles.identity import ModelIdentity
 from heed_server.profiles.profile import Profile, ProfileError
 
-_STAND_IN_LENGTH = 256
+_STAND_IN_LENGTH = 64
 _FROM_THE_REQUEST = {"spans": [{"start": 0, "end": 1}]}
 """Stand-ins for the prompt, and for what a profile leaves to each request."""
 
