@@ -61,9 +61,13 @@ def _serve(arguments: Sequence[str]) -> None:
 
 def _calibrate(options: argparse.Namespace) -> None:
     from heed_server.calibrate.command import calibrate
+    from heed_server.calibrate.sinks import calibrate_sinks
 
     try:
-        calibrate(options)
+        if options.method == "sinks":
+            calibrate_sinks(options)
+        else:
+            calibrate(options)
     except CalibrationError as error:
         print(f"heed: {error}", file=sys.stderr)
         sys.exit(1)

@@ -51,6 +51,17 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     for parser in (zerotuning, emphasis, head_gain, act):
         _add_common(parser)
 
+    sinks = methods.add_parser(
+        "sinks", help="mean attention by key: JSON and a heat map; no profile"
+    )
+    sinks.add_argument("--model", default="heed-tiny", help="run in transformers [heed-tiny]")
+    sinks.add_argument("--task", default="sentiment", help="an evaluation set [sentiment]")
+    sinks.add_argument("--data", type=Path, metavar="FILE", help="JSON lines, in place of a task")
+    sinks.add_argument("--limit", type=_positive, default=100, help="items at most [100]")
+    sinks.add_argument("--tokens", type=_positive, default=64, help="of each item [64]")
+    sinks.add_argument("--epsilon", type=_share, default=0.3, help="what makes a sink [0.3]")
+    sinks.add_argument("--out", type=Path, required=True, metavar="DIR")
+
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     where = parser.add_argument_group("server")

@@ -39,13 +39,14 @@ def calibrate(options: argparse.Namespace) -> None:
         raise CalibrationError(f"there is a profile {options.name} already; --replace it?")
     parts = _read(options)
     with _server(options) as url:
-        profile = asyncio.run(_run(options, url, parts))
+        profile, rates = asyncio.run(_run(options, url, parts))
     try:
         path = write_profile(options.out, profile, replace=options.replace)
     except ProfileError as error:
         raise CalibrationError(str(error)) from error
     sys.stdout.write(f"{tables(profile.evaluation)}\nparameters: {profile.parameters}\n")
-    sys.stdout.write(f"prompts a second: {profile.calibration['prompts_per_second']}\n")
+    told = ", ".join(f"{rate:.0f} ({stage})" for stage, rate in rates.items())
+    sys.stdout.write(f"prompts a second: {told or 'all from the journal'}\n")
     sys.stdout.write(f"written to {path}\n")
 
 
@@ -74,7 +75,9 @@ def _server(options: argparse.Namespace) -> Iterator[str]:
         yield url
 
 
-async def _run(options: argparse.Namespace, url: str, parts: Parts) -> Profile:
+async def _run(
+    options: argparse.Namespace, url: str, parts: Parts
+) -> tuple[Profile, Mapping[str, float]]:
     path = options.journal or options.out / f".{options.name}.journal.jsonl"
     progress = Progress(sys.stderr)
     with Journal(path) as journal:
@@ -86,7 +89,8 @@ async def _run(options: argparse.Namespace, url: str, parts: Parts) -> Profile:
             )  # fmt: skip
             swept = {task: await prepare(client, sweep) for task, (sweep, _) in parts.items()}
             held_out = {task: await prepare(client, kept) for task, (_, kept) in parts.items()}
-            return await _calibrated(options, runner, model, swept, held_out)
+            profile = await _calibrated(options, runner, model, swept, held_out)
+            return profile, runner.rates
 
 
 async def _calibrated(
@@ -114,7 +118,6 @@ async def _calibrated(
         "items": {task: len(items) for task, items in swept.items()},
         "seed": options.seed,
         "level": options.level,
-        "prompts_per_second": runner.rates,
     }
     if unsupervised:
         how["entropy"] = f"of the {TOP} likeliest next tokens, and all others as one outcome"

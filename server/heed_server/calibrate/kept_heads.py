@@ -34,7 +34,7 @@ async def choose(bench: Bench, method: str, parameters: dict[str, Any], level: f
             "rule": f"mean gain above 0 and one-sided lower bound at least 0 at level {level:g}",
             "sweep": sweep.table(),
         },
-        compared={f"{method} on the method's own heads": intervention},
+        compared={f"{method} on its default heads": intervention},
     )
 
 
