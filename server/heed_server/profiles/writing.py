@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -45,8 +46,8 @@ def write_profile(
     made = Path(tempfile.mkdtemp(prefix=f".{profile.name}.", dir=root))
     try:
         made.chmod(0o755)
-        document = json.dumps(profile.model_dump(mode="json"), indent=2, ensure_ascii=False)
-        _write(made / DOCUMENT, (document + "\n").encode())
+        document = _lines(profile.model_dump(mode="json")) + "\n"
+        _write(made / DOCUMENT, document.encode())
         if tensors:
             save_file(dict(tensors), made / TENSORS)
         if target.exists():
@@ -59,6 +60,21 @@ def write_profile(
     finally:
         shutil.rmtree(made, ignore_errors=True)
     return target
+
+
+def _lines(value: Any, indent: str = "") -> str:
+    """JSON in which a list of plain values takes one line, so that tables stay readable."""
+    inner = indent + "  "
+    if isinstance(value, dict) and value:
+        parts = [f"{json.dumps(key)}: {_lines(item, inner)}" for key, item in value.items()]
+        opening, closing = "{", "}"
+    elif isinstance(value, list) and any(isinstance(item, (dict, list)) for item in value):
+        parts = [_lines(item, inner) for item in value]
+        opening, closing = "[", "]"
+    else:
+        return json.dumps(value, ensure_ascii=False)
+    joined = ",\n".join(inner + part for part in parts)
+    return f"{opening}\n{joined}\n{indent}{closing}"
 
 
 def _write(path: Path, data: bytes) -> None:
