@@ -31,7 +31,7 @@ def test_the_heat_map_is_a_picture_with_a_cell_for_each_value() -> None:
 def test_the_bundled_models_sinks_are_those_of_its_card(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    main(["calibrate", "sinks", "--limit", "20", "--tokens", "48", "--out", str(tmp_path)])
+    main(["calibrate", "sinks", "--limit", "20", "--tokens", "64", "--out", str(tmp_path)])
     found = json.loads((tmp_path / "sinks.json").read_text())
     first = np.array(found["column_mean"])[:, :, 0]
     assert first.shape == (6, 6) and 10 <= (first > 0.3).sum() <= 24

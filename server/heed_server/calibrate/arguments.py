@@ -55,7 +55,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         "sinks", help="mean attention by key: JSON and a heat map; no profile"
     )
     sinks.add_argument("--model", default="heed-tiny", help="run in transformers [heed-tiny]")
-    sinks.add_argument("--task", default="sentiment", help="an evaluation set [sentiment]")
+    sinks.add_argument("--task", default="needle", help="an evaluation set [needle]")
     sinks.add_argument("--data", type=Path, metavar="FILE", help="JSON lines, in place of a task")
     sinks.add_argument("--limit", type=_positive, default=100, help="items at most [100]")
     sinks.add_argument("--tokens", type=_positive, default=64, help="of each item [64]")
