@@ -88,26 +88,21 @@ class Bench:
         intervention: Intervention,
         level: float,
         items: Sequence[Prepared] | None = None,
-        layers: Sequence[int] | None = None,
     ) -> Sweep:
-        """`intervention` on one head at a time.
+        """`intervention` on one head at a time, on `items` or on those of all tasks.
 
-        layers: where it is tried; elsewhere the gain is 0 and the lower bound minus infinity.
+        level: of the lower bounds.
         """
         items = self.items if items is None else items
-        heads = [pair for pair in self.heads() if layers is None or pair[0] in layers]
-        settings = [None, *(intervention | on_heads([pair]) for pair in heads)]
+        settings = [None, *(intervention | on_heads([pair]) for pair in self.heads())]
         base, *each = [
             objective_of(scores, self.objective)
             for scores in await self.runner.measure(what, settings, items, self._kind)
         ]
         differences = np.array(each) - base
-        gains = np.zeros((self.layers, self.query_heads))
-        lower = np.full_like(gains, -np.inf)
-        index = tuple(np.array(heads).T)
-        gains[index] = differences.mean(axis=1)
-        lower[index] = lower_bounds(differences, level, self._seed)
-        return Sweep(gains, lower)
+        shape = (self.layers, self.query_heads)
+        lower = lower_bounds(differences, level, self._seed)
+        return Sweep(differences.mean(axis=1).reshape(shape), lower.reshape(shape))
 
     async def means(self, what: str, settings: Sequence[Intervention | None]) -> list[float]:
         """The objective's mean over the items under each setting."""

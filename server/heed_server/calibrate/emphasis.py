@@ -16,7 +16,10 @@ from heed_server.calibrate.errors import CalibrationError
 
 @dataclass(frozen=True)
 class EmphasisOptions:
-    """alpha: the factor outside the span. top_share: of all heads that a task puts forward."""
+    """alpha: the factor outside the span. top_share: of all heads that a task puts forward.
+
+    level: of the lower bounds of gains, which are written down.
+    """
 
     alpha: float
     top_share: float

@@ -21,7 +21,10 @@ from heed_server.calibrate.errors import CalibrationError
 
 @dataclass(frozen=True)
 class ZeroTuningOptions:
-    """probe: gamma of the profiling, above 1. top_share: of the dominant type's heads, (0, 1]."""
+    """probe: gamma of the profiling, above 1. top_share: of the dominant type's heads.
+
+    level: of the lower bounds of gains, which are written down.
+    """
 
     gammas: Sequence[float]
     probe: float
