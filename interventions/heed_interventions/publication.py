@@ -83,6 +83,10 @@ def _encode(value: object) -> bytes:
         return b"i%d" % value
     if isinstance(value, float):
         return b"f" + repr(value).encode()
+    if isinstance(value, str):
+        return b"s" + value.encode()
+    if value is None:
+        return b"n"
     if isinstance(value, bytes):
         return b"y" + value
     raise TypeError(f"no canonical bytes for {type(value).__name__}")

@@ -26,6 +26,17 @@ from heed_kernels.edits import (
     VisibleRanges,
 )
 from heed_kernels.errors import EditError
+from heed_kernels.evict import (
+    ColumnScore,
+    DifferenceScore,
+    Evict,
+    ExpectedScore,
+    HeadShare,
+    KindShare,
+    NormScore,
+    QueryShare,
+    WindowScore,
+)
 
 LARGEST = 1e30
 """Largest magnitude of a bias, factor or gain: products with a logit stay finite in float32 up to it."""
@@ -43,6 +54,9 @@ def check_edit(edit: Edit) -> None:
     _check_rows(edit.rows)
     if isinstance(edit, VisibleRanges):
         _check_visible_ranges(edit.ranges)
+        return
+    if isinstance(edit, Evict):
+        _check_evict(edit)
         return
     _check_heads(edit.on)
     match edit:
@@ -115,12 +129,92 @@ def _check_visible_ranges(ranges: object) -> None:
         _integer(shift, "shift", 0)
 
 
+def _check_evict(edit: Evict) -> None:
+    prompt = edit.rows.start
+    if prompt < 1 or edit.rows.end != OPEN:
+        raise EditError("eviction holds for all rows from the end of a prompt on")
+    _integer(edit.sinks, "sinks", 0)
+    _integer(edit.recent, "recent", 0)
+    protected = edit.sinks + edit.recent
+    least = max(protected if edit.again else min(protected, prompt), 1)
+    _check_integers(edit.counts, "counts", least)
+    _integer(edit.most, "most", min(max(edit.counts), prompt))
+    _boolean(edit.again, "again")
+    _boolean(edit.every_row, "every_row")
+    rows = _check_score(edit.score)
+    _check_share(edit)
+    if isinstance(edit.share, QueryShare):
+        rows = max(rows, edit.share.rows)
+    _integer(edit.together, "together", min(rows, prompt))
+    if isinstance(edit.score, ColumnScore | ExpectedScore) and not edit.every_row:
+        raise EditError("a score over all prompt rows needs every_row")
+    if isinstance(edit.score, ExpectedScore) and edit.score.first > edit.sinks:
+        raise EditError("keys before the first that is scored have to be protected")
+    if edit.again and isinstance(edit.score, WindowScore) and edit.score.window != 1:
+        raise EditError("only a window of one row can evict again")
+    if edit.again and edit.share is not None:
+        raise EditError("a budget is shared out once; it cannot be evicted to again")
+
+
+def _check_score(score: object) -> int:
+    """Returns how many of the last prompt rows the score has to see together."""
+    match score:
+        case WindowScore():
+            _integer(score.window, "window", 1)
+            _integer(score.kernel, "kernel", 1)
+            _number(score.variance, "variance", 0)
+            if score.kernel % 2 == 0:
+                raise EditError(f"kernel is {score.kernel}; it must be odd")
+            if score.pooling not in ("mean", "max") or score.heads not in ("group", "layer"):
+                raise EditError(f"pooling {score.pooling!r} or heads {score.heads!r} is not known")
+            return score.window
+        case ExpectedScore():
+            _integer(score.horizon, "horizon", 1)
+            _integer(score.first, "first", 0)
+            _number(score.epsilon, "epsilon", 0)
+            _boolean(score.covariance, "covariance")
+        case ColumnScore() | NormScore() | DifferenceScore():
+            pass
+        case _:
+            raise EditError(f"{score!r} is not a score")
+    return 0
+
+
+def _check_share(edit: Evict) -> None:
+    share = edit.share
+    window = edit.score.window if isinstance(edit.score, WindowScore) else 0
+    match share:
+        case None:
+            return
+        case HeadShare():
+            _number(share.floor, "floor", 0, 1)
+        case KindShare():
+            _check_integers(share.far, "far", 0)
+            _integer(share.top, "top", 1)
+            if len(share.far) != len(edit.counts):
+                raise EditError(f"far has {len(share.far)} layers, counts {len(edit.counts)}")
+            if not window:
+                raise EditError("heads are told apart by a WindowScore")
+        case QueryShare():
+            _integer(share.rows, "rows", 2)
+            _number(share.tau1, "tau1", 1e-3)
+            _number(share.tau2, "tau2", 1e-3)
+            if share.alpha is not None:
+                _number(share.alpha, "alpha", 0)
+                if share.rows != window:
+                    raise EditError("entropy and variance are those of a WindowScore's rows")
+        case _:
+            raise EditError(f"{share!r} is not a share")
+
+
 def _check_heads(on: HeadSet) -> None:
     for mask in on.masks:
         _integer(mask, "head mask", 0, None)
 
 
-def _check_rows(rows: Rows) -> None:
+def _check_rows(rows: object) -> None:
+    if not isinstance(rows, Rows):
+        raise EditError(f"rows must be a list of 2 integers, not {rows!r}")
     _integer(rows.start, "rows.start", 0)
     _integer(rows.end, "rows.end", 0)
     if rows.end < rows.start:
@@ -159,3 +253,15 @@ def _number(value: object, name: str, low: float = -LARGEST, high: float = LARGE
         raise EditError(f"{name} must be a number, not {value!r}")
     if not math.isfinite(value) or not low <= value <= high:
         raise EditError(f"{name} is {value}; it must lie in [{low:g}, {high:g}]")
+
+
+def _check_integers(values: object, name: str, low: int) -> None:
+    if not isinstance(values, tuple) or not values:
+        raise EditError(f"{name} must have an integer for each layer, not {values!r}")
+    for value in values:
+        _integer(value, name, low)
+
+
+def _boolean(value: object, name: str) -> None:
+    if not isinstance(value, bool):
+        raise EditError(f"{name} must be true or false, not {value!r}")

@@ -30,6 +30,8 @@ from heed_kernels.edits import (
     VisibleRanges,
 )
 from heed_kernels.errors import EditError
+from heed_kernels.evict import Evict
+from heed_kernels.eviction_rules import check_beside
 from heed_kernels.ranges import GROUPS, PROBES, ElementaryRanges, elementary_ranges
 
 T = TypeVar("T")
@@ -63,6 +65,7 @@ class Compiled:
     mixes: float32 [different mixed-in vectors, head_dim], already weighted; the first is zero.
     observations: what is to be observed, as it was asked for.
     probes: the key sets of `ObserveMass`, in the order of their class bits.
+    evicts: whether keys are evicted once the prompt is computed.
     active: bool [layers, phases]: whether anything differs from plain attention.
     """
 
@@ -76,6 +79,7 @@ class Compiled:
     mixes: NDArray[np.float32]
     observations: tuple[Observation, ...]
     probes: tuple[KeyRanges, ...]
+    evicts: bool
     active: NDArray[np.bool_]
 
 
@@ -88,8 +92,13 @@ def compile_edits(
     """
     for edit in edits:
         check_edit(edit)
-        if not isinstance(edit, VisibleKeys | VisibleRanges):
+        if isinstance(edit, Evict):
+            _check_layers(len(edit.counts), "counts", layers)
+        elif not isinstance(edit, VisibleKeys | VisibleRanges):
             _check_fit(edit.on, layers, query_heads)
+    evict = _only(_those(edits, Evict), "Evict")
+    if evict is not None:
+        check_beside(evict, edits)
     visible = _only(_those(edits, VisibleKeys), "VisibleKeys")
     kinds = {e.keys: None for e in _those(edits, KeyBias)}
     trailing = _only([k for k in kinds if isinstance(k, TrailingKeys)], "TrailingKeys")
@@ -119,6 +128,8 @@ def compile_edits(
     for edit in kept:
         # Shifts hold for every row.
         hidden |= _held(edit.rows, phase_start) | any(shift for _, _, shift in edit.ranges)
+    if evict is not None:
+        hidden |= _held(evict.rows, phase_start)
     active = (vectors != plain).any(axis=(2, 3)) | (mix != 0).any(axis=2) | hidden
     sources = np.zeros(0, np.int32)
     if transfers and isinstance(transfers[0].sources, KeyRanges):
@@ -136,6 +147,7 @@ def compile_edits(
         mixes,
         tuple(e for e in edits if isinstance(e, _OBSERVED)),
         probes,
+        evict is not None,
         active,
     )
 
@@ -153,9 +165,13 @@ def _only(items: list[T], name: str) -> T | None:
     return items[0] if items else None
 
 
+def _check_layers(given: int, what: str, layers: int) -> None:
+    if given != layers:
+        raise EditError(f"{what} has {given} layers, the model {layers}")
+
+
 def _check_fit(on: HeadSet, layers: int, query_heads: int) -> None:
-    if len(on.masks) != layers:
-        raise EditError(f"a head set has {len(on.masks)} layers, the model {layers}")
+    _check_layers(len(on.masks), "a head set", layers)
     highest = max((mask.bit_length() for mask in on.masks), default=0)
     if highest > query_heads:
         raise EditError(f"head {highest - 1} is selected, the model has {query_heads} heads")
@@ -214,7 +230,7 @@ def _vectors(
     vectors[:, :, GROUP_FIELDS + SCALE :: 3] = 1
     transferred = np.zeros((layers, phases, query_heads), bool)
     for edit in edits:
-        if isinstance(edit, VisibleKeys | VisibleRanges | HeadMix | _OBSERVED):
+        if isinstance(edit, VisibleKeys | VisibleRanges | Evict | HeadMix | _OBSERVED):
             continue
         held = _held(edit.rows, phase_start)
         on = _mask(edit.on, query_heads)[:, None, :] & held[None, :, None]

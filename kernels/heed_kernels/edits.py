@@ -7,7 +7,8 @@ keys k <= q.
 
 Edits act in this order, whatever the order in which they are listed:
 
-    visible   keys that a `VisibleKeys` or `VisibleRanges` hides do not exist
+    visible   keys that a `VisibleKeys` or `VisibleRanges` hides do not exist, nor do those that an
+              `Evict` (see `evict.py`) has let go
     s         <- c * s + a * |s| + b     c: product of the scales, a: sum of the absolutes,
                                          b: sum of the biases of the edits that hold for (l, h, q, k)
     w         = softmax of s over the visible keys
@@ -22,8 +23,9 @@ asked for it by `source`, its index in the request's list.
 
 from dataclasses import dataclass
 
-OPEN = 2**31 - 1
-"""End of a range that has no end (positions are int32 in the kernels)."""
+from heed_kernels.evict import Evict
+from heed_kernels.rows import OPEN as OPEN
+from heed_kernels.rows import Rows as Rows
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,6 @@ class HeadSet:
     def pair_count(self) -> int:
         """Number of (layer, head) pairs."""
         return sum(mask.bit_count() for mask in self.masks)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Query rows [start, end) by absolute position; `OPEN` as end means every later row."""
-
-    start: int = 0
-    end: int = OPEN
 
 
 @dataclass(frozen=True)
@@ -237,6 +231,8 @@ class FindKeys:
 SOURCES = 64
 """Most source keys of a transfer, per query head."""
 
-Change = KeyBias | KeyScale | VisibleKeys | VisibleRanges | MassTransfer | HeadGain | HeadMix
+Change = (
+    KeyBias | KeyScale | VisibleKeys | VisibleRanges | MassTransfer | HeadGain | HeadMix | Evict
+)
 Observation = ObserveColumns | ObserveMass | FindKeys
 Edit = Change | Observation

@@ -10,24 +10,26 @@ where `end` is the number of tokens computed when the last eviction took place (
 Survivors keep the rotation of their own positions, and rows count positions over the whole sequence
 still.
 
-Which keys survive, for one (l, g) that keeps n: those that are protected, k < sinks or
-k >= P - recent, and of the others those with the highest scores, of equal ones the first.
+Which keys survive an eviction at `end`, for one (l, g) that keeps n: those that are protected,
+k < sinks or k >= end - recent, and of the others those with the highest scores, of equal ones the
+first. Budgets are met to the token: where a share does not come out even, every part is rounded down
+and the largest remainders get one more, of equal ones the first.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
-from heed_kernels.edits import Rows
+from heed_kernels.rows import Rows
 
 
 @dataclass(frozen=True)
 class WindowScore:
-    """mean + variance * (n - 1 variance) of a key's weights over the last `window` prompt rows, pooled.
+    """mean + variance * (n - 1 variance) of a key's weights over the last `window` rows, pooled.
 
-    Weights are those of the edited attention, 0 for a row that does not see the key. They are averaged
-    over the query heads of the KV head, or of the whole layer. Pooling runs over the keys k < P - recent
-    with an odd `kernel` and stride 1: places beyond the ends count as 0 in a mean and not at all in a
-    maximum.
+    Weights are those of the edited attention, 0 for a row that does not see the key. First each query
+    head is taken by itself, then the mean over those of the KV head, or of the whole layer; that is
+    pooled over the keys k < end - recent with an odd `kernel` and stride 1: places beyond the ends count
+    as 0 in a mean and not at all in a maximum.
     """
 
     window: int
@@ -54,12 +56,12 @@ class DifferenceScore:
 
 @dataclass(frozen=True)
 class ExpectedScore:
-    """(a_k + epsilon) |v_k|, with a = softmax over keys of the logit expected for later queries.
+    """(a_k + epsilon) |v_k|, with a = softmax over k >= first of the logit expected for later queries.
 
-    Mean mu and covariance C (n - 1 is not used: divided by n) of the queries before rotation over the
-    rows [first, P); R the mean rotation of the `horizon` positions from P on. The logit is
+    Mean mu and covariance C (divided by n) of the queries before rotation over the rows [first, P);
+    R the mean rotation of the `horizon` positions from P on. The logit is
     k . R mu / sqrt(d) + k' R C R' k / (2 d), the second term only with `covariance`; a is averaged over
-    the query heads of the KV head.
+    the query heads of the KV head. Keys below `first` have to be protected.
     """
 
     horizon: int
@@ -76,8 +78,7 @@ class HeadShare:
     """Ada-KV: the KV heads of a layer share its budget by where the layer's highest scores lie.
 
     With B keys of each head's count unprotected and H heads, n_g of the H * B highest scores lie in
-    head g; it keeps (1 - floor) n_g + floor * B of its unprotected keys, rounded so that the layer's sum
-    stays H * B (largest remainders first, of equal ones the first head).
+    head g; it keeps (1 - floor) n_g + floor * B of its unprotected keys.
     """
 
     floor: float
@@ -85,16 +86,20 @@ class HeadShare:
 
 @dataclass(frozen=True)
 class KindShare:
-    """Task-KV: heads far from the layer's semantic centre, and the nearest one, keep all keys.
+    """Task-KV: the heads farthest from the layer's semantic centre, and the nearest one, come first.
 
-    The vector of KV head g is the sum over its `top` highest scores of score times value, averaged over
-    its query heads; distances to the mean over heads are Euclidean. In layer r of R,
-    round(H * beta - (H * beta - least) / (R - 1) * r) of the H heads are far. What the layer's budget
-    leaves is shared equally by the others, which never keep fewer than their protected keys.
+    The vector of KV head g is the sum of C_k v_k over its `top` largest C_k, with C the mean over the
+    window and the head's query heads of the weights on every key, not pooled; the centre is the mean
+    over heads, distances are Euclidean. In layer l, far[l] heads are chosen one after another: of
+    those whose distance is within 1e-4 (relative) of the farthest that is left, the first; then in the
+    same way the nearest of those that are left.
+
+    The chosen heads keep all their keys where the layer's budget leaves the others their protected
+    ones, and the others share the rest equally. Where it does not, the others keep what is protected
+    and the chosen share the rest equally.
     """
 
-    beta: float
-    least: int
+    far: tuple[int, ...]
     top: int
 
 
@@ -102,10 +107,13 @@ class KindShare:
 class QueryShare:
     """TAPPA: layers whose last `rows` queries resemble each other less get more of the budget.
 
-    pref = (1 - q) for alpha None, else entropy^(1 / tau1) * variance^(1 / tau2) + alpha (1 - q), where q
-    is the mean over query heads of the mean cosine of two different ones of these queries (rotated).
-    The unprotected budget of all layers is shared in proportion to pref, no layer above what it has;
-    what is cut off there goes to the others.
+    pref = 1 - q for alpha None, else entropy^(1 / tau1) * variance^(1 / tau2) + alpha (1 - q), where q
+    is the mean over query heads of the mean cosine of two different ones of these queries (rotated);
+    entropy is the sum of -w ln(w + 1e-10) and variance that of the n - 1 variances over rows, for the
+    weights w of these rows on the keys k < end - recent, over all query heads.
+
+    The unprotected budget of all layers is shared in proportion to pref (equally where none is above
+    0), no layer above what it has; what is cut off there goes to the others in the same way.
     """
 
     rows: int

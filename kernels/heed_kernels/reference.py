@@ -34,6 +34,17 @@ Found = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True)
+class Evicted:
+    """What an eviction left in one layer: rows read the places k < kept[g] and k >= end.
+
+    kept: per KV head.
+    """
+
+    kept: Sequence[int]
+    end: int
+
+
+@dataclass(frozen=True)
 class Weights:
     """Weights of one layer.
 
@@ -56,16 +67,20 @@ def attend(
     scale: float,
     rope: Rope | None = None,
     found: Found | None = None,
+    evicted: Evicted | None = None,
 ) -> torch.Tensor:
     """Causal attention of one sequence in one layer, with edits, by definition.
 
     query: [rows, query_heads, head_dim]; key, value: [keys, kv_heads, head_dim]; one floating dtype,
     float64 for a definition. Row i stands at absolute position keys - rows + i. scale is the factor
     on the logits, 1 / sqrt(head_dim) in most models. rope is needed by rolling positions and shifts
-    alone, found by `FoundKeys`. Returns [rows, query_heads, head_dim].
+    alone, found by `FoundKeys`; after an eviction keys and values stand in their places. Returns
+    [rows, query_heads, head_dim].
     """
     rows, query_heads, head_dim = query.shape
-    weights = attention_weights(query, key, edits, layer, scale, rope, found).after
+    weights = attention_weights(
+        query, key, edits, layer, scale, rope, found, evicted
+    ).after
     value = value.repeat_interleave(query_heads // value.shape[1], dim=1)
     output = torch.einsum("hqk,khd->qhd", weights, value)
     q = torch.arange(len(key) - rows, len(key))[:, None]
@@ -90,6 +105,7 @@ def attention_weights(
     scale: float,
     rope: Rope | None = None,
     found: Found | None = None,
+    evicted: Evicted | None = None,
 ) -> Weights:
     """The weights behind `attend`, with the same arguments."""
     rows, query_heads, _ = query.shape
@@ -97,7 +113,10 @@ def attention_weights(
     key = key.repeat_interleave(query_heads // kv_heads, dim=1)
     q = torch.arange(keys - rows, keys)[:, None]  # [rows, 1]
     k = torch.arange(keys)[None, :]  # [1, keys]
-    seen = _visible(edits, q, k)
+    seen = _visible(edits, q, k)[None]  # [1 or query_heads, rows, keys]
+    if evicted is not None:
+        kept = torch.tensor(evicted.kept).repeat_interleave(query_heads // kv_heads)
+        seen = seen & ((k < kept[:, None, None]) | (k >= evicted.end))
 
     logits = torch.einsum("qhd,khd->hqk", query, key) * scale  # [query_heads, rows, keys]
     for keys_met, back in _turns(edits, q, k):

@@ -26,6 +26,7 @@ allocated once and keep their addresses. Units: rows and keys are absolute posit
     vectors.rows    float32 [vector_capacity, local_query_heads]; 0 is all zeros, 1 all ones
     mix_heads.rows  int32 [line_capacity, local_query_heads], into `mixes`; 0 is all zeros
     mixes.rows      float32 [mix_capacity, head_dim]; 0 is all zeros
+    evicting        bool [slots]                    whether keys are evicted once the prompt is computed
     active          bool [slots, layers, PHASES]    whether rows differ from plain attention, judged by
                                                     the whole model's heads so that all ranks agree
 
@@ -36,6 +37,9 @@ slot is taken:
     found_count     int32 [slots, layers, local_query_heads]            keys found
     found_keys      int32 [slots, layers, local_query_heads, SOURCES]   ascending
     found_range     int32 [slots, layers, local_query_heads, SOURCES]   the range that each lies in
+    kept            int32 [slots, layers, local_kv_heads]   keys that an eviction left, from place 0 on
+    evicted_end     int32 [slots]                           tokens computed when it took place, else 0:
+                                                            rows read keys k < kept and k >= evicted_end
 """
 
 from collections.abc import Sequence
@@ -70,7 +74,7 @@ MIXES = 1024
 _PER_SLOT = (
     "phase_start", "range_count", "range_start", "range_group", "range_shift", "range_visible",
     "range_class", "visible", "trailing", "source_count", "source_keys", "source_range",
-    "prompt_length", "line", "active",
+    "prompt_length", "evicting", "line", "active",
 )  # fmt: skip
 """Arrays with a line per slot that the host writes."""
 
@@ -125,6 +129,9 @@ class EditTable:
         self.slots, self.layers = slots, layers
         self.query_heads, self.kv_heads = query_heads, kv_heads
         self.head_start, self.local_query_heads = head_start, local
+        group_heads = query_heads // kv_heads
+        self.kv_head_start = head_start // group_heads
+        self.local_kv_heads = -(-(head_start + local) // group_heads) - self.kv_head_start
         self.head_dim = head_dim
         self.phase_start = np.full((slots, PHASES), OPEN, np.int32)
         self.range_count = np.ones(slots, np.int32)
@@ -139,11 +146,14 @@ class EditTable:
         self.source_keys = np.zeros((slots, SOURCES), np.int32)
         self.source_range = np.zeros((slots, SOURCES), np.int32)
         self.prompt_length = np.zeros(slots, np.int32)
+        self.evicting = np.zeros(slots, bool)
         self.line = np.zeros((slots, layers, PHASES), np.int32)
         self.active = np.zeros((slots, layers, PHASES), bool)
         self.found_count = np.zeros((slots, layers, local), np.int32)
         self.found_keys = np.zeros((slots, layers, local, SOURCES), np.int32)
         self.found_range = np.zeros((slots, layers, local, SOURCES), np.int32)
+        self.kept = np.zeros((slots, layers, self.local_kv_heads), np.int32)
+        self.evicted_end = np.zeros(slots, np.int32)
         if vector_capacity is None:
             vector_capacity = CONSTANT_VECTORS + slots * VECTORS
         if line_capacity is None:
@@ -214,6 +224,9 @@ class EditTable:
         self.trailing[slot] = compiled.trailing
         self.prompt_length[slot] = prompt_length
         self.active[slot, :, :phases] = compiled.active
+        self.evicting[slot] = compiled.evicts
+        self.kept[slot] = 0
+        self.evicted_end[slot] = 0
         if compiled.sources is None:
             self.source_count[slot] = FOUND
             self.found_count[slot] = 0
@@ -240,7 +253,7 @@ class EditTable:
         self.range_count[slot] = 1
         for name in (
             "visible", "trailing", "source_count", "source_keys", "source_range", "prompt_length",
-            "line", "active",
+            "line", "active", "evicting", "kept", "evicted_end",
         ):  # fmt: skip
             getattr(self, name)[slot] = 0
 

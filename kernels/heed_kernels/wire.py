@@ -5,12 +5,17 @@
 
 Head masks are hexadecimal strings, one per layer, because they may exceed 64 bits. Trailing keys
 are `{"first": 3, "window": 16}` in place of the list of ranges, found keys are "found", vectors are
-base64 of their bytes, and a gate is an object of its fields.
+base64 of their bytes, and a gate is an object of its fields. An eviction reads
+
+    {"kind": "evict", "score": {"kind": "window", "window": 32, …}, "share": null, "counts": [512, …],
+     "most": 512, "again": false, "together": 32, "every_row": false, …}
+
+with an object of its kind and fields for the share too, where there is one.
 """
 
 import base64
 import binascii
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -36,6 +41,19 @@ from heed_kernels.edits import (
     VisibleRanges,
 )
 from heed_kernels.errors import EditError
+from heed_kernels.evict import (
+    ColumnScore,
+    DifferenceScore,
+    Evict,
+    ExpectedScore,
+    HeadShare,
+    KindShare,
+    NormScore,
+    QueryShare,
+    Score,
+    Share,
+    WindowScore,
+)
 
 _KINDS: dict[str, type[Edit]] = {
     "key_bias": KeyBias,
@@ -48,16 +66,26 @@ _KINDS: dict[str, type[Edit]] = {
     "observe_columns": ObserveColumns,
     "observe_mass": ObserveMass,
     "find_keys": FindKeys,
+    "evict": Evict,
 }
-_FIELDS = {kind: tuple(field.name for field in fields(cls)) for kind, cls in _KINDS.items()}
+_SCORES: dict[str, type[Score]] = {
+    "window": WindowScore,
+    "column": ColumnScore,
+    "norm": NormScore,
+    "difference": DifferenceScore,
+    "expected": ExpectedScore,
+}
+_SHARES: dict[str, type[Share]] = {"head": HeadShare, "kind": KindShare, "query": QueryShare}
 _GATE = tuple(field.name for field in fields(Gate))
 _RANGES = ("destination", "protected", "numerator", "denominator")
-_NAMES = {cls: name for name, cls in _KINDS.items()}
+_NAMES: dict[type, str] = {
+    cls: name for kinds in (_KINDS, _SCORES, _SHARES) for name, cls in kinds.items()
+}
 
 
 def to_wire(edits: Sequence[Edit]) -> list[dict[str, Any]]:
     """Plain values for `edits`, in their order."""
-    return [_encode_edit(edit) for edit in edits]
+    return [_encode_fields(edit) for edit in edits]
 
 
 def from_wire(items: object) -> list[Edit]:
@@ -67,15 +95,16 @@ def from_wire(items: object) -> list[Edit]:
     return [_decode_edit(item) for item in items]
 
 
-def _encode_edit(edit: Edit) -> dict[str, Any]:
-    kind = _NAMES[type(edit)]
-    item: dict[str, Any] = {"kind": kind}
-    for name in _FIELDS[kind]:
-        item[name] = _encode(getattr(edit, name))
+def _encode_fields(part: Edit | Score | Share) -> dict[str, Any]:
+    item: dict[str, Any] = {"kind": _NAMES[type(part)]}
+    for field in fields(part):
+        item[field.name] = _encode(getattr(part, field.name))
     return item
 
 
 def _encode(value: Any) -> Any:
+    if isinstance(value, Score | Share):
+        return _encode_fields(value)
     match value:
         case HeadSet():
             return [format(mask, "x") for mask in value.masks]
@@ -92,25 +121,27 @@ def _encode(value: Any) -> Any:
         case bytes():
             return base64.b64encode(value).decode()
         case tuple():
-            return [list(part) for part in value]
+            return [list(part) if isinstance(part, tuple) else part for part in value]
     return value
 
 
 def _decode_edit(item: object) -> Edit:
-    if not isinstance(item, dict):
-        raise EditError(f"an edit must be an object, not {type(item).__name__}")
-    kind = item.get("kind")
-    if not isinstance(kind, str) or kind not in _KINDS:
-        raise EditError(f"unknown kind of edit {kind!r}; known are {', '.join(_KINDS)}")
-    expected = _FIELDS[kind]
-    if set(item) != {"kind", *expected}:
-        raise EditError(f"a {kind} has the fields {', '.join(expected)}, not {sorted(item)}")
-    values = {name: item[name] for name in expected}
-    for name, value in values.items():
-        values[name] = _decode(name, value)
-    edit = _KINDS[kind](**values)
+    edit: Edit = _decode_fields(item, _KINDS, "edit")
     check_edit(edit)
     return edit
+
+
+def _decode_fields(item: object, kinds: Mapping[str, type], what: str) -> Any:
+    """An instance of the class that the item's kind names."""
+    if not isinstance(item, dict):
+        raise EditError(f"the {what} must be an object, not {type(item).__name__}")
+    kind = item.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise EditError(f"unknown kind of {what} {kind!r}; known are {', '.join(kinds)}")
+    expected = tuple(field.name for field in fields(kinds[kind]))
+    if set(item) != {"kind", *expected}:
+        raise EditError(f"a {kind} has the fields {', '.join(expected)}, not {sorted(item)}")
+    return kinds[kind](**{name: _decode(name, item[name]) for name in expected})
 
 
 def _decode(name: str, value: object) -> Any:
@@ -118,7 +149,8 @@ def _decode(name: str, value: object) -> Any:
         case "on":
             return _decode_heads(value)
         case "rows":
-            return Rows(*_pair(value, name))
+            # The rows of a share are a number.
+            return value if isinstance(value, int) else Rows(*_pair(value, name))
         case "keys":
             return _decode_keys(value)
         case "sources":
@@ -129,6 +161,12 @@ def _decode(name: str, value: object) -> Any:
             return _decode_bytes(value)
         case "ranges":
             return tuple(_integers(part, "visible range", 3) for part in _list(value, name))
+        case "score":
+            return _decode_fields(value, _SCORES, "score")
+        case "share":
+            return None if value is None else _decode_fields(value, _SHARES, "share")
+        case "counts" | "far":
+            return tuple(_list(value, name))
     return _decode_ranges(value, name) if name in _RANGES else value
 
 

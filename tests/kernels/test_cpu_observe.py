@@ -15,6 +15,7 @@ from tests.kernels.test_cpu_primitives import mixture, on_some, visible_ranges
 
 from heed_kernels import reference
 from heed_kernels.cpu import ColumnSums, find_keys, observe
+from heed_kernels.cpu.observe_kernel import ONE_FIXED
 from heed_kernels.edits import (
     ALL_KEYS,
     OPEN,
@@ -209,9 +210,9 @@ def test_of_equal_means_the_first_keys_are_found():
     rows_that_see = 30 - np.arange(30)
     mean = np.zeros(30)
     mean[[2, 4, 9, 12, 20, 26, 28]] = [0.25, 1, 0.25, 0.25, 0.5, 0.25, 1]
-    columns = np.tile((mean * rows_that_see * 2**32).astype(np.int64), (6, 1))
+    columns = np.tile((mean * rows_that_see * ONE_FIXED).astype(np.int64), (6, 1))
     find_keys(table, slot, 0, find, columns, 30)
-    expected = reference.found_keys(find, torch.from_numpy(columns / 2**32), 0)
+    expected = reference.found_keys(find, torch.from_numpy(columns / ONE_FIXED), 0)
     assert expected[0] == [2, 9, 20]
     assert table.found_keys[slot, 0, :, :3].tolist() == expected
     assert table.found_count[slot, 0].tolist() == [3] * 6

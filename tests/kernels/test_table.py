@@ -13,6 +13,7 @@ from heed_kernels.edits import (
     HeadSet,
     KeyBias,
     KeyRanges,
+    KeyScale,
     MassTransfer,
     ObserveMass,
     Rows,
@@ -21,6 +22,7 @@ from heed_kernels.edits import (
     VisibleRanges,
 )
 from heed_kernels.errors import EditError
+from heed_kernels.evict import Evict, NormScore
 from heed_kernels.ranges import DENOMINATOR, DESTINATION, GROUPS, NUMERATOR, PROBE, PROBES, RANGES
 from heed_kernels.table import EditTable
 
@@ -297,3 +299,95 @@ def test_a_transfer_of_nothing_is_not_active():
     slot = edits.insert([transfer(fraction=0.25)])
     line = edits.lines.rows[edits.line[slot, 0, 0]]
     assert edits.vectors.rows[line[FRACTION]].tolist() == [0.25, 0.25, 0, 0.25]
+
+
+def evict(**options):
+    values = {
+        "score": NormScore(), "share": None, "counts": (20, 20, 30), "most": 30, "sinks": 4,
+        "recent": 8, "again": False, "together": 1, "every_row": False, "rows": Rows(64), "source": 0,
+    }  # fmt: skip
+    return Evict(**values | options)
+
+
+def test_rows_after_the_prompt_are_active_in_every_layer_where_keys_are_evicted():
+    edits = table()
+    slot = edits.insert([evict(), HeadGain(FIRST_LAYER, Rows(0, 30), 0.5, 0)])
+    assert edits.phase_start[slot, :3].tolist() == [0, 30, 64]
+    assert edits.active[slot, :, :3].T.tolist() == [[True, False, False], [False] * 3, [True] * 3]
+    assert edits.evicting[slot]
+    assert edits.kept.shape == (4, 3, 2)
+    plan = edits.plan(ones(slot), ones(0), ones(2), ones(63), ones(0))
+    assert [plan.items(layer)[:, 3].tolist() for layer in range(3)] == [[64]] * 3
+    assert plan.stock_needed(1).tolist() == [True]
+
+
+def test_a_rank_keeps_counts_for_its_own_kv_heads():
+    assert table(head_start=2, local_query_heads=2).kept.shape == (4, 3, 1)
+    assert EditTable(1, 3, 8, 2, head_start=6, local_query_heads=2).kept.shape == (1, 3, 1)
+
+
+def test_what_was_kept_is_forgotten_with_the_slot():
+    edits = table()
+    before = snapshot(edits)
+    slot = edits.insert([evict()])
+    edits.kept[slot], edits.evicted_end[slot] = 20, 64
+    edits.release(slot)
+    for old, new in zip(before, snapshot(edits), strict=True):
+        assert np.array_equal(old, new)
+
+
+@pytest.mark.parametrize(
+    "beside, refused",
+    [
+        (VisibleKeys(4, 32, False, 0), True),
+        (VisibleRanges(Rows(0, 3), ((0, 2, 0),), 0), True),
+        (KeyBias(FIRST_LAYER, Rows(), KeyRanges(((0, 4), (64, 70))), 1, 0), False),
+        (KeyBias(FIRST_LAYER, Rows(), KeyRanges(((0, 5),)), 1, 0), True),
+        (KeyBias(FIRST_LAYER, Rows(0, 64), KeyRanges(((0, 5),)), 1, 0), False),
+        (KeyBias(FIRST_LAYER, Rows(0, 65), KeyRanges(((63, 64),)), 1, 0), True),
+        (KeyBias(FIRST_LAYER, Rows(), TrailingKeys(64, 9), 1, 0), False),
+        (KeyBias(FIRST_LAYER, Rows(), TrailingKeys(63, 9), 1, 0), True),
+        (KeyScale(FIRST_LAYER, Rows(), ALL_KEYS, 2, 0, 0), False),
+        (KeyScale(FIRST_LAYER, Rows(), KeyRanges(((2, 30), (30, 64))), 2, 0, 0), False),
+        (ObserveMass(FIRST_LAYER, Rows(), KeyRanges(((0, 9),)), 0), True),
+        (FindKeys(FIRST_LAYER, Rows(), 0.1, 1, 1, KeyRanges(()), False, 0), True),
+        (FindKeys(FIRST_LAYER, Rows(0, 64), 0.1, 1, 1, KeyRanges(()), False, 0), False),
+    ],
+)
+def test_edits_of_later_rows_may_not_tell_keys_apart_that_move(beside, refused):
+    if refused:
+        with pytest.raises(EditError):
+            table().insert([evict(), beside])
+    else:
+        table().insert([beside, evict()])
+
+
+def test_transfers_of_later_rows_may_not_tell_keys_apart_that_move():
+    fits = {
+        "sources": KeyRanges(((0, 1), (64, 65))), "destination": KeyRanges(((1, 64),)),
+        "gate": Gate(KeyRanges(((4, OPEN),)), ALL_KEYS, 0.5, 0.2),
+    }  # fmt: skip
+    table().insert([evict(), transfer(**fits)])
+    table().insert([evict(), transfer(rows=Rows(0, 64))])
+    for change in (
+        {"sources": KeyRanges(((4, 5),))},
+        {"sources": FoundKeys()},
+        {"destination": KeyRanges(((5, 64),))},
+        {"gate": Gate(ALL_KEYS, KeyRanges(((0, 63),)), 0.5, 0.2)},
+    ):
+        with pytest.raises(EditError, match="apart"):
+            table().insert([evict(), transfer(**fits | change)])
+
+
+def test_where_eviction_goes_on_generated_keys_move_too():
+    edit = KeyBias(FIRST_LAYER, Rows(), KeyRanges(((64, 70),)), 1, 0)
+    table().insert([evict(), edit])
+    with pytest.raises(EditError, match="from 4 on"):
+        table().insert([evict(again=True), edit])
+
+
+def test_one_eviction_of_as_many_layers_is_possible():
+    with pytest.raises(EditError, match="one Evict"):
+        table().insert([evict(), evict(sinks=3)])
+    with pytest.raises(EditError, match="layers"):
+        table().insert([evict(counts=(20, 20))])

@@ -25,6 +25,17 @@ from heed_kernels.edits import (
     VisibleRanges,
 )
 from heed_kernels.errors import EditError
+from heed_kernels.evict import (
+    ColumnScore,
+    DifferenceScore,
+    Evict,
+    ExpectedScore,
+    HeadShare,
+    KindShare,
+    NormScore,
+    QueryShare,
+    WindowScore,
+)
 from heed_kernels.wire import from_wire, to_wire
 
 ON = HeadSet((5, 0, 1 << 100))
@@ -43,8 +54,26 @@ EDITS = [
     ObserveColumns(ON, Rows(3), 9),
     ObserveMass(ON, Rows(), KeyRanges(((0, 1),)), 10),
     FindKeys(ON, Rows(0, 40), 0.1, 2, 8, KeyRanges(((0, 1),)), True, 11),
+    Evict(ColumnScore(), None, (64, 64, 64), 64, 4, 16, True, 1, True, Rows(100), 12),
+    Evict(NormScore(), HeadShare(0.2), (64, 9, 64), 100, 4, 5, False, 0, False, Rows(90), 13),
+    Evict(
+        DifferenceScore(), QueryShare(32, None, 1.0, 1.0), (64, 64, 64), 90, 0, 0, False, 32, False,
+        Rows(90), 14,
+    ),
+    Evict(
+        ExpectedScore(512, 4, 0.02, True), None, (64, 64, 64), 64, 4, 0, False, 1, True, Rows(90), 15
+    ),
+    Evict(
+        WindowScore(32, 5, "max", 0.5, "layer"), QueryShare(32, 2.5, 1.6, 0.4), (64, 64, 64), 90, 4,
+        32, False, 32, False, Rows(90), 16,
+    ),
+    Evict(
+        WindowScore(32), KindShare((2, 1, 0), 256), (64, 64, 64), 90, 4, 32, False, 32, False,
+        Rows(90), 17,
+    ),
 ]
 BY_KIND = {item["kind"]: item for item in to_wire(EDITS)}
+WINDOW = BY_KIND["evict"]["score"]
 
 
 def test_edits_survive_json():
@@ -106,6 +135,34 @@ def test_a_malformed_edit_is_an_error(change):
         ("find_keys", {"least_rows": 0}),
         ("find_keys", {"threshold": -1}),
         ("find_keys", {"protect_first": 1}),
+        ("evict", {"score": {"kind": "window"}}),
+        ("evict", {"score": {"kind": "columns"}}),
+        ("evict", {"score": None}),
+        ("evict", {"score": WINDOW | {"kernel": 4}}),
+        ("evict", {"score": WINDOW | {"window": 0}}),
+        ("evict", {"score": WINDOW | {"pooling": "sum"}}),
+        ("evict", {"score": WINDOW | {"heads": []}}),
+        ("evict", {"score": WINDOW | {"variance": -1}}),
+        ("evict", {"share": {"kind": "head", "floor": 1.5}}),
+        ("evict", {"share": {"kind": "kind", "far": [1, 1], "top": 9}}),
+        ("evict", {"share": {"kind": "kind", "far": 1, "top": 9}}),
+        ("evict", {"share": {"kind": "query", "rows": 1, "alpha": None, "tau1": 1, "tau2": 1}}),
+        ("evict", {"share": {"kind": "query", "rows": 8, "alpha": 1, "tau1": 1, "tau2": 1}}),
+        ("evict", {"share": {"kind": "query", "rows": 8, "alpha": None, "tau1": 0, "tau2": 1}}),
+        ("evict", {"counts": []}),
+        ("evict", {"counts": [64, 64, 0]}),
+        ("evict", {"counts": [64, 64, 35]}),
+        ("evict", {"counts": "64"}),
+        ("evict", {"most": 63}),
+        ("evict", {"sinks": -1}),
+        ("evict", {"recent": 0.5}),
+        ("evict", {"again": 1}),
+        ("evict", {"again": True}),
+        ("evict", {"together": 31}),
+        ("evict", {"every_row": None}),
+        ("evict", {"rows": [90, 200]}),
+        ("evict", {"rows": [0, 2**31 - 1]}),
+        ("evict", {"rows": 90}),
     ],
 )
 def test_every_kind_checks_its_fields(kind, change):
@@ -122,3 +179,19 @@ def test_what_is_no_list_of_edits_is_an_error(items):
 def test_visible_keys_need_a_window():
     with pytest.raises(EditError, match="window"):
         from_wire(to_wire([VisibleKeys(4, 0, False, 0)]))
+
+
+def test_what_a_scheduler_asks_about_an_eviction_is_read_without_decoding():
+    packed = to_wire(EDITS[-6:])[0]
+    assert packed["kind"] == "evict"
+    assert (packed["most"], packed["together"], packed["every_row"]) == (64, 1, True)
+    assert (packed["again"], packed["counts"], packed["rows"][0]) == (True, [64, 64, 64], 100)
+
+
+def test_scores_that_see_every_row_ask_for_every_row():
+    for packed in to_wire([EDITS[-6], EDITS[-3]]):
+        with pytest.raises(EditError, match="every_row"):
+            from_wire([packed | {"every_row": False}])
+    expected = to_wire([EDITS[-3]])[0]
+    with pytest.raises(EditError, match="protected"):
+        from_wire([expected | {"sinks": 3}])

@@ -84,6 +84,8 @@ class Call:
             at.FOUND_COUNT: address(table.found_count),
             at.FOUND_KEYS: address(table.found_keys),
             at.FOUND_RANGE: address(table.found_range),
+            at.KEPT: address(table.kept),
+            at.EVICTED_END: address(table.evicted_end),
             at.LAYERS: table.layers,
             at.MIX_HEADS: address(table.mix_heads.rows),
             at.MIXES: address(table.mixes.rows),
@@ -182,6 +184,10 @@ def check_reach(
     ids = np.where(np.arange(ids.shape[1]) < blocks[:, None], ids, 0)
     if ids.min() < 0 or ids.max() >= len(kv_cache):
         raise EditError("the block table names blocks that the cache does not have")
+    if table.evicting[slots].any() and kv_cache.shape[1] != table.local_kv_heads:
+        raise EditError(f"the cache has {kv_cache.shape[1]} KV heads, not {table.local_kv_heads}")
+    if (items[:, FIRST_POSITION] < table.evicted_end[slots]).any():
+        raise EditError("rows before an eviction cannot be computed after it")
     if rope is None and table.visible[slots, 2].any():
         raise EditError("rolling positions need the model's rotary embedding")
     if rope is None and any(

@@ -32,9 +32,9 @@ from heed_kernels.table import EditTable
 class ColumnSums:
     """Column sums of one request, layer and observation, while its rows come in.
 
-    sums: int64 [local_query_heads, capacity], in units of 2^-32; heads that are not observed stay 0.
-    A weight is rounded to the nearest unit, so a sum over n rows is within n * 2^-33 of the sum of the
-    weights; 2^31 - 1 rows of weight 1 fit.
+    sums: int64 [local_query_heads, capacity], in units of 2^-40; heads that are not observed stay 0.
+    A weight is rounded to the nearest unit, so a sum over n rows is within n * 2^-41 of the sum of the
+    weights; 2^23 - 1 rows of weight 1 fit.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Observed:
 
 
 def column_weights(sums: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Fixed-point column sums in units of weight; exact up to 2^53."""
+    """Fixed-point column sums in units of weight."""
     return sums / ONE_FIXED
 
 

@@ -1,7 +1,7 @@
 """The CPU kernel that observes: log-sum-exp and class masses in one pass over the keys, column sums of
 the weights in a second one. Units and tiles are those of `attend`.
 
-A weight enters a column sum as a whole number of 2^-32. Whole numbers add up to the same sum in any
+A weight enters a column sum as a whole number of 2^-40. Whole numbers add up to the same sum in any
 order, so chunks, threads and units change no bit of it.
 """
 
@@ -68,7 +68,7 @@ from heed_kernels.ranges import PROBE, PROBES
 INFINITY = np.float32(np.inf)
 ZERO, ONE = np.float32(0), np.float32(1)
 FIRST_PROBE = PROBE.bit_length() - 1
-ONE_FIXED = float(1 << 32)
+ONE_FIXED = float(1 << 40)
 """The weight 1 in a column sum."""
 
 

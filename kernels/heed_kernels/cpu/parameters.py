@@ -14,8 +14,8 @@ from heed_kernels.edits import SOURCES
     VECTORS, LOCAL_HEADS, SOURCE_COUNT, SOURCE_KEYS, SOURCE_RANGE, FOUND_COUNT, FOUND_KEYS,
     FOUND_RANGE, LAYERS, LAYER, MIX_HEADS, MIXES, INV_FREQ, HALF_ROTARY, INTERLEAVED, WORK,
     WORK_STEP, TAKEN, MULTIPLY_ADD, PRODUCT, BEGIN, TILE, LOG_SUM_EXP, MASS, TARGETS, TARGET_COUNT,
-    PARAMETERS,
-) = range(61)  # fmt: skip
+    KEPT, EVICTED_END, PARAMETERS,
+) = range(63)  # fmt: skip
 """Columns of a call's parameters. *_STEP: bytes from a token, block, KV head, block-table row, slot of
 this layer's lines or thread's memory to the next; QUERY_TYPE, CACHE_TYPE: codes of `vector`;
 SCALE_BITS: a float64; KEY_ROW, VALUE_ROW and the offsets are the layout's, in elements; TAKEN: units
@@ -33,13 +33,15 @@ uint8 [local_heads]: which heads are wanted."""
 (
     SLOT, FIRST_TOKEN, ROWS, FIRST_ROW, BLOCK_ROW, PAGES, FIRST_HEAD, SINKS, WINDOW, ROLLING,
     EDITED, HIDING, WALKED, SPLIT, PHASES_HERE, CURSOR, TURNED_BY, RUNS, ANGLES, QUERIES, TURNED,
-    SUMS, SUMS_BESIDE, LOGITS, EXTRA, SCRATCH, COLUMNS, LEFT_OUT, STATE, UNIT_FIELDS,
-) = range(30)  # fmt: skip
+    SUMS, SUMS_BESIDE, LOGITS, EXTRA, SCRATCH, COLUMNS, LEFT_OUT, STATE, HOLE_START, HOLE_END,
+    UNIT_FIELDS,
+) = range(32)  # fmt: skip
 """Fields of a unit. BLOCK_ROW: its line of the block table; PAGES: the KV head's part of the cache;
 EDITED: logits may change; HIDING: some row does not see some range; WALKED: runs follow the ranges;
 SPLIT: the destination of a transfer has sums of its own; PHASES_HERE: bits of the rows' phases; CURSOR:
-the range that the tile begins in; TURNED_BY: the shift that TURNED holds. From RUNS on, addresses in
-the thread's memory, V = ROWS x query heads of the KV head, vector i = head x ROWS + row:
+the range that the tile begins in; TURNED_BY: the shift that TURNED holds; [HOLE_START, HOLE_END): keys
+that an eviction let go. From RUNS to STATE, addresses in the thread's memory, V = ROWS x query heads of
+the KV head, vector i = head x ROWS + row:
 
     RUNS           int64 [KEY_TILE, RUN_FIELDS]     keys of the tile that some row sees
     ANGLES         float64 [head_dim]               cosines, sines

@@ -36,6 +36,8 @@ from heed_kernels.cpu.parameters import (
     GROUP_HEADS,
     HEAD_DIM,
     HIDING,
+    HOLE_END,
+    HOLE_START,
     KEY_OFFSET,
     KEY_ROW,
     LOCAL_HEADS,
@@ -157,16 +159,27 @@ def add_run(runs: Any, count: Any, start: Any, end: Any, kind: Any, shift: Any) 
 
 
 @compiled()
+def add_seen(
+    u: Any, count: Any, first_key: Any, start: Any, end: Any, kind: Any, shift: Any
+) -> Any:
+    """Append what an eviction left of the tile's keys [start, end); returns the number of runs."""
+    runs, gone = int64_at(u, RUNS), int64_at(u, HOLE_START) - first_key
+    count = add_run(runs, count, start, min(end, gone), kind, shift)
+    start = max(start, int64_at(u, HOLE_END) - first_key)
+    return add_run(runs, count, start, end, kind, shift)
+
+
+@compiled()
 def find_runs(p: Any, u: Any, first_key: Any, keys: Any, cursor: Any) -> Any:
     """Runs of the tile's first `keys` keys that some row sees; returns their number."""
-    slot, first_row, runs = int64_at(u, SLOT), int64_at(u, FIRST_ROW), int64_at(u, RUNS)
+    slot, first_row = int64_at(u, SLOT), int64_at(u, FIRST_ROW)
     sinks, window = int64_at(u, SINKS), int64_at(u, WINDOW)
     # Keys [low, high) of the tile are hidden by the window from a row, and from later ones with it.
     low = min(max(sinks - first_key, 0), keys) if window > 0 else keys
     if not (int64_at(u, WALKED) or int64_at(u, SPLIT)):
         high = max(min(first_row - window + 1 - first_key, keys), low)
-        count = add_run(runs, 0, 0, low, 0, 0)
-        return add_run(runs, count, high, keys, 0, 0)
+        count = add_seen(u, 0, first_key, 0, low, 0, 0)
+        return add_seen(u, count, first_key, high, keys, 0, 0)
     starts = int64_at(p, RANGE_START) + slot * 4 * RANGES
     ranges = int32_at(int64_at(p, RANGE_COUNT), slot)
     count = 0
@@ -189,8 +202,8 @@ def find_runs(p: Any, u: Any, first_key: Any, keys: Any, cursor: Any) -> Any:
             phase += 1
         row = max(first_row, int32_at(int64_at(p, PHASE_START), slot * PHASES + phase))
         high = max(min(row - window + 1 - first_key, keys), low)
-        count = add_run(runs, count, start, min(end, low), kind, shift)
-        count = add_run(runs, count, max(start, high), end, kind, shift)
+        count = add_seen(u, count, first_key, start, min(end, low), kind, shift)
+        count = add_seen(u, count, first_key, max(start, high), end, kind, shift)
     return count
 
 
@@ -335,6 +348,8 @@ def tile_logits(p: Any, u: Any, first_key: Any) -> Any:
     meet_runs(p, u, first_key, count, vectors)
     edited, hiding = int64_at(u, EDITED), int64_at(u, HIDING)
     sinks, window, logits = int64_at(u, SINKS), int64_at(u, WINDOW), int64_at(u, LOGITS)
+    gone_from = max(int64_at(u, HOLE_START) - first_key, 0)
+    gone_to = int64_at(u, HOLE_END) - first_key
     for r in range(rows):
         q = first_row + r
         seen = min(q + 1 - first_key, KEY_TILE)
@@ -353,6 +368,7 @@ def tile_logits(p: Any, u: Any, first_key: Any) -> Any:
                 edit_row(p, at, slot, q, first_key, seen, first_head + g, line, cursor)
             fill(at + 4 * seen, used - seen, -INFINITY)
             fill(at + 4 * hide_from, hide_to - hide_from, -INFINITY)
+            fill(at + 4 * gone_from, min(gone_to, used) - gone_from, -INFINITY)
             if hiding:
                 hide_ranges(p, at, slot, phase, first_key, seen, cursor)
     return count

@@ -26,6 +26,7 @@ from heed_kernels.cpu.parameters import (
     COLUMNS,
     CURSOR,
     EDITED,
+    EVICTED_END,
     EXTRA,
     FIRST_HEAD,
     FIRST_ROW,
@@ -35,8 +36,14 @@ from heed_kernels.cpu.parameters import (
     HEAD_DIM,
     HEAD_STEP,
     HIDING,
+    HOLE_END,
+    HOLE_START,
     INTERLEAVED,
     INV_FREQ,
+    KEPT,
+    KV_HEADS,
+    LAYER,
+    LAYERS,
     LEFT_OUT,
     LINE,
     LINE_STEP,
@@ -153,6 +160,17 @@ def set_flags(p: Any, u: Any, slot: Any, first_row: Any, last_row: Any) -> None:
     set_int64(u, CURSOR, 0)
 
 
+@compiled()
+def set_hole(p: Any, u: Any, slot: Any, kv_head: Any) -> None:
+    """Keys that an eviction let go: rows of the unit come after it."""
+    end, start = int32_at(int64_at(p, EVICTED_END), slot), 0
+    if end > 0:
+        line = (slot * int64_at(p, LAYERS) + int64_at(p, LAYER)) * int64_at(p, KV_HEADS)
+        start = min(int32_at(int64_at(p, KEPT), line + kv_head), end)
+    set_int64(u, HOLE_START, start)
+    set_int64(u, HOLE_END, end)
+
+
 @compiled_for_calls(types.void(*[types.int64] * 4))
 def begin(p: Any, item: Any, kv_head: Any, u: Any) -> None:
     """Set the unit's fields at `u`, the start of the thread's memory, and load its queries.
@@ -195,6 +213,7 @@ def begin(p: Any, item: Any, kv_head: Any, u: Any) -> None:
     at += vectors * SOURCES * 4
     set_int64(u, STATE, at)
 
+    set_hole(p, u, slot, kv_head)
     set_flags(p, u, slot, first_row, first_row + rows - 1)
     dtype = int64_at(p, QUERY_TYPE)
     item_bytes = 4 if dtype == FLOAT32 else 2

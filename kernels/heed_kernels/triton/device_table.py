@@ -100,7 +100,7 @@ class DeviceTable:
 
 
 def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:
-    """int32 [slots, words]. Raises `EditError` where ranges do not ascend or reach outside."""
+    """int32 [slots, words]. Raises `EditError` for what the device cannot do, and for ranges out of order."""
     count = table.range_count[slots]
     unused = np.arange(RANGES) >= count[:, None]
     start = table.range_start[slots]
@@ -115,6 +115,8 @@ def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:
     wrong |= ((np.diff(keys, axis=1) <= 0) & ~idle[:, 1:]).any(axis=1)
     if wrong.any():
         raise EditError(f"the source keys of slot {slots[wrong.argmax()]} do not ascend")
+    if table.evicting[slots].any():
+        raise EditError("keys are not evicted on this device")
     kind = table.range_class[slots].astype(np.int32)
     destination = (kind & DESTINATION) != 0
     records = np.zeros((len(slots), at.LINE.value + table.layers * PHASES), np.int32)

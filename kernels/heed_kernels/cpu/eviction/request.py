@@ -1,0 +1,209 @@
+"""One request's eviction on the CPU, from the scoring of its rows to the move of what survives."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from heed_kernels.cpu.eviction.observed import Observer
+from heed_kernels.cpu.eviction.pages import Pages
+from heed_kernels.cpu.layout import Layout
+from heed_kernels.errors import EditError
+from heed_kernels.evict import Evict, QueryShare, WindowScore
+from heed_kernels.rope import Rope
+from heed_kernels.survivors import LayerScores, pooled, preference, survivors
+from heed_kernels.table import EditTable
+
+Gather = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""gather([local_kv_heads, …]) -> [kv_heads, …] over the tensor-parallel ranks, in the order of heads."""
+
+
+@dataclass(frozen=True)
+class Moved:
+    """What an eviction left, over the whole model.
+
+    most: keys that are kept by the head which keeps most of all.
+    kept_tokens, evicted_tokens: keys that were kept and let go, mean over layers and KV heads.
+    survivors: int64 positions, ascending, per layer and KV head.
+    """
+
+    most: int
+    kept_tokens: float
+    evicted_tokens: float
+    survivors: list[list[NDArray[np.int64]]]
+
+
+class Eviction:
+    """Scores while rows come in, decides, moves: one request on one rank.
+
+    A step that ends where an eviction is `due` is followed by `decide`, then `move`. Made anew when a
+    request starts, and when it starts again after a preemption: `kept` and `evicted_end` of the slot
+    are reset. What it holds between steps, per layer and KV head of the rank: 4 bytes per key for a
+    `WindowScore`, 8 per key and query head for a `ColumnScore`, a `QueryMoments` for an
+    `ExpectedScore`, nothing for others; and 8 bytes per survivor and KV head of the model.
+    """
+
+    def __init__(
+        self, edit: Evict, table: EditTable, slot: int, prompt_length: int, block_size: int
+    ) -> None:
+        """Raises `EditError` where `edit` is not that of such a prompt, or does not fit the rank."""
+        if edit.rows.start != prompt_length:
+            raise EditError(f"eviction after {edit.rows.start} tokens of {prompt_length}")
+        group_heads = table.query_heads // table.kv_heads
+        if table.head_start % group_heads or table.local_query_heads % group_heads:
+            raise EditError("the query heads of a KV head lie on several ranks")
+        self.edit, self._table, self._slot = edit, table, slot
+        self._prompt, self._block_size = prompt_length, block_size
+        self._observer = Observer(edit, table, slot, prompt_length)
+        nothing = np.zeros(0, np.int64)
+        self._positions = [[nothing] * table.kv_heads for _ in range(table.layers)]
+        self._end = 0
+        self._decided: tuple[int, list[list[NDArray[np.int64]]]] | None = None
+        table.kept[slot] = 0
+        table.evicted_end[slot] = 0
+
+    def wants(self, first: int, rows: int) -> bool:
+        """Whether any of the rows [first, first + rows) has to be scored in the forward."""
+        if first >= self._prompt:
+            at_event = (first + rows) % self._block_size == 0
+            return self.edit.again and self._observer.wants_generated(at_event)
+        evicts = self.edit.again or min(self.edit.counts) < self._prompt
+        return evicts and self._observer.wants_prompt(first, rows)
+
+    def observe(
+        self,
+        layer: int,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        block_row: ArrayLike,
+        first: int,
+        rows: int,
+        scale: float,
+        rope: Rope | None,
+        layout: Layout,
+    ) -> None:
+        """Score rows [first, first + rows) in `layer`, once the step's keys are in the cache.
+
+        query: [rows, local_query_heads, head_dim]; kv_cache: the layer's pages; block_row: int32 [blocks],
+        the request's; scale: on the logits; rope: needed by `ExpectedScore`. Raises `EditError` where the
+        last `together` rows of the prompt do not come at once, or a score over every row misses some.
+        """
+        if len(query) != rows:
+            raise EditError(f"{len(query)} queries are not those of {rows} rows")
+        places = self._places(layer, first + rows)
+        pages = Pages.of(kv_cache, block_row, layout)
+        self._observer.observe(layer, query, pages, places, first, scale, rope)
+
+    def due(self, computed: int) -> bool:
+        """Whether an eviction takes place when so many tokens are computed."""
+        on_time = computed == self._prompt or (
+            self.edit.again and computed > self._prompt and computed % self._block_size == 0
+        )
+        return on_time and any(
+            len(self._places(layer, computed)) > count
+            for layer, count in enumerate(self.edit.counts)
+        )
+
+    def decide(
+        self,
+        computed: int,
+        kv_caches: Mapping[int, torch.Tensor],
+        block_row: ArrayLike,
+        layout: Layout,
+        gather: Gather,
+    ) -> None:
+        """Choose the survivors of all layers, alike on all ranks, and remember them for `move`.
+
+        kv_caches: pages by layer; gather: called as often, with the same shapes, on every rank.
+        """
+        layers = []
+        for layer in range(self._table.layers):
+            pages = Pages.of(kv_caches[layer], block_row, layout)
+            places = self._places(layer, computed)
+            scores = gather(self._observer.scores(layer, pages, places, computed))
+            if isinstance(self.edit.score, WindowScore):
+                scores = pooled(scores, self.edit.score, self.edit.recent)
+            vectors = self._observer.vectors(layer)
+            liking = 0.0
+            if isinstance(self.edit.share, QueryShare):
+                features = gather(self._observer.query_features(layer))
+                liking = preference(self.edit.share, features)
+            layers.append(
+                LayerScores(scores, None if vectors is None else gather(vectors), liking)
+            )
+        self._decided = computed, survivors(self.edit, layers)
+
+    def move(
+        self,
+        kv_caches: Mapping[int, torch.Tensor],
+        block_row: ArrayLike,
+        targets: ArrayLike,
+        layout: Layout,
+    ) -> Moved:
+        """Write the survivors' keys and values to the first places of `targets`, and tell the edit table.
+
+        targets: int32 block ids, enough for `Moved.most` keys. They may be blocks of the request itself, in
+        any order. The block that rows from `computed` on share with earlier ones, if there is one, stays
+        where it is in the request's list, whatever `targets` says. Raises `EditError` where nothing was
+        decided or blocks are missing.
+        """
+        if self._decided is None:
+            raise EditError("there is no decision to be carried out")
+        computed, chosen = self._decided
+        counts = [len(keys) for heads in chosen for keys in heads]
+        into = self._targets(block_row, targets, computed)
+        if len(into) * self._block_size < max(counts):
+            raise EditError(f"{len(into)} target blocks do not hold {max(counts)} keys")
+        held = 0
+        for layer, heads in enumerate(chosen):
+            places = self._places(layer, computed)
+            held += len(places) * len(heads)
+            source = Pages.of(kv_caches[layer], block_row, layout)
+            self._move_layer(layer, source, Pages(source.kv_cache, into, layout), heads, places)
+            later = np.arange(self._end, computed)
+            self._positions[layer] = [
+                np.concatenate([before, later])[keys]
+                for before, keys in zip(self._positions[layer], heads, strict=True)
+            ]
+        self._decided, self._end = None, computed
+        self._table.evicted_end[self._slot] = computed
+        if not self.edit.again:
+            self._observer.forget()
+        positions = [list(heads) for heads in self._positions]
+        kept = sum(counts)
+        return Moved(max(counts), kept / len(counts), (held - kept) / len(counts), positions)
+
+    def _move_layer(
+        self,
+        layer: int,
+        source: Pages,
+        target: Pages,
+        heads: list[NDArray[np.int64]],
+        places: NDArray[np.int64],
+    ) -> None:
+        """heads: per KV head of the model, which of the keys at `places` survive."""
+        for local in range(self._table.local_kv_heads):
+            kept = places[heads[self._table.kv_head_start + local]]
+            to = np.arange(len(kept))
+            # Both are read before either is written: source and target may be the same blocks.
+            key, value = source.read(local, kept, "key"), source.read(local, kept, "value")
+            target.write(local, to, "key", key)
+            target.write(local, to, "value", value)
+            self._observer.keep(layer, local, kept)
+            self._table.kept[self._slot, layer, local] = len(kept)
+
+    def _targets(
+        self, block_row: ArrayLike, targets: ArrayLike, computed: int
+    ) -> NDArray[np.int32]:
+        into = np.asarray(targets, np.int32)
+        begun = computed // self._block_size
+        if computed % self._block_size == 0 or len(into) < begun:
+            return into
+        return np.append(into[:begun], np.asarray(block_row, np.int32)[begun])
+
+    def _places(self, layer: int, computed: int) -> NDArray[np.int64]:
+        """Places of the keys that every KV head of the layer holds, ascending."""
+        kept = len(self._positions[layer][0])
+        return np.concatenate([np.arange(kept), np.arange(self._end, computed)])

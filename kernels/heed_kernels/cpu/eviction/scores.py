@@ -1,0 +1,122 @@
+"""Scores that need no attention weights: of one KV head, from its keys, values and past queries."""
+
+
+import torch
+
+
+from heed_kernels.evict import ExpectedScore
+from heed_kernels.rope import Rope
+
+GROUP = 128
+"""Rows that enter running sums together, aligned to absolute positions."""
+
+
+def norm_scores(key: torch.Tensor) -> torch.Tensor:
+    """float64 [keys] from [keys, head_dim]."""
+    return -key.norm(dim=1)
+
+
+def difference_scores(key: torch.Tensor) -> torch.Tensor:
+    """float64 [keys] from [keys, head_dim]."""
+    unit = torch.nn.functional.normalize(key, dim=1)
+    return -torch.nn.functional.cosine_similarity(key, unit.mean(dim=0, keepdim=True), dim=1)
+
+
+def query_similarity(query: torch.Tensor) -> torch.Tensor:
+    """float64 [query_heads]: mean cosine of two different rows of [rows, query_heads, head_dim]; 0 where
+    there is one row."""
+    rows = len(query)
+    unit = torch.nn.functional.normalize(query.double(), dim=2)
+    pairs = unit.sum(dim=0).square().sum(dim=1) - unit.square().sum(dim=(0, 2))
+    return pairs / max(rows * (rows - 1), 1)
+
+
+class QueryMoments:
+    """Running sums of the queries of one layer before rotation, for `ExpectedScore`.
+
+    Rows are added in groups of GROUP by position, so that chunks change no bit. Memory: 8 head_dim
+    (head_dim + GROUP) bytes per query head, without covariance 8 head_dim GROUP.
+    """
+
+    def __init__(self, score: ExpectedScore, heads: int, head_dim: int) -> None:
+        self._score = score
+        self._sum = torch.zeros(heads, head_dim, dtype=torch.float64)
+        side = head_dim if score.covariance else 0
+        self._products = torch.zeros(heads, side, side, dtype=torch.float64)
+        self._waiting: list[torch.Tensor] = []
+        self._next = score.first
+
+    def add(self, query: torch.Tensor, first: int, rope: Rope) -> None:
+        """query: [rows, query_heads, head_dim], as rotated, of the rows from `first` on; rows must come
+        in order, but those below the score's first do not count."""
+        query = query[max(self._score.first - first, 0) :].double()
+        position = torch.arange(self._next, self._next + len(query))
+        query = rope.rotate(query, -position[:, None])
+        while len(query):
+            part = query[: GROUP - self._next % GROUP]
+            self._waiting.append(part.clone())
+            self._next += len(part)
+            query = query[len(part) :]
+            if self._next % GROUP == 0:
+                self._settle()
+
+    def moments(self, heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """float64 mean [heads, head_dim] and covariance [heads, head_dim, head_dim] (no
+        elements without covariance) of all rows so far; zeros where there is none."""
+        total, products = self._sum[heads], self._products[heads]
+        rows = max(self._next - self._score.first, 1)
+        if self._waiting:
+            total, products = self._added(heads)
+        mean = total / rows
+        covariance = products / rows
+        if self._score.covariance:
+            covariance = covariance - mean[:, :, None] * mean[:, None, :]
+        return mean, covariance
+
+    def _settle(self) -> None:
+        self._sum, self._products = self._added(slice(None))
+        self._waiting = []
+
+    def _added(self, heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """The sums with the waiting rows, which stay where they are."""
+        rows = torch.cat(self._waiting)[:, heads].transpose(0, 1)  # [heads, rows, head_dim]
+        total = self._sum[heads] + rows.sum(dim=1)
+        if not self._score.covariance:
+            return total, self._products[heads]
+        return total, self._products[heads] + rows.transpose(1, 2) @ rows
+
+
+def mean_rotation(rope: Rope, head_dim: int, first: int, horizon: int) -> torch.Tensor:
+    """float64 [head_dim, head_dim] R, the mean rotation of the positions from `first` on: x' = R x."""
+    unit = torch.eye(head_dim, dtype=torch.float64)
+    total = torch.zeros_like(unit)
+    for start in range(first, first + horizon, 32):
+        position = torch.arange(start, min(start + 32, first + horizon))
+        total += rope.rotate(unit.expand(len(position), -1, -1), position[:, None]).sum(dim=0)
+    return (total / horizon).T
+
+
+def expected_scores(
+    score: ExpectedScore,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mean: torch.Tensor,
+    covariance: torch.Tensor,
+    rotation: torch.Tensor,
+    scale: float,
+) -> torch.Tensor:
+    """float64 [keys], 0 for the keys below the score's first.
+
+    key, value: float64 [keys, head_dim]; mean, covariance: `QueryMoments.moments` of the query heads of
+    the KV head; rotation: `mean_rotation`; scale: on the logits.
+    """
+    key, value = key[score.first :], value[score.first :]
+    total = torch.zeros(len(key), dtype=torch.float64)
+    for head in range(len(mean)):
+        logits = key @ (rotation @ mean[head]) * scale
+        if score.covariance:
+            spread = rotation @ covariance[head] @ rotation.T
+            logits += (key @ spread * key).sum(dim=1) * (scale**2 / 2)
+        total += logits.softmax(dim=0)
+    result = (total / len(mean) + score.epsilon) * value.norm(dim=1)
+    return torch.cat([torch.zeros(score.first, dtype=torch.float64), result])

@@ -1,0 +1,101 @@
+"""Weights of a request's last rows on all its keys, and what scores and shares take from them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heed_kernels.compiled import ABSOLUTE, BIAS, GROUP_FIELDS, SCALE, TRAILING_BIAS
+from heed_kernels.table import EditTable
+
+EPSILON = 1e-10
+"""Added to a weight before its logarithm is taken."""
+
+
+@dataclass(frozen=True)
+class WindowStatistics:
+    """Of the weights of some rows and one KV head; sums and means over its query heads.
+
+    mean: float32 [keys], mean weight over rows and query heads.
+    variance: float32 [keys], the n - 1 variance over rows, mean over query heads; 0 for a single row.
+    entropy: sum of -w ln(w + EPSILON) over rows, query heads and the keys before `recent`.
+    total_variance: sum of the variances over query heads and the keys before `recent`.
+    """
+
+    mean: NDArray[np.float32]
+    variance: NDArray[np.float32]
+    entropy: float
+    total_variance: float
+
+
+@dataclass(frozen=True)
+class Window:
+    """Rows [first_row, first_row + rows) of a request in one layer, and the keys that it holds.
+
+    places: int64 [keys], ascending; scale: on the logits.
+    """
+
+    table: EditTable
+    slot: int
+    layer: int
+    first_row: int
+    places: NDArray[np.int64]
+    scale: float
+
+    def statistics(
+        self, query: torch.Tensor, key: torch.Tensor, first_head: int, recent: int
+    ) -> WindowStatistics:
+        """query: [rows, query heads of one KV head, head_dim], the first of which is `first_head` of this
+        rank; key: [keys, head_dim]; both float32. Memory: some 12 bytes per row and key, for one query
+        head at a time."""
+        rows, heads, _ = query.shape
+        counted = max(key.shape[0] - recent, 0)
+        mean = torch.zeros(len(key))
+        variance = torch.zeros(len(key))
+        entropy = total_variance = 0.0
+        for index in range(heads):
+            weights = self.weights(query[:, index], key, first_head + index)
+            mean += weights.mean(dim=0)
+            if rows > 1:
+                spread = weights.var(dim=0)
+                variance += spread
+                total_variance += float(spread[:counted].sum(dtype=torch.float64))
+            inside = weights[:, :counted]
+            entropy -= float((inside * (inside + EPSILON).log()).sum(dtype=torch.float64))
+        return WindowStatistics(
+            (mean / heads).numpy(), (variance / heads).numpy(), entropy, total_variance
+        )
+
+    def weights(self, query: torch.Tensor, key: torch.Tensor, head: int) -> torch.Tensor:
+        """float32 [rows, keys]: weights of the edited attention before any mass transfer, by query head
+        `head` of this rank; 0 where a row does not see a key. query: [rows, head_dim]."""
+        row = np.arange(self.first_row, self.first_row + len(query))
+        logits = query @ key.T * self.scale
+        phase = np.searchsorted(self.table.phase_start[self.slot], row, side="right") - 1
+        for each in np.unique(phase):
+            held = torch.from_numpy(phase == each)
+            logits[held] = self._edited(logits[held], row[phase == each], int(each), head)
+        hidden = torch.from_numpy(self.places > row[:, None])
+        return logits.masked_fill_(hidden, -torch.inf).softmax(dim=1)
+
+    def _edited(
+        self, logits: torch.Tensor, row: NDArray[np.int64], phase: int, head: int
+    ) -> torch.Tensor:
+        """Logits of rows of one phase, with its scales, absolutes and biases."""
+        table, slot = self.table, self.slot
+        line = table.lines.rows[table.line[slot, self.layer, phase]]
+        vectors = table.vectors.rows[:, head]
+        by_group = vectors[line[GROUP_FIELDS:]].reshape(-1, 3)  # [groups - 1, fields]
+        by_group = np.concatenate([np.float32([[1, 0, 0]]), by_group])
+        count = table.range_count[slot]
+        ranges = np.searchsorted(table.range_start[slot, :count], self.places, side="right") - 1
+        of_key = torch.from_numpy(by_group[table.range_group[slot, ranges]])  # [keys, fields]
+        edited = of_key[:, SCALE] * logits + (of_key[:, ABSOLUTE] * logits.abs() + of_key[:, BIAS])
+        trailing = float(vectors[line[TRAILING_BIAS]])
+        if trailing:
+            first, width = table.trailing[slot]
+            behind = row[:, None] - self.places
+            inside = (behind > 0) & (behind <= width) & (self.places >= first)
+            edited += trailing * torch.from_numpy(inside)
+        return edited

@@ -1,0 +1,68 @@
+"""What the other edits of a request that evicts may say about keys.
+
+After an eviction a key's place in the cache is no longer its position, and edits of later rows go by
+places. The two agree for the protected first keys, and for generated ones where eviction does not go
+on. Edits that tell the keys in between apart would hit others than they name: they are refused.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from heed_kernels.edits import (
+    OPEN,
+    Edit,
+    FindKeys,
+    FoundKeys,
+    KeyBias,
+    KeyRanges,
+    KeyScale,
+    MassTransfer,
+    ObserveColumns,
+    ObserveMass,
+    TrailingKeys,
+    VisibleKeys,
+    VisibleRanges,
+)
+from heed_kernels.errors import EditError
+from heed_kernels.evict import Evict
+
+
+def check_beside(evict: Evict, edits: Sequence[Edit]) -> None:
+    """Raise `EditError` where one of `edits` cannot be carried out beside `evict`."""
+    prompt = evict.rows.start
+    moved = (evict.sinks, OPEN if evict.again else prompt)
+    for edit in edits:
+        if isinstance(edit, VisibleKeys | VisibleRanges):
+            raise EditError("eviction does not go together with other ways of hiding keys")
+        if isinstance(edit, Evict) or edit.rows.end <= max(prompt, edit.rows.start):
+            continue
+        if isinstance(edit, FindKeys | ObserveColumns):
+            raise EditError("keys cannot be observed one by one in rows after an eviction")
+        for keys in _keys_of(edit):
+            if not _alike(keys, moved):
+                raise EditError(
+                    f"rows after the eviction cannot tell the keys {_shown(moved)} apart: they move"
+                )
+
+
+def _keys_of(edit: Edit) -> Iterator[KeyRanges | TrailingKeys | FoundKeys]:
+    match edit:
+        case KeyBias() | KeyScale() | ObserveMass():
+            yield edit.keys
+        case MassTransfer():
+            yield from (edit.sources, edit.destination, edit.gate.numerator, edit.gate.denominator)
+
+
+def _alike(keys: KeyRanges | TrailingKeys | FoundKeys, moved: tuple[int, int]) -> bool:
+    """Whether all moved keys are in the set, or none is."""
+    low, high = moved
+    if isinstance(keys, FoundKeys):
+        return False
+    if isinstance(keys, TrailingKeys):
+        return keys.first >= high
+    inside = sum(max(min(end, high) - max(start, low), 0) for start, end in keys.ranges)
+    return inside in (0, high - low)
+
+
+def _shown(moved: tuple[int, int]) -> str:
+    low, high = moved
+    return f"from {low} on" if high == OPEN else f"[{low}, {high})"
