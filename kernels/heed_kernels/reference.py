@@ -78,9 +78,7 @@ def attend(
     [rows, query_heads, head_dim].
     """
     rows, query_heads, head_dim = query.shape
-    weights = attention_weights(
-        query, key, edits, layer, scale, rope, found, evicted
-    ).after
+    weights = attention_weights(query, key, edits, layer, scale, rope, found, evicted).after
     value = value.repeat_interleave(query_heads // value.shape[1], dim=1)
     output = torch.einsum("hqk,khd->qhd", weights, value)
     q = torch.arange(len(key) - rows, len(key))[:, None]

@@ -85,7 +85,9 @@ def survivors(
     """Positions that each KV head of each layer keeps, ascending."""
     by_layer = [scores(edit, held, scale, rope) for held in layers]
     result = []
-    for held, given, counts in zip(layers, by_layer, counts_of(edit, layers, by_layer), strict=True):
+    for held, given, counts in zip(
+        layers, by_layer, counts_of(edit, layers, by_layer), strict=True
+    ):
         heads = []
         for head, count in enumerate(counts):
             protected = protected_keys(edit, held, head)
@@ -107,9 +109,7 @@ def protected_keys(edit: Evict, held: Held, head: int) -> set[int]:
     }
 
 
-def counts_of(
-    edit: Evict, layers: Sequence[Held], by_layer: Sequence[Floats]
-) -> list[list[int]]:
+def counts_of(edit: Evict, layers: Sequence[Held], by_layer: Sequence[Floats]) -> list[list[int]]:
     """Keys that each KV head of each layer keeps, protected ones included."""
     keys = [held.position.shape[1] for held in layers]
     protected = [len(protected_keys(edit, held, 0)) for held in layers]
@@ -123,7 +123,9 @@ def counts_of(
             heads = _head_counts(edit, edit.share, held, by_layer[layer], counts[layer])
         elif isinstance(edit.share, KindShare):
             chosen = _chosen_heads(vectors(edit.share, edit, held), edit.share.far[layer])
-            heads = _kind_counts(chosen, len(held.key), counts[layer], keys[layer], protected[layer])
+            heads = _kind_counts(
+                chosen, len(held.key), counts[layer], keys[layer], protected[layer]
+            )
         result.append([min(head, edit.most) for head in heads])
     return result
 
@@ -210,9 +212,7 @@ def _whole(parts: Sequence[Fraction], total: int) -> list[int]:
     return result
 
 
-def _head_counts(
-    edit: Evict, share: HeadShare, held: Held, given: Floats, count: int
-) -> list[int]:
+def _head_counts(edit: Evict, share: HeadShare, held: Held, given: Floats, count: int) -> list[int]:
     heads, keys = given.shape
     protected = protected_keys(edit, held, 0)
     budget = count - len(protected)
@@ -239,9 +239,7 @@ def _chosen_heads(vectors: Floats, far: int) -> set[int]:
     return chosen
 
 
-def _kind_counts(
-    chosen: set[int], heads: int, count: int, keys: int, protected: int
-) -> list[int]:
+def _kind_counts(chosen: set[int], heads: int, count: int, keys: int, protected: int) -> list[int]:
     budget, others = heads * count, set(range(heads)) - chosen
     first, second, amount = chosen, others, keys
     if len(chosen) * keys + len(others) * protected > budget:

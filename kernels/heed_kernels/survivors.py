@@ -104,9 +104,7 @@ def _rounded(parts: Sequence[Fraction], total: int) -> list[int]:
     return floors
 
 
-def _by_head(
-    edit: Evict, share: HeadShare, scores: NDArray[np.float64], count: int
-) -> list[int]:
+def _by_head(edit: Evict, share: HeadShare, scores: NDArray[np.float64], count: int) -> list[int]:
     heads, keys = scores.shape
     protected = _protected(edit, keys)
     free = scores[:, _candidates(edit, keys)]
@@ -172,7 +170,9 @@ def _by_preference(
     while sharing:
         sum_of_weights = sum(weights[layer] for layer in sharing)
         for layer in sharing:
-            fraction = weights[layer] / sum_of_weights if sum_of_weights else Fraction(1, len(sharing))
+            fraction = (
+                weights[layer] / sum_of_weights if sum_of_weights else Fraction(1, len(sharing))
+            )
             parts[layer] = left * fraction
         full = [layer for layer in sharing if parts[layer] > room[layer]]
         if not full:

@@ -37,13 +37,19 @@ class Tokens:
         self.scale = head_dim**-0.5
         self.rope = Rope(10000.0 ** -(np.arange(head_dim // 2) / (head_dim // 2)))
 
+        # What tokens have in common makes keys and queries alike, as in real models; in later layers more.
+        alike = torch.linspace(0.5, 1.5, self.layers)[:, None, None, None]
+
         def draw(heads: int) -> torch.Tensor:
             shape = (self.layers, self.count, heads, head_dim)
-            drawn = torch.randn(shape, generator=generator)
-            # What all tokens have in common makes some keys and queries alike, as in real models.
-            return (drawn + torch.randn(heads, head_dim, generator=generator)).to(self.layout.dtype)
+            common = alike * torch.randn(heads, head_dim, generator=generator)
+            return (torch.randn(shape, generator=generator) + common).to(self.layout.dtype)
 
-        self.query, self.key, self.value = draw(self.query_heads), draw(self.kv_heads), draw(self.kv_heads)
+        self.query, self.key, self.value = (
+            draw(self.query_heads),
+            draw(self.kv_heads),
+            draw(self.kv_heads),
+        )
 
 
 @dataclass
@@ -65,17 +71,28 @@ class Dense:
 
     def advance(self, first: int, end: int) -> torch.Tensor:
         """Rows [first, end) come in: their outputs."""
-        arguments = (self.edits, self.layer, self.tokens.scale, self.tokens.rope, None, self.evicted)
+        arguments = (
+            self.edits,
+            self.layer,
+            self.tokens.scale,
+            self.tokens.rope,
+            None,
+            self.evicted,
+        )
         query, key, value = self.query[first:end], self.key[:end], self.value[:end]
         before = reference.attention_weights(query, key, *arguments).before.numpy()
         before = np.pad(before, ((0, 0), (0, 0), (0, self.tokens.count - end)))
         self.weights = np.concatenate([self.weights, before], axis=1)
         return reference.attend(query, key, value, *arguments)
 
+    def places(self, head: int) -> np.ndarray:
+        """Of the keys that a KV head holds."""
+        kept, end = self.evicted.kept[head], self.weights.shape[1]
+        return np.concatenate([np.arange(kept), np.arange(self.evicted.end, end)])
+
     def held(self) -> Held:
         """What all heads hold, each as many keys."""
-        end = self.weights.shape[1]
-        places = np.concatenate([np.arange(self.evicted.kept[0]), np.arange(self.evicted.end, end)])
+        end, places = self.weights.shape[1], self.places(0)
         by_head = (slice(None), places)
         return Held(
             self.position[by_head],
@@ -89,7 +106,7 @@ class Dense:
         """survivors: positions per KV head."""
         group_heads = self.tokens.query_heads // self.tokens.kv_heads
         for head, positions in enumerate(survivors):
-            held = {int(p): place for place, p in enumerate(self.position[head])}
+            held = {int(self.position[head, place]): place for place in self.places(head)}
             places = [held[int(p)] for p in positions]
             heads = slice(head * group_heads, (head + 1) * group_heads)
             for array in (self.key[:, head], self.value[:, head]):
@@ -133,7 +150,8 @@ class Paged:
         self.row = np.zeros(self.blocks, np.int32)
         shape = (2 * self.blocks + 3, after - first, layout.block_size, 2 * layout.head_dim)
         self.caches = {
-            layer: torch.full(shape, torch.nan, dtype=layout.dtype) for layer in range(tokens.layers)
+            layer: torch.full(shape, torch.nan, dtype=layout.dtype)
+            for layer in range(tokens.layers)
         }
         self.moved: list[Moved] = []
         self.start()
@@ -166,7 +184,15 @@ class Paged:
             query = tokens.query[layer, first:end, self.own].contiguous()
             if self.eviction.wants(first, end - first):
                 self.eviction.observe(
-                    layer, query, cache, self.row, first, end - first, tokens.scale, tokens.rope, layout
+                    layer,
+                    query,
+                    cache,
+                    self.row,
+                    first,
+                    end - first,
+                    tokens.scale,
+                    tokens.rope,
+                    layout,
                 )
             outputs.append(self._attend(layer, query, cache, first, end))
         if self.eviction.due(end):

@@ -13,7 +13,16 @@ from tests.kernels.paged_model import assert_close, layout_of, write_pairs, writ
 
 from heed_kernels import reference_eviction
 from heed_kernels.cpu.eviction import Eviction
-from heed_kernels.edits import ALL_KEYS, HeadGain, HeadSet, KeyBias, KeyRanges, KeyScale, Rows, TrailingKeys
+from heed_kernels.edits import (
+    ALL_KEYS,
+    HeadGain,
+    HeadSet,
+    KeyBias,
+    KeyRanges,
+    KeyScale,
+    Rows,
+    TrailingKeys,
+)
 from heed_kernels.errors import EditError
 from heed_kernels.evict import (
     ColumnScore,
@@ -93,7 +102,12 @@ def run(tokens, edits, prompt, chunks, *, rows=None, check_rows=True, **options)
             written = ~output[layer].isnan().flatten(1).any(dim=1)
             assert first < prompt or written.all()
             if written.any():
-                assert_close(output[layer][written], expected[written], tolerance, f"layer {layer}, rows from {first}")
+                assert_close(
+                    output[layer][written],
+                    expected[written],
+                    tolerance,
+                    f"layer {layer}, rows from {first}",
+                )
         if len(paged.moved) == before:
             continue
         moved, held = paged.moved[-1], [each.held() for each in dense]
@@ -107,7 +121,7 @@ def run(tokens, edits, prompt, chunks, *, rows=None, check_rows=True, **options)
             dense[layer].evict(ours)
         counts = [len(keys) for heads in moved.survivors for keys in heads]
         assert moved.most == max(counts) and moved.kept_tokens == np.mean(counts)
-        total = len(held) * tokens.kv_heads * held[0].position.shape[1]
+        total = sum(each.position.size for each in held)
         assert moved.evicted_tokens * len(counts) == total - sum(counts)
         assert paged.table.evicted_end[paged.slot] == end
     if differing:
@@ -115,11 +129,15 @@ def run(tokens, edits, prompt, chunks, *, rows=None, check_rows=True, **options)
     return paged
 
 
-def steps(prompt, total, chunk):
-    """Chunks of the prompt, the last 32 rows together, then one row at a time."""
-    cuts = [*range(0, prompt - 32, chunk), prompt - 32]
-    chunks = [(a, b) for a, b in zip(cuts, [*cuts[1:-1], prompt - 32], strict=False) if a < b]
-    return [*chunks, (prompt - 32, prompt), *((row, row + 1) for row in range(prompt, total))]
+def steps(prompt, total, chunk, block_size=16):
+    """Chunks of the prompt, the last 32 rows together; then, up to each full block, a single row and the
+    others, as when generated rows are computed anew."""
+    cuts = [*range(0, prompt - 32, chunk), prompt - 32, prompt]
+    for full in range(
+        prompt // block_size * block_size + block_size, total + block_size, block_size
+    ):
+        cuts += [cuts[-1] + 1, min(full, total)]
+    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b <= total]
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -135,7 +153,9 @@ def steps(prompt, total, chunk):
 def test_every_score_keeps_the_keys_that_the_reference_keeps(
     name, query_heads, kv_heads, head_dim, block_size, dtype, write, prompt
 ):
-    tokens = Tokens(prompt + 5, query_heads, kv_heads, layout_of(block_size, head_dim, dtype, write))
+    tokens = Tokens(
+        prompt + 5, query_heads, kv_heads, layout_of(block_size, head_dim, dtype, write)
+    )
     edits = [evict(prompt, SCORES[name]), *beside(query_heads, prompt)]
     paged = run(tokens, edits, prompt, steps(prompt, prompt + 5, 64), write=write)
     assert len(paged.moved) == 1
@@ -243,7 +263,9 @@ def test_two_ranks_decide_alike_and_each_moves_its_own_heads(name, share):
                 answers = iter(together)
                 rank.gather = lambda array, answers=answers: next(answers)
                 rank.evict(end)
-                for ours, theirs in zip(rank.moved[0].survivors, whole.moved[0].survivors, strict=True):
+                for ours, theirs in zip(
+                    rank.moved[0].survivors, whole.moved[0].survivors, strict=True
+                ):
                     assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
         else:
             outputs = [rank.step(first, end) for rank in ranks]

@@ -33,9 +33,7 @@ class Pages:
         """A copy of a KV head's keys or values, [places, head_dim] in the cache's dtype."""
         return self._elements()[self._index(head, places, half)]
 
-    def write(
-        self, head: int, places: NDArray[np.int64], half: Half, values: torch.Tensor
-    ) -> None:
+    def write(self, head: int, places: NDArray[np.int64], half: Half, values: torch.Tensor) -> None:
         """Put `values` [places, head_dim] there."""
         self._elements()[self._index(head, places, half)] = values
 

@@ -130,9 +130,7 @@ class Eviction:
             if isinstance(self.edit.share, QueryShare):
                 features = gather(self._observer.query_features(layer))
                 liking = preference(self.edit.share, features)
-            layers.append(
-                LayerScores(scores, None if vectors is None else gather(vectors), liking)
-            )
+            layers.append(LayerScores(scores, None if vectors is None else gather(vectors), liking))
         self._decided = computed, survivors(self.edit, layers)
 
     def move(

@@ -1,8 +1,6 @@
 """Scores that need no attention weights: of one KV head, from its keys, values and past queries."""
 
-
 import torch
-
 
 from heed_kernels.evict import ExpectedScore
 from heed_kernels.rope import Rope
