@@ -2,11 +2,13 @@
 
 Each token's "key" is a number made of its request's salt and all tokens up to it. A made-up worker
 writes and reads them through the block numbers that the scheduler sent, as a real one does: it is
-never told what was freed, and checks that every key which a row sees is still there.
+never told what was freed, and checks that every key which a row sees is still there. Where a request
+evicts, it keeps keys at random and moves them where it is told to.
 """
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,7 +27,9 @@ from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
 from heed_kernels.edits import OPEN, FindKeys, HeadSet, KeyRanges, Rows, VisibleKeys
+from heed_kernels.evict import Evict
 from heed_kernels.segments import Segments
+from heed_server.engine.eviction_events import EVICTED, EVICTING, Event
 from heed_server.engine.hidden_blocks import Window
 from heed_server.engine.kept_counts import ORDERS, Orders
 from heed_server.engine.kv_release import RELEASED
@@ -65,6 +69,7 @@ class Plan:
     window: Window | None = None
     segments: Segments | None = None
     limit: int | None = None
+    evict: Evict | None = None
 
 
 @dataclass
@@ -75,6 +80,21 @@ class Row:
     keys: np.ndarray
     blocks: list[int] = field(default_factory=list)
     sampled: int = 0
+    survivors: list[int] = field(default_factory=list)
+    evicted_end: int = 0
+
+    def start(self, blocks: Sequence[int]) -> None:
+        """It enters the batch, or comes back after a preemption."""
+        self.blocks, self.survivors, self.evicted_end = list(blocks), [], 0
+
+    def seen(self, first: int, last: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions of the keys that one of the rows [first, last] sees, and their places in the cache."""
+        if first < self.evicted_end or not self.evicted_end:  # a replay has not evicted yet
+            keys = keys_seen(self.plan.window, first, last)
+            return keys, keys
+        later = np.arange(self.evicted_end, last + 1)
+        kept = np.array(self.survivors, int)
+        return np.concatenate([kept, later]), np.concatenate([np.arange(len(kept)), later])
 
 
 @cache
@@ -128,6 +148,7 @@ class Simulator:
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        self.chance = random.Random(0)
         self.scheduler = scheduler_for(setting)
         self.manager = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
         self.pool = self.scheduler.kv_cache_manager.block_pool
@@ -141,6 +162,8 @@ class Simulator:
         self.reported: dict[str, tuple[int, int]] = {}
         self.counted: dict[str, tuple[int, int]] = {}
         self.resumed = 0
+        self.events = 0
+        self.in_place = 0
 
     @property
     def idle(self) -> bool:
@@ -151,6 +174,9 @@ class Simulator:
             max_tokens=len(plan.tokens) - plan.prompt, ignore_eos=True, temperature=0
         )
         salt = None
+        if plan.evict is not None:
+            packed = pack(Payload(plan.name, 1, plan.prompt, plan.prompt, (plan.evict,)))
+            params.extra_args = {RESERVED_KEY: packed}
         if plan.window is not None:
             window = plan.window
             edit = VisibleKeys(window.sinks, window.window, True, 0)
@@ -203,18 +229,20 @@ class Simulator:
     def run(self, output: Any) -> None:
         """What a worker does with a step, and what the scheduler does with the worker's answer."""
         for new in output.scheduled_new_reqs:
-            self.rows[new.req_id].blocks = list(new.block_ids[0])
+            self.rows[new.req_id].start(new.block_ids[0])
         cached = output.scheduled_cached_reqs
         first = first_rows(output)
         self.carry_out(output, first)
         for name, blocks in zip(cached.req_ids, cached.new_block_ids, strict=True):
             if name in cached.resumed_req_ids:
-                self.rows[name].blocks = list(blocks[0])
+                self.rows[name].start(blocks[0])
             elif blocks is not None:
                 self.rows[name].blocks += blocks[0]
+        entering = {new.req_id for new in output.scheduled_new_reqs} | cached.resumed_req_ids
         scheduled: dict[str, int] = output.num_scheduled_tokens
         for name, count in scheduled.items():
             self.check_segment(self.rows[name].plan, first[name], first[name] + count)
+            self.check_chunk(self.rows[name], first[name], first[name] + count, name in entering)
             self.write(self.rows[name], range(first[name], first[name] + count))
         for name, count in scheduled.items():
             self.read(self.rows[name], first[name], first[name] + count - 1)
@@ -227,6 +255,9 @@ class Simulator:
             req_id_to_index={name: i for i, name in enumerate(names)},
             sampled_token_ids=sampled,
         )
+        events: dict[str, Event] = getattr(output, EVICTING, {})
+        kept = {name: self.evict(self.rows[name], event) for name, event in events.items()}
+        setattr(answer, EVICTED, {name: most for name, most in kept.items() if most is not None})
         self.scheduler.update_from_output(output, answer)
 
     def carry_out(self, output: Any, first: dict[str, int]) -> None:
@@ -263,12 +294,41 @@ class Simulator:
 
     def read(self, row: Row, first: int, last: int) -> None:
         """Every key that one of the rows [first, last] sees."""
-        seen = keys_seen(row.plan.window, first, last)
-        wrong = self.memory[self.places(row, seen)] != row.keys[seen]
+        seen, places = row.seen(first, last)
+        wrong = self.memory[self.places(row, places)] != row.keys[seen]
         assert not wrong.any(), (
             f"{row.plan.name}: rows {first} to {last} see {wrong.sum()} keys that are not theirs, "
             f"the first at {seen[wrong][0]} ({row.plan.window})"
         )
+
+    def evict(self, row: Row, event: Event) -> int | None:
+        """Keep keys at random, as many as they may be, and move them to the targets."""
+        edit = row.plan.evict
+        assert edit is not None
+        held, places = row.seen(event.end - 1, event.end - 1)
+        count = min(edit.counts) if edit.again else self.chance.randint(1, edit.most)
+        if count >= len(held):
+            return None
+        chosen = sorted(self.chance.sample(range(len(held)), count))
+        keys = self.memory[self.places(row, places[chosen])]
+        row.survivors, row.evicted_end = held[chosen].tolist(), event.end
+        row.blocks[: len(event.targets)] = event.targets
+        self.memory[self.places(row, np.arange(count))] = keys
+        return count
+
+    def check_chunk(self, row: Row, first: int, end: int, entering: bool) -> None:
+        """No step goes beyond an event, and the last prompt rows are in one step."""
+        edit, size = row.plan.evict, self.setting.block_size
+        if edit is None:
+            return
+        prompt, last = row.plan.prompt, max(0, row.plan.prompt - edit.together)
+        assert not first < prompt < end
+        assert not last < end < prompt
+        assert end != prompt or first <= last
+        if entering:
+            assert first <= (0 if edit.every_row else last)
+        if edit.again and first >= prompt:
+            assert end <= (first // size + 1) * size
 
     def sample(self, row: Row, end: int) -> list[int]:
         if end < row.plan.prompt + row.sampled:
@@ -283,6 +343,9 @@ class Simulator:
         for blocks in self.manager.req_to_blocks.values():
             for block in blocks:
                 held[block.block_id] = held.get(block.block_id, 0) + 1
+        for evicting in self.scheduler._evicting.values():
+            for block in evicting.fresh:
+                held[block.block_id] = held.get(block.block_id, 0) + 1
         for block in self.pool.blocks:
             assert block.is_null or block.ref_cnt == held.get(block.block_id, 0)
         free = [block.block_id for block in self.pool.free_block_queue.get_all_free_blocks()]
@@ -290,7 +353,17 @@ class Simulator:
         assert set(free) == {
             b.block_id for b in self.pool.blocks if not b.is_null and not b.ref_cnt
         }
+        for name, event in getattr(output, EVICTING, {}).items():
+            self.events += 1
+            assert len(set(event.targets)) == len(event.targets)
+            for target in event.targets:
+                block = self.pool.blocks[target]
+                assert block.ref_cnt == held[target] == 1 and block.block_hash is None
+                self.in_place += any(block is b for b in self.manager.req_to_blocks[name])
         for name, (freed, evicted) in getattr(output, RELEASED, {}).items():
+            if evicted is None:
+                self.reported[name] = (freed, 0)
+                continue
             nulls = sum(block.is_null for block in self.manager.req_to_blocks[name])
             assert evicted == nulls * self.setting.block_size
             assert freed >= self.reported.get(name, (0, 0))[0]
@@ -304,8 +377,8 @@ class Simulator:
             request = self.scheduler.requests.get(name)
             if blocks and request is not None and not request.num_stale_output_tokens:
                 last = first + output.num_scheduled_tokens[name] - 1
-                seen = keys_seen(self.rows[name].plan.window, first, last)
-                assert not any(blocks[block].is_null for block in {*(seen // size).tolist()})
+                _, places = self.rows[name].seen(first, last)
+                assert not any(blocks[block].is_null for block in {*(places // size).tolist()})
 
     def finish(self, steps: int) -> None:
         """Step until nothing is left; more than `steps` means that it never would be."""
@@ -316,7 +389,8 @@ class Simulator:
         assert self.idle, f"still there: {sorted(self.scheduler.requests)}"
         assert self.pool.get_num_free_blocks() == self.setting.pool
         assert not self.manager.req_to_blocks and not self.manager.num_cached_block
-        assert not self.scheduler._streams and not self.manager._pending_cow_copies
+        assert not self.scheduler._streams and not self.scheduler._evicting
+        assert not self.manager._pending_cow_copies
         assert not self.scheduler._segments and not self.scheduler._passes
 
 

@@ -14,7 +14,7 @@ class Window:
 
     def hidden_blocks(self, row: int, block_size: int) -> range:
         """Blocks of which no key is seen by `row` or any later row."""
-        first = _blocks(self.sinks, block_size)
+        first = blocks_for(self.sinks, block_size)
         end = max(0, row - self.window + 1) // block_size
         return range(first, max(first, end))
 
@@ -24,12 +24,12 @@ class Window:
         tokens: at most so many are being computed beyond the row that hidden blocks are judged by.
         """
         # Keys of so many neighbouring tokens lie in one block more when they begin inside of one.
-        neighbours = _blocks(self.window - 1 + tokens, block_size) + 1
-        return _blocks(self.sinks, block_size) + neighbours
+        neighbours = blocks_for(self.window - 1 + tokens, block_size) + 1
+        return blocks_for(self.sinks, block_size) + neighbours
 
     def most_tokens(self, blocks: int, block_size: int) -> int:
         """The largest `tokens` with `most_blocks(tokens) <= blocks`; below 1 where there is none."""
-        neighbours = blocks - _blocks(self.sinks, block_size) - 1
+        neighbours = blocks - blocks_for(self.sinks, block_size) - 1
         return neighbours * block_size - (self.window - 1)
 
 
@@ -42,5 +42,6 @@ def window_in(packed: Mapping[str, Any] | None) -> Window | None:
     return None
 
 
-def _blocks(tokens: int, block_size: int) -> int:
+def blocks_for(tokens: int, block_size: int) -> int:
+    """Blocks that hold so many tokens."""
     return -(-tokens // block_size)

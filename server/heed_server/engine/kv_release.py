@@ -8,14 +8,14 @@ they keep the numbers, which may soon be somebody else's, and read none of those
 from dataclasses import dataclass
 from typing import Any
 
-from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
-
 from heed_server.engine.hidden_blocks import Window, window_in
 from heed_server.engine.longer_streams import streaming_length
+from heed_server.engine.paged_cache import PagedCache
 from heed_server.engine.payload import packed_in
 
 RELEASED = "heed_released"
-"""Attribute of a scheduler's output: by request id the totals (blocks freed, tokens evicted)."""
+"""Attribute of a scheduler's output: by request id the totals: blocks freed, and tokens evicted
+where the scheduler can tell, else None."""
 
 
 @dataclass
@@ -37,7 +37,7 @@ class Stream:
     told: tuple[int, int] = (0, 0)
 
 
-class ReleaseMixin:
+class ReleaseMixin(PagedCache):
     """Put before the scheduler class that vLLM itself would use."""
 
     max_model_len: int
@@ -45,14 +45,8 @@ class ReleaseMixin:
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._streams: dict[str, Stream] = {}
-        coordinator = self.kv_cache_manager.coordinator  # type: ignore[attr-defined]
-        managers = coordinator.single_type_managers
-        # Wherever this does not hold, edited requests are refused (`model_support.py`).
-        alone = [type(manager) for manager in managers] == [FullAttentionManager]
-        self._manager: Any = managers[0] if alone else None
         if self._manager is None:
             return
-        self._pool = self._manager.block_pool
         longest = streaming_length()
         if longest is not None:
             # The door keeps all other requests to the model's own length.
@@ -75,11 +69,6 @@ class ReleaseMixin:
             return min(needed, stream.window.most_blocks(self._chunk(stream), self._size))
 
         self._manager.get_num_blocks_to_allocate = blocks_to_allocate
-
-    @property
-    def _size(self) -> int:
-        size: int = self._manager.block_size
-        return size
 
     def add_request(self, request: Any) -> None:
         """As in `Scheduler`."""

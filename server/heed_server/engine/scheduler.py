@@ -11,7 +11,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 
 from heed_server.engine.kept_counts import KeptCountsMixin
+from heed_server.engine.kv_eviction import EvictionMixin
 from heed_server.engine.kv_release import ReleaseMixin
+from heed_server.engine.paged_cache import PagedCache
 from heed_server.engine.payload import packed_in
 from heed_server.engine.whole_prompts import WholePromptMixin
 
@@ -23,7 +25,7 @@ def publication_limit(request: Any) -> int | None:
     return packed["publication_limit"] if packed is not None else None
 
 
-class PublicationMixin:
+class PublicationMixin(PagedCache):
     """Put before the scheduler class that vLLM itself would use."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,19 +43,15 @@ class PublicationMixin:
 
     def _get_local_prefix_cache_hit(self, request: Any) -> Any:
         hit = super()._get_local_prefix_cache_hit(request)  # type: ignore[misc]
-        limit = publication_limit(request)
-        blocks, tokens, *rest = hit
-        if limit is None or tokens <= limit:
-            return hit
         # A preempted request looks up its generated tokens too, and a longer prompt with the same
         # salt may have published rows that are prompt rows there and generated ones here.
-        size: int = self.block_size  # type: ignore[attr-defined]
-        kept = limit // size * size
-        manager = self.kv_cache_manager  # type: ignore[attr-defined]
-        return (manager.truncate_computed_blocks(blocks, kept), kept, *rest)
+        limit = publication_limit(request)
+        return hit if limit is None else self._shortened(hit, limit)
 
 
-class HeedMixins(KeptCountsMixin, WholePromptMixin, ReleaseMixin, PublicationMixin):
+class HeedMixins(
+    KeptCountsMixin, WholePromptMixin, EvictionMixin, ReleaseMixin, PublicationMixin
+):
     """All that Heed adds: put before the scheduler class that vLLM itself would use."""
 
 

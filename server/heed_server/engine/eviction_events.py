@@ -1,0 +1,114 @@
+"""When a request evicts, and which blocks it needs for that and lets go. No vLLM here.
+
+Symbols as in `heed_kernels/evict.py`. An event is a number of computed tokens, its end: it takes place
+after the step that computes the row before it, and no step goes on beyond it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from heed_server.engine.hidden_blocks import blocks_for
+
+EVICTING = "heed_evicting"
+"""Attribute of a scheduler's output: by request id the `Event` that takes place after the step."""
+
+EVICTED = "heed_evicted"
+"""Attribute of a runner's output: by request id the most keys that any head kept at its event, over all
+ranks. A request that let nothing go is not in it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Event:
+    """end: tokens computed when it takes place. targets: numbers of the blocks that take the survivors, in
+    the order of their places."""
+
+    end: int
+    targets: list[int]
+
+
+@dataclass(frozen=True)
+class EvictionPolicy:
+    """What of an `Evict` concerns blocks and steps.
+
+    prompt_length: P, the end of the first event.
+    fewest: the smallest budget of a layer; a request that has no more keys lets none go. Tokens.
+    most: no head ever keeps more at an event. Tokens.
+    again: every multiple of the block size beyond P is an event too.
+    together: the last so many prompt rows are computed in one step.
+    every_row: no prompt row comes out of the prefix cache.
+    """
+
+    prompt_length: int
+    fewest: int
+    most: int
+    again: bool
+    together: int
+    every_row: bool
+
+    def next_event(self, computed: int, block_size: int) -> int | None:
+        """The first event that ends beyond `computed` tokens; None where there is none."""
+        if computed < self.prompt_length:
+            return self.prompt_length
+        return (computed // block_size + 1) * block_size if self.again else None
+
+    def evicts_at(self, end: int, block_size: int) -> bool:
+        """Whether keys may be let go when `end` tokens are computed."""
+        return end > self.fewest and self.next_event(end - 1, block_size) == end
+
+    def chunk(self, computed: int, count: int, block_size: int) -> int:
+        """How many of `count` tokens after the first `computed` ones may be computed in one step.
+
+        0 where it is the turn of the last prompt rows, and `count` is too few for them.
+        """
+        event = self.next_event(computed, block_size)
+        if event is not None:
+            count = min(count, event - computed)
+        last = max(0, self.prompt_length - self.together)
+        if last < computed + count < self.prompt_length:
+            return max(0, last - computed)
+        return count
+
+    @property
+    def cached_rows(self) -> int:
+        """Prompt rows that may come out of the prefix cache, at most."""
+        return 0 if self.every_row else max(0, self.prompt_length - self.together)
+
+    def target_blocks(self, end: int, block_size: int) -> int:
+        """The survivors of the event at `end` lie in the request's first so many blocks."""
+        return blocks_for(min(self.most, end), block_size)
+
+    def hidden_blocks(self, end: int, kept: int, block_size: int) -> range:
+        """Blocks that no row from `end` on reads.
+
+        kept: the most keys that any head kept at the event at `end`.
+        """
+        # A later event may keep more than this one, and moves keys in place.
+        first = blocks_for(self.most if self.again else kept, block_size)
+        return range(first, max(first, end // block_size))
+
+    def most_blocks(self, tokens: int, block_size: int) -> int:
+        """Blocks held at most on the way to `tokens` computed ones, if none of them are shared."""
+        whole = blocks_for(tokens, block_size)
+        prompt = blocks_for(min(tokens, self.prompt_length), block_size)
+        if self.again:
+            return max(prompt, min(whole, blocks_for(self.most, block_size) + 1))
+        if not self.evicts_at(self.prompt_length, block_size):
+            return whole
+        kept = self.target_blocks(self.prompt_length, block_size)
+        return max(prompt, min(whole, kept + whole - self.prompt_length // block_size))
+
+
+def eviction_in(packed: Mapping[str, Any] | None) -> EvictionPolicy | None:
+    """The policy of a packed payload (`payload.pack`), or None where all keys are kept."""
+    for edit in packed["edits"] if packed is not None else ():
+        if edit["kind"] == "evict":
+            return EvictionPolicy(
+                prompt_length=edit["rows"][0],
+                fewest=min(edit["counts"]),
+                most=edit["most"],
+                again=edit["again"],
+                together=edit["together"],
+                every_row=edit["every_row"],
+            )
+    return None
