@@ -139,3 +139,25 @@ def test_layers_that_share_one_rotary_module_all_find_it() -> None:
     for part in model.layers:
         part.rotary_emb = shared
     assert sorted(rope_by_layer(model)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("backend", "kv_heads", "ranks", "words"),
+    [
+        ("cpu", 2, 1, None),
+        ("cpu", 4, 2, None),
+        ("cpu", 2, 4, "2 KV heads"),
+        ("cpu", 3, 2, "3 KV heads"),
+        ("cuda", 2, 1, "CPU only"),
+        (None, 2, 1, "CPU only"),
+    ],
+)
+def test_eviction_needs_the_cpu_and_kv_heads_that_the_ranks_can_divide(
+    backend: str | None, kv_heads: int, ranks: int, words: str | None
+) -> None:
+    config: Any = SimpleNamespace(
+        parallel_config=SimpleNamespace(tensor_parallel_size=ranks),
+        model_config=SimpleNamespace(get_total_num_kv_heads=lambda: kv_heads),
+    )
+    reason = model_support.eviction_obstacle(config, backend)
+    assert reason is None if words is None else reason is not None and words in reason

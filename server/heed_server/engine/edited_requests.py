@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 
 from heed_kernels.edits import OPEN, Edit, Rows, VisibleKeys
 from heed_kernels.errors import EditError
+from heed_kernels.evict import Evict
 from heed_kernels.table import EditTable
 from heed_server.engine.payload import Payload
 from heed_server.engine.step import Observer, StepEdits
 
 if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use for
+    from heed_server.engine.evicting_requests import EvictingRequests, LetGo
     from heed_server.engine.key_searches import KeySearches
 
 REPORTS_KEPT = 4096
@@ -30,8 +32,10 @@ class RunRecord:
 
     scopes: per intervention (its index in the request's list) the rows that its edits hold for.
     computed: absolute positions `[start, stop)` that were computed, one range per stay in the batch.
-    streaming: the intervention that hides keys for good, if there is one.
-    released: what the scheduler freed for it so far: blocks, and tokens evicted.
+    letting_go: the intervention that lets keys go for good, if there is one.
+    freed_blocks: what the scheduler freed for it so far.
+    evicted_tokens: keys that it let go so far, per layer and KV head.
+    let_go: what its last eviction left.
     detailed: interventions whose reports have their long parts.
     found: by intervention, what a search for keys had found when the request last left the batch.
     taken: whether the API process has its report already (a stop string ends a request there first).
@@ -40,14 +44,16 @@ class RunRecord:
     prompt_length: int
     scopes: dict[int, Rows]
     computed: list[list[int]] = field(default_factory=list)
-    streaming: int | None = None
-    released: tuple[int, int] = (0, 0)
+    letting_go: int | None = None
+    freed_blocks: int = 0
+    evicted_tokens: float = 0
+    let_go: "LetGo | None" = None
     detailed: tuple[int, ...] = ()
     found: dict[int, dict[str, Any]] = field(default_factory=dict)
     failure: str | None = None
     taken: bool = False
 
-    def report(self) -> dict[str, Any]:
+    def report(self, block_bytes: int) -> dict[str, Any]:
         """Plain values for the API process: row ranges in scope, and those of them computed here.
 
         Per intervention `computed` lists disjoint `[start, stop)` ranges of absolute positions;
@@ -66,19 +72,32 @@ class RunRecord:
                         if max(start, rows.start) < min(stop, rows.end)
                     ],
                 }
-                | (self._released() if source == self.streaming else {})
+                | (self._memory(block_bytes) if source == self.letting_go else {})
                 | ({"found": self.found[source]} if source in self.found else {})
                 for source, rows in self.scopes.items()
             },
         }
 
-    def _released(self) -> dict[str, int]:
-        blocks, tokens = self.released
-        return {"freed_blocks": blocks, "evicted_tokens": tokens}
+    def _memory(self, block_bytes: int) -> dict[str, Any]:
+        measured: dict[str, Any] = {
+            "freed_blocks": self.freed_blocks,
+            "freed_bytes": self.freed_blocks * block_bytes,
+            "evicted_tokens": self.evicted_tokens,
+        }
+        if self.let_go is not None:
+            if self.let_go.blocks_per_head:
+                saving = self.freed_blocks / self.let_go.blocks_per_head
+                measured["realised_saving"] = round(saving, 4)
+            if self.let_go.survivors is not None:
+                measured["kept"] = self.let_go.survivors
+        return measured
 
 
 class EditedRequests:
     """Edit-table rows by request id, and a bounded ring of finished reports."""
+
+    evicting: "EvictingRequests | None" = None
+    """None on devices where requests cannot evict."""
 
     def __init__(self, table: EditTable, searches: "KeySearches | None" = None) -> None:
         """searches: where weights can be observed while the model runs."""
@@ -106,8 +125,8 @@ class EditedRequests:
             RunRecord(
                 payload.prompt_length,
                 scopes_of(payload.edits),
-                streaming=next(
-                    (edit.source for edit in payload.edits if isinstance(edit, VisibleKeys)), None
+                letting_go=next(
+                    (e.source for e in payload.edits if isinstance(e, VisibleKeys | Evict)), None
                 ),
                 detailed=payload.detailed,
             ),
@@ -119,7 +138,10 @@ class EditedRequests:
             self._slots[request_id] = slot
             if self.searches is not None:
                 self.searches.enter(request_id, slot, payload.edits, computed_tokens)
+            if self.evicting is not None:
+                self.evicting.enter(slot, payload)
         except EditError as error:
+            self.leave(request_id, finished=False)
             record.failure = str(error)
             return
         record.computed.append([computed_tokens, computed_tokens])
@@ -127,8 +149,7 @@ class EditedRequests:
     def leave(self, request_id: str, *, finished: bool) -> None:
         """Release the row of a request that ended, or that was preempted and may come back."""
         if request_id in self._slots:
-            report, choice = self._keys[request_id]
-            self._release(request_id, self._live[report][choice])
+            self._release(request_id, self._record(request_id))
         if not finished or request_id not in self._keys:
             return
         report, choice = self._keys.pop(request_id)
@@ -146,6 +167,8 @@ class EditedRequests:
         self._note_found(slot, record)
         if self.searches is not None:
             self.searches.leave(slot)
+        if self.evicting is not None:
+            self.evicting.leave(slot)
         self.table.release(slot)
 
     def _note_found(self, slot: int, record: RunRecord) -> None:
@@ -176,8 +199,7 @@ class EditedRequests:
             return None
         for row in rows:
             first = int(positions[row])
-            report, choice = self._keys[request_ids[row]]
-            last = self._live[report][choice].computed[-1]
+            last = self._record(request_ids[row]).computed[-1]
             last[1] = max(last[1], first + int(query_starts[row + 1] - query_starts[row]))
         index = np.asarray(rows, dtype=np.int32)
         starts = query_starts[index]
@@ -193,24 +215,45 @@ class EditedRequests:
 
     def _observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """items: int32 [edited requests, 5], as in `Pattern.items`."""
+        scored = self.evicting.observers(items) if self.evicting is not None else ()
         if self.searches is None:
-            return ()
+            return scored
         step, failures = self.searches.advance(items)
         for name, slot in self._slots.items() if failures else ():
             if slot in failures:
-                report, choice = self._keys[name]
-                self._live[report][choice].failure = failures[slot]
-        return () if step is None else (step,)
+                self._record(name).failure = failures[slot]
+        return scored if step is None else (step, *scored)
 
-    def released(self, totals: Mapping[str, tuple[int, int]]) -> None:
-        """What the scheduler has freed of requests that run: blocks, and tokens evicted, by request id."""
-        for request_id, counts in totals.items():
+    def evict(
+        self, request_id: str, end: int, block_row: NDArray[np.int32], targets: Sequence[int]
+    ) -> int | None:
+        """As `EvictingRequests.evict`; what was let go goes into the request's report."""
+        if self.evicting is None or request_id not in self._slots:
+            return None
+        evicted = self.evicting.evict(self._slots[request_id], end, block_row, targets)
+        if evicted is None:
+            return None
+        kept, let_go = evicted
+        record = self._record(request_id)
+        record.let_go, record.evicted_tokens = let_go, let_go.tokens
+        return kept
+
+    def released(self, totals: Mapping[str, tuple[int, int | None]]) -> None:
+        """What the scheduler says of the memory of requests that run (`kv_release.RELEASED`)."""
+        for request_id, (blocks, tokens) in totals.items():
             if request_id in self._keys:
-                report, choice = self._keys[request_id]
-                self._live[report][choice].released = counts
+                record = self._record(request_id)
+                record.freed_blocks = blocks
+                if tokens is not None:
+                    record.evicted_tokens = tokens
 
-    def take(self, report_ids: Iterable[str]) -> dict[str, dict[int, dict[str, Any]]]:
-        """Reports by id and choice; finished ones are handed over, running ones copied."""
+    def take(
+        self, report_ids: Iterable[str], block_bytes: int = 0
+    ) -> dict[str, dict[int, dict[str, Any]]]:
+        """Reports by id and choice; finished ones are handed over, running ones copied.
+
+        block_bytes: of one KV block, over all layers and ranks.
+        """
         taken: dict[str, dict[int, dict[str, Any]]] = {}
         for report in report_ids:
             live = self._live.get(report, {})
@@ -221,8 +264,14 @@ class EditedRequests:
                     self._note_found(slot, live[self._keys[name][1]])
             records = live | self._finished.pop(report, {})
             if records:
-                taken[report] = {choice: record.report() for choice, record in records.items()}
+                taken[report] = {
+                    choice: record.report(block_bytes) for choice, record in records.items()
+                }
         return taken
+
+    def _record(self, request_id: str) -> RunRecord:
+        report, choice = self._keys[request_id]
+        return self._live[report][choice]
 
 
 def scopes_of(edits: Iterable[Edit]) -> dict[int, Rows]:

@@ -29,6 +29,7 @@ class ModelSupport:
     rotary: whether every layer's rotary embedding can be turned back (rolling positions).
     backend: what carries out edits on this device ("cpu", "cuda"); None where nothing does.
     kv_blocks, block_size: the KV cache of an engine; 0 where it is not known.
+    eviction_obstacle: why requests that evict are refused, where others are not; None when they are not.
     observes: whether attention weights can be observed while the model runs.
     longest_step: tokens that one step holds; None where that is not known.
     """
@@ -45,8 +46,20 @@ class ModelSupport:
     backend: str | None = None
     kv_blocks: int = 0
     block_size: int = 0
+    eviction_obstacle: str | None = None
     observes: bool = False
     longest_step: int | None = None
+
+
+def eviction_obstacle(config: VllmConfig, backend: str | None) -> str | None:
+    """Why requests cannot evict here although they can be edited; None where they can."""
+    ranks = config.parallel_config.tensor_parallel_size
+    kv_heads = config.model_config.get_total_num_kv_heads()
+    if backend != "cpu":
+        return "eviction is carried out on the CPU only as yet"
+    if kv_heads % ranks:
+        return f"{kv_heads} KV heads cannot be divided among {ranks} tensor-parallel ranks"
+    return None
 
 
 def attention_layers(config: VllmConfig) -> dict[int, Attention]:
@@ -93,6 +106,7 @@ def model_support(
         unsupported=_first(chain(_obstacles(config, layers, backend), obstacles)),
         rotary=bool(layers) and set(rope_by_layer(model)) >= set(layers),
         backend=backend,
+        eviction_obstacle=eviction_obstacle(config, backend),
         observes=backend == "cpu",
     )
 

@@ -1,5 +1,6 @@
 """V1 model-runner seam: who is in the batch, and the metadata of each step."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.eviction_events import Event
 from heed_server.engine.payload import packed_in, unpack
 from heed_server.engine.step import StepEdits
 
@@ -65,3 +67,22 @@ class EditsInRunner:
         return self.edited.plan(
             batch.req_ids[:count], starts, batch.num_computed_tokens_cpu[:count]
         )
+
+    def evict(self, events: Mapping[str, Event]) -> dict[str, int]:
+        """Carry out events after their step's forward. Returns what `EVICTED` tells the scheduler."""
+        most_kept: dict[str, int] = {}
+        if self.edited is None:
+            return most_kept
+        batch = self.input_batch  # type: ignore[attr-defined]
+        blocks: np.ndarray = batch.block_table[0].get_numpy_array()
+        for request_id, event in events.items():
+            row = blocks[batch.req_id_to_index[request_id]]
+            kept = self.edited.evict(request_id, event.end, row, event.targets)
+            if kept is None:
+                continue
+            most_kept[request_id] = kept
+            # Both of vLLM's lists: the second one is read when the request has sat a step out.
+            row[: len(event.targets)] = event.targets
+            known = self.requests[request_id].block_ids[0]  # type: ignore[attr-defined]
+            known[: len(event.targets)] = event.targets
+        return most_kept

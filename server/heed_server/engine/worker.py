@@ -39,24 +39,39 @@ class EditsInWorker:
         """The model's shape and whether its requests can be edited, as plain values."""
         # vLLM may have fitted the length to the memory since the model was loaded.
         max_length = self.vllm_config.model_config.max_model_len
-        cache: Any = getattr(self.model_runner, "kv_cache_config", None)
-        groups = cache.kv_cache_groups if cache is not None else []
         scheduling = self.vllm_config.scheduler_config
         step = scheduling.max_num_scheduled_tokens or scheduling.max_num_batched_tokens
         known: dict[str, Any] = {"max_length": max_length, "longest_step": step}
-        if len(groups) == 1:
+        group = self._cache_group()
+        if group is not None:
             # One block is vLLM's own, for what is not there.
-            size = groups[0].kv_cache_spec.block_size
-            known |= {"kv_blocks": cache.num_blocks - 1, "block_size": size}
+            blocks = self.model_runner.kv_cache_config.num_blocks - 1
+            known |= {"kv_blocks": blocks, "block_size": group.kv_cache_spec.block_size}
         return asdict(self._support) | known
 
     def heed_reports(self, report_ids: list[str]) -> dict[str, dict[int, dict[str, Any]]]:
         """What ran for these engine requests, by report id and choice (`EditedRequests.take`)."""
-        return self.edited.take(report_ids) if self.edited is not None else {}
+        if self.edited is None:
+            return {}
+        return self.edited.take(report_ids, self._block_bytes())
 
     def heed_gauges(self) -> dict[str, int]:
         """Rows of the edit table in use."""
         return {"edit_table_rows": self.edited.rows_in_use if self.edited is not None else 0}
+
+    def _cache_group(self) -> Any:
+        """The one group of layers that share block tables; None where there are several, or no cache yet."""
+        cache: Any = getattr(self.model_runner, "kv_cache_config", None)
+        groups = cache.kv_cache_groups if cache is not None else []
+        return groups[0] if len(groups) == 1 else None
+
+    def _block_bytes(self) -> int:
+        """Bytes of one KV block over all layers and ranks."""
+        group = self._cache_group()
+        if group is None:
+            return 0
+        ranks: int = self.vllm_config.parallel_config.tensor_parallel_size
+        return int(group.kv_cache_spec.page_size_bytes) * len(group.layer_names) * ranks
 
     def _new_book(self) -> EditedRequests:
         support = self._support

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+import torch
+from numpy.typing import NDArray
+from vllm.distributed import get_tp_group
 from vllm.logger import init_logger
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
@@ -9,6 +12,8 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from heed_kernels.table import EditTable
 from heed_server.engine import warm_up
 from heed_server.engine.backend_cpu import HeedCPUImpl
+from heed_server.engine.evicting_requests import Cache, EvictingRequests
+from heed_server.engine.eviction_events import EVICTED, EVICTING
 from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.longer_streams import (
     lengthen_rotary_tables,
@@ -29,6 +34,9 @@ class HeedCPUModelRunner(EditsInRunner, SeededChunks, CPUModelRunner):  # type: 
 
 class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
     """vLLM's CPU worker with edits."""
+
+    _most_kept: dict[str, int]
+    """What the last step's evictions kept, by request id."""
 
     def init_device(self) -> None:
         # The stock method makes the runner by name.
@@ -82,5 +90,30 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
             assert isinstance(impl, HeedCPUImpl)
             impl.rope, impl.layout = ropes.get(index), layout
         self.edited = self._new_book()
+        if self._support.eviction_obstacle is None:
+            pages = {index: layer.kv_cache for index, layer in layers.items()}
+            cache = Cache(pages, layout, self.vllm_config.cache_config.block_size)
+            self.edited.evicting = EvictingRequests(self.edited.table, cache, gathered)
         self.model_runner.edit_with(self.edited)
         return seconds
+
+    @torch.inference_mode()
+    def execute_model(self, scheduler_output: Any) -> Any:
+        """As in vLLM's worker; keys are let go when the step has run."""
+        result = super().execute_model(scheduler_output)
+        events = getattr(scheduler_output, EVICTING, None)
+        self._most_kept = self.model_runner.evict(events) if events else {}
+        return result
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """As in vLLM's worker; tells the scheduler what has been kept."""
+        output = super().sample_tokens(grammar_output)
+        if self._most_kept:
+            setattr(output, EVICTED, self._most_kept)
+        return output
+
+
+def gathered(local: NDArray[Any]) -> NDArray[Any]:
+    """[local_kv_heads, ...] of every tensor-parallel rank, put together in the order of the ranks."""
+    whole: torch.Tensor = get_tp_group().all_gather(torch.from_numpy(local).contiguous(), dim=0)
+    return whole.numpy()

@@ -1,0 +1,165 @@
+"""The worker's book of evictions: which rows of a step are scored, and what an event has let go. No vLLM here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heed_kernels.cpu.eviction import Eviction, Gather, Moved
+from heed_kernels.cpu.layout import Layout
+from heed_kernels.cpu.search import LayerInputs
+from heed_kernels.edits import Edit
+from heed_kernels.evict import Evict
+from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT
+from heed_kernels.table import EditTable
+from heed_server.engine.hidden_blocks import blocks_for
+from heed_server.engine.payload import Payload
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The KV cache of one worker.
+
+    pages: by layer, as vLLM holds them. block_size: tokens of a block.
+    """
+
+    pages: Mapping[int, torch.Tensor]
+    layout: Layout
+    block_size: int
+
+
+@dataclass(frozen=True)
+class LetGo:
+    """What one request's events have let go so far.
+
+    tokens: keys, averaged over layers and KV heads.
+    blocks_per_head: blocks that it would hold less if each head of each layer had a block table of its
+        own, averaged over them; None where all keep the same number of keys anyway.
+    survivors: positions by layer and KV head, of the last event; None unless the report has its long parts.
+    """
+
+    tokens: float
+    blocks_per_head: float | None
+    survivors: Mapping[str, Sequence[Sequence[int]]] | None
+
+
+@dataclass(frozen=True)
+class ScoredRows:
+    """Rows of one request in one step that its eviction scores: an observer of the step.
+
+    item: int32 [5], as in `plan.Pattern.items`.
+    """
+
+    eviction: Eviction
+    item: NDArray[np.int32]
+
+    def before_edits(self, layer: int, inputs: LayerInputs) -> None:
+        """See `step.Observer`."""
+        start, count = int(self.item[FIRST_TOKEN]), int(self.item[ROWS])
+        self.eviction.observe(
+            layer,
+            inputs.query[start : start + count],
+            inputs.kv_cache,
+            inputs.block_table[int(self.item[BLOCK_TABLE_ROW])],
+            int(self.item[FIRST_POSITION]),
+            count,
+            inputs.scale,
+            inputs.rope,
+            inputs.layout,
+        )
+
+
+@dataclass
+class Evicting:
+    """One request.
+
+    uneven: heads or layers keep different numbers of keys. detailed: its report has its long parts.
+    """
+
+    eviction: Eviction
+    uneven: bool
+    detailed: bool
+
+
+class EvictingRequests:
+    """Evictions of the requests in a worker's batch, by slot of the edit table."""
+
+    def __init__(self, table: EditTable, cache: Cache, gather: Gather) -> None:
+        self._table, self._cache, self._gather = table, cache, gather
+        self._by_slot: dict[int, Evicting] = {}
+
+    def enter(self, slot: int, payload: Payload) -> None:
+        """A request has got its slot; after a preemption it starts again.
+
+        Raises `EditError` where the eviction is not that of such a prompt.
+        """
+        evict = evict_in(payload.edits)
+        if evict is None:
+            return
+        self._by_slot[slot] = Evicting(
+            Eviction(evict, self._table, slot, payload.prompt_length, self._cache.block_size),
+            uneven=evict.share is not None or len(set(evict.counts)) > 1,
+            detailed=evict.source in payload.detailed,
+        )
+
+    def leave(self, slot: int) -> None:
+        """The slot's request is gone."""
+        self._by_slot.pop(slot, None)
+
+    def observers(self, items: NDArray[np.int32]) -> tuple[ScoredRows, ...]:
+        """Which rows of a step are scored.
+
+        items: int32 [requests, 5], all rows that the step has of each edited request, see
+        `plan.Pattern.items`.
+        """
+        found = []
+        for item in items if self._by_slot else ():
+            request = self._by_slot.get(int(item[SLOT]))
+            rows = int(item[FIRST_POSITION]), int(item[ROWS])
+            if request is not None and request.eviction.wants(*rows):
+                found.append(ScoredRows(request.eviction, item))
+        return tuple(found)
+
+    def evict(
+        self, slot: int, end: int, block_row: NDArray[np.int32], targets: Sequence[int]
+    ) -> tuple[int, LetGo] | None:
+        """Carry out the event at `end` computed tokens, after the step's forward.
+
+        block_row: int32 [blocks], the request's row of the block table. targets: blocks for the
+        survivors. Returns the most keys that any head of the whole model kept, and what was let go;
+        None where every head keeps all it has. Every rank has to come here.
+        """
+        request = self._by_slot.get(slot)
+        if request is None or not request.eviction.due(end):
+            return None
+        cache, eviction = self._cache, request.eviction
+        eviction.decide(end, cache.pages, block_row, cache.layout, self._gather)
+        moved = eviction.move(cache.pages, block_row, targets, cache.layout)
+        possible = blocks_per_head(moved, end, cache.block_size) if request.uneven else None
+        positions = survivors_by_layer(moved) if request.detailed else None
+        return moved.most, LetGo(end - moved.kept_tokens, possible, positions)
+
+
+def blocks_per_head(moved: Moved, end: int, block_size: int) -> float:
+    """Blocks that the request would hold less after the event at `end` if each head of each layer had a
+    block table of its own, averaged over them."""
+    whole = end // block_size
+    needed = [
+        min(blocks_for(len(keys), block_size), whole) for heads in moved.survivors for keys in heads
+    ]
+    return whole - sum(needed) / len(needed)
+
+
+def survivors_by_layer(moved: Moved) -> dict[str, list[list[int]]]:
+    """Positions of the survivors by layer and KV head, as reports give them."""
+    return {
+        str(layer): [keys.tolist() for keys in heads] for layer, heads in enumerate(moved.survivors)
+    }
+
+
+def evict_in(edits: Sequence[Edit]) -> Evict | None:
+    """The one edit of a set that lets keys go after the prompt, if there is one."""
+    return next((edit for edit in edits if isinstance(edit, Evict)), None)
