@@ -17,6 +17,7 @@ class ModelView:
     max_length: tokens of prompt and answer together that the server accepts.
     vision: whether it takes images.
     unsupported: why edited requests are refused on this model or server; None when they are not.
+    eviction_obstacle: why methods that evict are, where others are not; None when they are not.
     rotary: whether positions can be rolled (rotary embeddings with frequencies that do not change).
     max_key_ranges: how many ranges of keys one edit may name.
     observes: whether attention weights can be observed while the model runs.
@@ -30,6 +31,7 @@ class ModelView:
     max_length: int
     vision: bool = False
     unsupported: str | None = None
+    eviction_obstacle: str | None = None
     rotary: bool = True
     max_key_ranges: int = 256
     observes: bool = True

@@ -104,7 +104,7 @@ class Metrics:
         self._edited_tokens.labels(label, "prompt").inc(prompt)
         self._edited_tokens.labels(label, "generation").inc(generated)
 
-    def released(self, method: object, *, tokens: int, blocks: int) -> None:
+    def released(self, method: object, *, tokens: float, blocks: int) -> None:
         """KV memory that one engine request gave back while it ran with `method`."""
         label = _method_label(method)
         self._evicted_tokens.labels(label).inc(tokens)

@@ -8,7 +8,11 @@ from prometheus_client import CollectorRegistry
 from vllm.sampling_params import SamplingParams
 
 from heed_interventions import parse
+from heed_interventions.method import CacheClass
+from heed_interventions.resolve import Resolution
 from heed_interventions.views import ModelView
+from heed_kernels.edits import OPEN, Rows
+from heed_kernels.evict import Evict, NormScore
 from heed_server.api.activity import Activity
 from heed_server.api.door import Door
 from heed_server.api.errors import RefusedError
@@ -61,3 +65,19 @@ def test_a_window_that_the_cache_can_never_hold_is_refused(streaming: Exchange) 
 )
 def test_other_windows_go_on(streaming: Exchange, cache: tuple[int, int], tokens: int) -> None:
     assert len(generate(cache, tokens, 100)) == 1
+
+
+@pytest.mark.parametrize(("blocks", "refused"), [(24, True), (25, False), (0, False)])
+def test_an_eviction_from_a_prompt_that_the_cache_can_never_hold_is_refused(
+    blocks: int, refused: bool
+) -> None:
+    edit = Evict(NormScore(), None, (200,), 200, 4, 8, False, 1, False, Rows(800, OPEN), source=1)
+    resolution = Resolution((edit,), CacheClass.SHARED, None, 800, (), ())
+    params = SamplingParams(max_tokens=10)
+    standing = door((blocks, 32))
+    if not refused:
+        assert standing._bounded(params, resolution, 800) == (params, None)
+        return
+    with pytest.raises(RefusedError, match="24 blocks of 32 tokens") as refusal:
+        standing._bounded(params, resolution, 800)
+    assert refusal.value.parameter == "interventions.1"

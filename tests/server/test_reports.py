@@ -1,8 +1,18 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 
-from heed_server.api.exchange import Report
-from heed_server.api.reports import ReportCollector, memory_counts, row_counts
+from prometheus_client import CollectorRegistry
+
+from heed_interventions.method import CacheClass
+from heed_interventions.resolve import Resolution
+from heed_server.api.exchange import EngineRequest, Report
+from heed_server.api.reports import (
+    ReportCollector,
+    count_edited_tokens,
+    memory_counts,
+    row_counts,
+)
+from heed_server.metrics import Metrics
 
 OPEN = 2**31 - 1
 
@@ -48,6 +58,42 @@ def test_kept_tokens_are_all_that_were_cached_less_the_evicted_ones() -> None:
         "freed_blocks": 2,
     }
     assert memory_counts({"scope": [0, 4]}, 100, 11) == memory_counts(None, 100, 11) == {}
+
+
+def test_an_eviction_reports_means_over_heads_and_what_its_blocks_saved() -> None:
+    measured = {
+        "freed_blocks": 18, "freed_bytes": 1 << 20, "evicted_tokens": 600.25, "realised_saving": 0.8,
+        "kept": {"0": [[0, 1]]},
+    }  # fmt: skip
+    assert memory_counts(measured, prompt_length=800, completion_tokens=1) == {
+        "kept_tokens": 199.75,
+        "evicted_tokens": 600.25,
+        "freed_blocks": 18,
+        "freed_bytes": 1 << 20,
+        "realised_saving": 0.8,
+        "kept": {"0": [[0, 1]]},
+    }
+
+
+def test_the_metrics_count_the_blocks_that_all_choices_of_a_prompt_gained_together() -> None:
+    registry = CollectorRegistry()
+    metrics = Metrics("cpu", registry)
+    reports = ({"method": "streaming_llm"},)
+    resolution = Resolution((), CacheClass.SHARED, None, None, reports, (None,))
+    request = EngineRequest(resolution, 800, {0: 4, 1: 4})
+    scope = {"scope": [800, OPEN], "computed": [[800, 803]], "evicted_tokens": 600.5}
+    freed = {0: -7, 1: 18}
+    answer: asyncio.Future[dict[int, Report]] = asyncio.Future(loop=asyncio.new_event_loop())
+    answer.set_result(
+        {
+            choice: {"interventions": {0: {**scope, "freed_blocks": n}}}
+            for choice, n in freed.items()
+        }
+    )
+    count_edited_tokens(request, metrics, answer)
+    label = {"method": "streaming_llm"}
+    assert registry.get_sample_value("heed_kv_blocks_freed_total", label) == 11
+    assert registry.get_sample_value("heed_kv_tokens_evicted_total", label) == 1201
 
 
 def test_reports_asked_for_together_share_calls_to_the_workers() -> None:

@@ -20,6 +20,7 @@ from heed_interventions.token_text import align
 from heed_interventions.views import ModelView, PromptView
 from heed_kernels.edits import VisibleKeys
 from heed_kernels.errors import EditError
+from heed_kernels.evict import Evict
 from heed_kernels.table import EditTable
 from heed_server.api.activity import Activity
 from heed_server.api.context_length import context_length
@@ -188,7 +189,8 @@ class Door:
         the model's own.
 
         Raises:
-            RefusedError: the prompt is beyond it, or no cache could hold the window.
+            RefusedError: the prompt is beyond it, or no cache could hold the window, or the prompt that
+                is to be evicted from.
         """
         longest = self.settings.max_streaming_length
         window = next((edit for edit in resolution.edits if isinstance(edit, VisibleKeys)), None)
@@ -215,6 +217,13 @@ class Door:
                     f"{size} tokens in the KV cache, and it has {blocks}",
                     f"interventions.{window.source}.window",
                 )
+        evict = next((edit for edit in resolution.edits if isinstance(edit, Evict)), None)
+        if evict is not None and prompt_length > blocks * size > 0:
+            raise RefusedError(
+                f"keys are evicted when the whole prompt is computed, and a prompt of {prompt_length} "
+                f"tokens does not fit into the KV cache of {blocks} blocks of {size} tokens",
+                f"interventions.{evict.source}",
+            )
         return params, longest if lifted else None
 
     def _compile(self, resolution: Resolution) -> None:

@@ -66,6 +66,7 @@ class HeedEndpointPlugin:
             max_length=support.max_length,
             vision=False,
             unsupported=support.unsupported,
+            eviction_obstacle=support.eviction_obstacle,
             rotary=support.rotary,
             observes=support.observes,
             longest_step=support.longest_step,

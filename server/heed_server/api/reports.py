@@ -1,12 +1,16 @@
 """Reports: fetched from the workers, and put together with what was resolved at the door."""
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from heed_server.api.exchange import EngineRequest, Report
 from heed_server.api.found_keys import sink_counts
 from heed_server.metrics import Metrics
+
+_MEMORY = ("freed_blocks", "freed_bytes", "realised_saving", "kept")
+"""What the workers measure of memory and reports pass on as it is."""
 
 Fetch = Callable[[list[str]], Awaitable[Iterable[Mapping[str, Mapping[int, Report]]]]]
 """Asks every engine's workers for reports by id; one mapping per worker, equal within an engine."""
@@ -72,21 +76,25 @@ def count_edited_tokens(
     """Put what ran for one engine request into the metrics (a done-callback of its reports)."""
     if answer.cancelled() or answer.exception() is not None:
         return
+    tokens_evicted: dict[str, float] = {}
+    blocks_freed: Counter[str] = Counter()
     for choice, worker in answer.result().items():
         tokens = request.completion_tokens.get(choice, 0)
         for source, measured in worker.get("interventions", {}).items():
+            method = request.resolution.reports[source]["method"]
             rows = row_counts(measured, request.prompt_length, tokens)
             metrics.edited(
-                request.resolution.reports[source]["method"],
+                method,
                 prompt=rows["prompt_rows"] - rows["cached_rows"],
                 generated=rows["generated_rows"],
             )
             if "freed_blocks" in measured:
-                metrics.released(
-                    request.resolution.reports[source]["method"],
-                    tokens=measured["evicted_tokens"],
-                    blocks=measured["freed_blocks"],
-                )
+                evicted = tokens_evicted.get(method, 0) + measured["evicted_tokens"]
+                tokens_evicted[method] = evicted
+                blocks_freed[method] += measured["freed_blocks"]
+    for method, evicted in tokens_evicted.items():
+        # Choices of one prompt share its blocks: only the last of them gives these back.
+        metrics.released(method, tokens=evicted, blocks=max(blocks_freed[method], 0))
 
 
 def row_counts(
@@ -114,20 +122,24 @@ def row_counts(
 
 def memory_counts(
     measured: Mapping[str, Any] | None, prompt_length: int, completion_tokens: int
-) -> dict[str, int]:
+) -> dict[str, Any]:
     """What an intervention that lets keys go left in the cache; empty for all others.
 
-    Tokens are counted by whole blocks, as memory is: a kept one may be hidden from all rows to come.
+    Tokens are means over layers and KV heads. A stream's are counted by whole blocks, as memory is: a
+    kept one may be hidden from all rows to come.
     """
     if measured is None or "freed_blocks" not in measured:
         return {}
-    evicted = measured["evicted_tokens"]
     cached = prompt_length + max(completion_tokens - 1, 0)
-    return {
-        "kept_tokens": max(cached - evicted, 0),
-        "evicted_tokens": evicted,
-        "freed_blocks": measured["freed_blocks"],
-    }
+    counts = {key: measured[key] for key in _MEMORY if key in measured}
+    evicted = whole(measured["evicted_tokens"])
+    return {"kept_tokens": whole(max(cached - evicted, 0)), "evicted_tokens": evicted} | counts
+
+
+def whole(tokens: float) -> int | float:
+    """A mean number of tokens to a hundredth, an integer where it is one."""
+    rounded = round(tokens, 2)
+    return int(rounded) if rounded == int(rounded) else rounded
 
 
 def _overlap(ranges: Iterable[tuple[int, int]], start: int, stop: int) -> int:
