@@ -8,7 +8,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -82,9 +82,13 @@ class Engine:
         return report
 
     def run(
-        self, arrivals: list[tuple[int, tuple[Any, ...]]], aborts: dict[int, int] | None = None
+        self,
+        arrivals: list[tuple[int, tuple[Any, ...]]],
+        aborts: dict[int, int] | None = None,
+        preempt: Sequence[int] = (),
     ) -> dict[str, Any]:
-        """Requests by the step in which they arrive; aborts: arrival's place by step."""
+        """Requests by the step in which they arrive; aborts: arrival's place by step; preempt: steps
+        before which all running requests are."""
         names: list[str] = []
         answers: dict[str, Any] = {}
         waiting = sorted(arrivals, key=lambda pair: pair[0])
@@ -96,6 +100,8 @@ class Engine:
             place = (aborts or {}).get(step)
             if place is not None and place < len(names):
                 self.engine.abort_request([names[place]])
+            if step in preempt:
+                self.scheduler.reset_prefix_cache(reset_running_requests=True)
             for output in self.engine.step():
                 if output.finished:
                     choice = output.outputs[0]

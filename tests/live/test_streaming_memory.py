@@ -2,47 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import ENVIRONMENT, LiveServer, together
-
-from heed_server.models import bundled_model
+from engine_script import run_engine
+from live_server import LiveServer, together
 
 STREAMING: list[dict[str, Any]] = [{"method": "streaming_llm", "window": 64}]
 BLOCK = 32
 
 
-def run_engine(directory: Path, experiments: Sequence[str], schedules: int) -> dict[str, Any]:
-    model = bundled_model("heed-tiny")
-    assert model is not None
-    job = {"model": str(model.directory), "experiments": experiments, "schedules": schedules}
-    (directory / "job.json").write_text(json.dumps(job))
-    script = Path(__file__).with_name("streaming_engine.py")
-    done = subprocess.run(
-        [sys.executable, str(script), str(directory / "job.json"), str(directory / "found.json")],
-        env={**os.environ, **ENVIRONMENT, "VLLM_PLUGINS": "heed"},
-        capture_output=True,
-        text=True,
-        timeout=580,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    found: dict[str, Any] = json.loads((directory / "found.json").read_text())
-    assert found["idle"]
-    return found
-
-
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     experiments = ["neighbours", "concurrency", "longer_than_the_pool", "schedules"]
-    return run_engine(tmp_path_factory.mktemp("engine"), experiments, schedules=2)
+    return run_engine(
+        "streaming_engine.py", tmp_path_factory.mktemp("engine"), experiments, schedules=2
+    )
 
 
 def test_every_request_of_a_mixed_batch_has_the_bits_that_it_has_when_nothing_is_freed(
@@ -103,7 +80,7 @@ def test_requests_of_random_schedules_in_small_pools_equal_those_that_keep_all(
 
 @pytest.mark.slow
 def test_requests_of_20_random_schedules_equal_those_that_keep_all(tmp_path: Path) -> None:
-    found = run_engine(tmp_path, ["schedules"], schedules=20)["schedules"]
+    found = run_engine("streaming_engine.py", tmp_path, ["schedules"], schedules=20)["schedules"]
     check_schedules(found)
     assert sum(schedule["small"]["preemptions"] for schedule in found) > 0
 

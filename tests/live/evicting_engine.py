@@ -1,0 +1,184 @@
+"""An engine in this very process whose requests evict, run as a script: what only its scheduler can tell.
+
+Arguments as those of `streaming_engine.py`.
+"""
+
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from streaming_engine import POOL, Engine, prompt
+
+KEEP = 0.25
+WINDOW = 32
+
+
+def evict(kind: str, length: int, keep: float = KEEP) -> Any:
+    """window: as SnapKV. heads: as Ada-KV. again: as H2O, over all rows and on through the answer."""
+    from heed_kernels.edits import OPEN, Rows
+    from heed_kernels.evict import ColumnScore, Evict, HeadShare, WindowScore
+
+    count = max(int(keep * length), WINDOW)
+    again = kind == "again"
+    return Evict(
+        score=ColumnScore() if again else WindowScore(WINDOW, kernel=5),
+        share=HeadShare(0.2) if kind == "heads" else None,
+        counts=(count,) * 6,
+        most=min(length, 3 * count) if kind == "heads" else count,
+        sinks=4,
+        recent=8 if again else WINDOW - 4,
+        again=again,
+        together=1 if again else WINDOW,
+        every_row=again,
+        rows=Rows(length, OPEN),
+        source=0,
+    )
+
+
+class EvictingEngine(Engine):
+    """Requests are (prompt, tokens) or (prompt, tokens, kind)."""
+
+    def add(self, prompt: list[int], tokens: int, kind: str | None = None) -> str:
+        if kind is None:
+            return super().add(prompt, tokens)
+        from vllm import SamplingParams
+
+        from heed_server.engine.payload import RESERVED_KEY, Payload, pack
+
+        self.number += 1
+        name = f"r{self.number}"
+        length = len(prompt)
+        payload = Payload(name, 1, length, length, (evict(kind, length),), detailed=(0,))
+        parameters = SamplingParams(
+            temperature=0, max_tokens=tokens, logprobs=1, ignore_eos=True,
+            extra_args={RESERVED_KEY: pack(payload)},
+        )  # fmt: skip
+        self.engine.add_request(name, {"prompt_token_ids": prompt}, parameters)
+        return name
+
+    def fresh(self, arrivals: list[tuple[int, tuple[Any, ...]]], **more: Any) -> dict[str, Any]:
+        """`run` with an empty prefix cache, and with the reports of those that evict."""
+        self.scheduler.reset_prefix_cache()
+        found = self.run(arrivals, **more)
+        order = sorted(arrivals, key=lambda pair: pair[0])
+        found["reports"] = [
+            self.report(name) if len(request) > 2 and answer else None
+            for name, answer, (_, request) in zip(
+                found["names"], found["answers"], order, strict=True
+            )
+        ]
+        return found
+
+    def in_pool(self, blocks: int, arrivals: list[Any], **more: Any) -> dict[str, Any]:
+        """The same in a smaller pool."""
+        self.resize(blocks)
+        try:
+            return self.fresh(arrivals, **more)
+        finally:
+            self.resize(self.blocks + len(self.held))
+
+
+def neighbours(engine: EvictingEngine, schedules: int) -> dict[str, Any]:
+    """Plain requests with evicting ones among them, and without."""
+    plain = [
+        (0, (prompt(300, 1), 40)),
+        (2, ([*prompt(200, 50), *prompt(30, 3)], 40)),
+        (9, (prompt(90, 6), 60)),
+    ]
+    evicting = [
+        (0, (prompt(400, 2), 60, "window")),
+        (3, ([*prompt(200, 50), *prompt(200, 4)], 50, "heads")),
+        (5, (prompt(150, 5), 70, "again")),
+    ]
+    both = sorted([*plain, *evicting], key=lambda pair: pair[0])
+    among = engine.fresh(both)
+    small = engine.in_pool(engine_peak(among) // 2, both)
+    return {
+        "places": [both.index(pair) for pair in plain],
+        "alone": engine.fresh(plain),
+        "among": among,
+        "small": small,
+    }
+
+
+def engine_peak(found: dict[str, Any]) -> int:
+    return int(found["peak"])
+
+
+def concurrency(engine: EvictingEngine, schedules: int) -> dict[str, Any]:
+    """Requests of 800 + 120 tokens in a pool that holds three: four plain ones, six that keep a quarter."""
+    runs = {
+        "plain": engine.in_pool(POOL, [(0, (prompt(800, i), 120)) for i in range(4)]),
+        "evicting": engine.in_pool(POOL, [(0, (prompt(800, i), 120, "window")) for i in range(6)]),
+    }
+    for found in runs.values():
+        del found["answers"], found["names"]
+        for report in found["reports"]:
+            if report is not None:
+                del report["kept"]
+    return runs
+
+
+def sharing(engine: EvictingEngine, schedules: int) -> dict[str, Any]:
+    """One prompt: plain, evicting, plain again, then two at once; and evicting with an empty cache."""
+    text = prompt(300, 11)
+    alone = engine.fresh([(0, (text, 40, "window"))])
+    requests = [(text, 40), (text, 40, "window"), (text, 40)]
+    in_turn = engine.fresh([(45 * i, request) for i, request in enumerate(requests)])
+    at_once = engine.fresh([(0, (text, 40)), *((8, (text, 40, "window")) for _ in range(2))])
+    return {"alone": alone, "in_turn": in_turn, "at_once": at_once}
+
+
+def replays(engine: EvictingEngine, schedules: int) -> dict[str, Any]:
+    """The same requests left alone, and preempted all at once while they decode."""
+    requests = [
+        (0, (prompt(300, 21), 50, "window")),
+        (0, (prompt(150, 22), 50, "again")),
+        (0, (prompt(240, 23), 50, "heads")),
+    ]
+    return {
+        "alone": engine.fresh(requests),
+        "preempted": engine.fresh(requests, preempt=[15, 30]),
+    }
+
+
+def schedules(engine: EvictingEngine, schedules: int) -> list[dict[str, Any]]:
+    """Random arrivals and aborts in small pools; then all of it in a large one."""
+    found = []
+    for seed in range(schedules):
+        chance = random.Random(seed)
+        arrivals = []
+        for i in range(chance.randint(3, 7)):
+            kind = chance.choice([None, "window", "window", "heads", "again"])
+            text = prompt(chance.randint(40, 320), 10 * seed + i)
+            if chance.random() < 0.4:
+                text = [*prompt(120, seed), *text[:200]]
+            request = (text, 80) if kind is None else (text, 80, kind)
+            arrivals.append((chance.randrange(20), request))
+        arrivals.sort(key=lambda pair: pair[0])
+        aborts = {chance.randrange(60): chance.randrange(len(arrivals)) for _ in range(2)}
+        small = engine.in_pool(chance.randint(14, 20), arrivals, aborts=aborts)
+        found.append({"small": small, "large": engine.fresh(arrivals)})
+    return found
+
+
+EXPERIMENTS: dict[str, Callable[[EvictingEngine, int], Any]] = {
+    run.__name__: run for run in (neighbours, concurrency, sharing, replays, schedules)
+}
+
+
+def main() -> None:
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    job = json.loads(Path(sys.argv[1]).read_text())
+    engine = EvictingEngine(job["model"], pool=200)
+    found = {name: EXPERIMENTS[name](engine, job["schedules"]) for name in job["experiments"]}
+    found["idle"] = engine.idle
+    Path(sys.argv[2]).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
