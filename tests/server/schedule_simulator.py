@@ -391,7 +391,7 @@ class Simulator:
         assert not self.manager.req_to_blocks and not self.manager.num_cached_block
         assert not self.scheduler._streams and not self.scheduler._evicting
         assert not self.manager._pending_cow_copies
-        assert not self.scheduler._segments and not self.scheduler._passes
+        assert not self.scheduler._segments and not self.scheduler._passed
 
 
 def search_of(segments: Segments) -> FindKeys:

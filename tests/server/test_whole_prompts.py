@@ -9,13 +9,13 @@ from tests.server.schedule_simulator import Plan, Setting, Simulator
 from tests.server.test_kv_release import WINDOWS, tokens
 
 from heed_kernels.segments import Segments
-from heed_server.engine.whole_prompts import MOST_PASSES
+from heed_server.engine.rows_together import MOST_PASSES
 
 SCHEDULES = 160
 
 
 def plan(name: str, prompt: int, answer: int, segments: Segments | None = None) -> Plan:
-    return Plan(name, tokens(prompt + answer, sum(name.encode())), prompt, None, segments)
+    return Plan(name, tokens(prompt + answer, sum(name.encode())), prompt, segments=segments)
 
 
 def whole(name: str, prompt: int, answer: int = 5, running: bool = False) -> Plan:

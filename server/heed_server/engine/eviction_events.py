@@ -56,10 +56,16 @@ class EvictionPolicy:
         """Whether keys may be let go when `end` tokens are computed."""
         return end > self.fewest and self.next_event(end - 1, block_size) == end
 
-    def chunk(self, computed: int, count: int, block_size: int) -> int:
-        """How many of `count` tokens after the first `computed` ones may be computed in one step.
+    def rows_together(self, computed: int) -> int:
+        """How many rows a step that begins after `computed` ones has to hold, at least."""
+        if max(0, self.prompt_length - self.together) <= computed < self.prompt_length:
+            return self.prompt_length - computed
+        return 1
 
-        0 where it is the turn of the last prompt rows, and `count` is too few for them.
+    def chunk(self, computed: int, count: int, block_size: int) -> int:
+        """How many of `count` tokens after the first `computed` ones one step may compute.
+
+        count: at least `rows_together`.
         """
         event = self.next_event(computed, block_size)
         if event is not None:

@@ -19,6 +19,7 @@ from heed_server.engine.eviction_events import (
 from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.paged_cache import PagedCache
 from heed_server.engine.payload import packed_in
+from heed_server.engine.rows_together import RowsTogetherMixin
 
 
 @dataclass
@@ -37,15 +38,12 @@ class Evicting:
     told: int = 0
 
 
-class EvictionMixin(PagedCache):
+class EvictionMixin(PagedCache, RowsTogetherMixin):
     """Put before the scheduler class that vLLM itself would use."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._evicting: dict[str, Evicting] = {}
-        self._passed_over: tuple[str, int] | None = None
-        self._favoured: tuple[str, int] | None = None
-        self._spent = 0
         if self._manager is None:
             return
         cache = self.kv_cache_manager  # type: ignore[attr-defined]
@@ -100,8 +98,7 @@ class EvictionMixin(PagedCache):
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """As in `Scheduler`; says which requests evict after the step, and into which blocks."""
-        self._favoured, self._passed_over, self._spent = self._passed_over, None, 0
-        output = super().schedule(*args, **kwargs)  # type: ignore[misc]
+        output = super().schedule(*args, **kwargs)
         if not self._evicting:
             return output
         events: dict[str, Event] = {}
@@ -140,7 +137,7 @@ class EvictionMixin(PagedCache):
             self._evicting[request.request_id] = Evicting(evicting.policy, told=evicting.told)
 
     def _free_blocks(self, request: Any) -> None:
-        super()._free_blocks(request)  # type: ignore[misc]
+        super()._free_blocks(request)
         self._evicting.pop(request.request_id, None)
 
     def _get_local_prefix_cache_hit(self, request: Any) -> Any:
@@ -148,37 +145,23 @@ class EvictionMixin(PagedCache):
         evicting = self._evicting.get(request.request_id)
         return hit if evicting is None else self._shortened(hit, evicting.policy.cached_rows)
 
+    def _rows_together(self, request: Any, computed: int) -> int:
+        rows = super()._rows_together(request, computed)
+        evicting = self._evicting.get(request.request_id)
+        return rows if evicting is None else max(rows, evicting.policy.rows_together(computed))
+
     def _reserve_prefill_lookahead(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int
     ) -> int:
         """Called for every request that is about to get blocks, with the size of its chunk."""
-        count: int = super()._reserve_prefill_lookahead(  # type: ignore[misc]
-            request, num_computed_tokens, num_new_tokens
-        )
-        request_id = request.request_id
-        wanted = count = self._leaving_room(request_id, count)
-        evicting = self._evicting.get(request_id)
-        if evicting is not None:
-            if evicting.event is not None:
-                # Steps run ahead, and this one would need to know what the last one has evicted.
-                return 0
-            policy = evicting.policy
-            count = policy.chunk(num_computed_tokens, count, self._size)
-            if wanted and not count and self._passed_over is None:
-                self._passed_over = (request_id, policy.prompt_length - num_computed_tokens)
-        self._spent += count
-        return count
-
-    def _leaving_room(self, request_id: str, count: int) -> int:
-        """The part of `count` tokens that leaves enough for the request that was passed over last time."""
-        if self._favoured is None:
+        evicting = self._evicting.get(request.request_id)
+        if evicting is not None and evicting.event is not None:
+            # Steps run ahead, and this one would need to know what the last one has evicted.
+            return 0
+        count = super()._reserve_prefill_lookahead(request, num_computed_tokens, num_new_tokens)
+        if evicting is None:
             return count
-        favoured, needed = self._favoured
-        if request_id == favoured:
-            self._favoured = None
-            return count
-        budget: int = self.max_num_scheduled_tokens  # type: ignore[attr-defined]
-        return max(0, min(count, budget - needed - self._spent))
+        return evicting.policy.chunk(num_computed_tokens, count, self._size)
 
     def _choose_targets(
         self,
