@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from tests.server.simulated_keys import LONGEST, keys_of, keys_seen
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -36,9 +37,6 @@ from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.engine.scheduler import HeedAsyncScheduler, HeedScheduler
 from heed_server.models import bundled_model
-
-LONGEST = 1 << 14
-EVERYTHING = Window(0, LONGEST)
 
 
 @dataclass(frozen=True)
@@ -408,19 +406,3 @@ def first_rows(output: Any) -> dict[str, int]:
     cached = output.scheduled_cached_reqs
     first = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
     return first | {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}
-
-
-def keys_seen(window: Window | None, first: int, last: int) -> np.ndarray:
-    """Every key that one of the rows [first, last] sees."""
-    window = window or EVERYTHING
-    begin = max(0, first - window.window + 1)
-    return np.concatenate([np.arange(min(window.sinks, begin)), np.arange(begin, last + 1)])
-
-
-def keys_of(tokens: Sequence[int], salt: str | None) -> np.ndarray:
-    """A number for each token that no other beginning, and no other salt, has."""
-    keys, key = np.zeros(len(tokens) + 1, np.int64), hash(salt)
-    for i, token in enumerate(tokens):
-        key = hash((key, token))
-        keys[i] = key
-    return keys

@@ -1,0 +1,26 @@
+"""The numbers that stand for keys in `schedule_simulator.py`, and which of them a row sees."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from heed_server.engine.hidden_blocks import Window
+
+LONGEST = 1 << 14
+EVERYTHING = Window(0, LONGEST)
+
+
+def keys_seen(window: Window | None, first: int, last: int) -> np.ndarray:
+    """Every key that one of the rows [first, last] sees."""
+    window = window or EVERYTHING
+    begin = max(0, first - window.window + 1)
+    return np.concatenate([np.arange(min(window.sinks, begin)), np.arange(begin, last + 1)])
+
+
+def keys_of(tokens: Sequence[int], salt: str | None) -> np.ndarray:
+    """A number for each token that no other beginning, and no other salt, has."""
+    keys, key = np.zeros(len(tokens) + 1, np.int64), hash(salt)
+    for i, token in enumerate(tokens):
+        key = hash((key, token))
+        keys[i] = key
+    return keys
