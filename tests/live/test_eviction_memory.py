@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from engine_script import run_engine
+
+from heed_server.models import bundled_model
 
 BLOCK, LAYERS = 32, 6
 
@@ -57,10 +60,6 @@ def test_a_pool_that_holds_three_plain_requests_decodes_six_that_keep_a_quarter(
 
 def bytes_per_token_and_layer() -> int:
     """Keys and values of the bundled model in float32."""
-    import json
-
-    from heed_server.models import bundled_model
-
     model = bundled_model("heed-tiny")
     assert model is not None
     shape = json.loads((model.directory / "config.json").read_text())

@@ -1,0 +1,118 @@
+"""The worker's book of evictions: keys are moved when an event is carried out, and reports say so."""
+
+import numpy as np
+import pytest
+import torch
+from tests.kernels.paged_model import layout_of
+
+from heed_kernels.cpu.eviction.pages import Pages
+from heed_kernels.edits import OPEN, Rows
+from heed_kernels.evict import Evict, NormScore, WindowScore
+from heed_kernels.table import EditTable
+from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.evicting_requests import Cache, EvictingRequests
+from heed_server.engine.payload import Payload
+
+LAYERS, KV_HEADS, SIZE, PROMPT, KEEP = 2, 2, 32, 100, 40
+ROW = np.array([5, 2, 7, 1, 0], np.int32)
+TARGETS = [3, 8]
+
+
+def evict(score: NormScore | WindowScore | None = None, again: bool = False) -> Evict:
+    together = score.window if isinstance(score, WindowScore) else 1
+    return Evict(
+        score or NormScore(), None, (KEEP, KEEP + 10), KEEP + 10, 2, 8, again, together, False,
+        Rows(PROMPT, OPEN), source=0,
+    )  # fmt: skip
+
+
+def book() -> tuple[EditedRequests, Cache]:
+    layout = layout_of(SIZE, 32)
+    pages = {
+        layer: torch.randn(10, KV_HEADS, SIZE, 64, generator=torch.Generator().manual_seed(layer))
+        for layer in range(LAYERS)
+    }
+    table = EditTable(slots=3, layers=LAYERS, query_heads=4, kv_heads=KV_HEADS)
+    requests, cache = EditedRequests(table), Cache(pages, layout, SIZE)
+    requests.evicting = EvictingRequests(table, cache, lambda local: local)
+    return requests, cache
+
+
+def enter(requests: EditedRequests, edit: Evict, detailed: tuple[int, ...] = ()) -> None:
+    requests.enter("a", Payload("r", 1, PROMPT, PROMPT, (edit,), detailed), 0)
+    requests.plan(["a"], np.array([0, PROMPT]), np.array([0]))
+
+
+def keys(cache: Cache, layer: int, head: int, blocks: np.ndarray, count: int) -> torch.Tensor:
+    pages = Pages.of(cache.pages[layer], blocks, cache.layout)
+    return pages.read(head, np.arange(count), "key")
+
+
+def test_survivors_are_moved_to_the_targets_and_stand_in_a_full_report() -> None:
+    requests, cache = book()
+    before = {
+        (layer, head): keys(cache, layer, head, ROW, PROMPT)
+        for layer in range(LAYERS)
+        for head in range(KV_HEADS)
+    }
+    enter(requests, evict(), detailed=(0,))
+    assert requests.evict("a", PROMPT, ROW, TARGETS) == KEEP + 10
+    requests.released({"a": (1, None)})
+    measured = requests.take(["r"], block_bytes=1000)["r"][0]["interventions"][0]
+    for (layer, head), old in before.items():
+        positions = measured["kept"][str(layer)][head]
+        assert len(positions) == KEEP + 10 * layer
+        assert positions[:2] == [0, 1] and positions[-8:] == list(range(92, 100))
+        moved = keys(cache, layer, head, np.array(TARGETS), len(positions))
+        assert torch.equal(moved, old[positions])
+    assert measured["evicted_tokens"] == PROMPT - (KEEP + 5)
+    assert (measured["freed_blocks"], measured["freed_bytes"]) == (1, 1000)
+    # Three whole blocks; each layer's survivors fill two.
+    assert measured["realised_saving"] == 1
+    assert PROMPT in requests.table.evicted_end
+
+
+def test_a_short_report_has_no_positions() -> None:
+    requests, _ = book()
+    enter(requests, evict())
+    requests.evict("a", PROMPT, ROW, TARGETS)
+    assert "kept" not in requests.take(["r"])["r"][0]["interventions"][0]
+
+
+def test_nothing_is_moved_where_no_event_is() -> None:
+    requests, cache = book()
+    before = {layer: page.clone() for layer, page in cache.pages.items()}
+    enter(requests, evict())
+    assert requests.evict("a", PROMPT + 28, ROW, TARGETS) is None
+    assert requests.evict("gone", PROMPT, ROW, TARGETS) is None
+    assert all(torch.equal(cache.pages[layer], before[layer]) for layer in before)
+
+
+@pytest.mark.parametrize("detailed", [(), (0,)])
+def test_a_request_that_starts_again_evicts_the_same_again(detailed: tuple[int, ...]) -> None:
+    requests, cache = book()
+    pages = {layer: page.clone() for layer, page in cache.pages.items()}
+    enter(requests, evict(again=True), detailed)
+    first = requests.evict("a", PROMPT, ROW, TARGETS)
+    once = requests.take(["r"])["r"][0]["interventions"][0]
+    requests.leave("a", finished=False)
+    for layer, page in cache.pages.items():
+        page.copy_(pages[layer])
+    enter(requests, evict(again=True), detailed)
+    assert requests.evict("a", PROMPT, ROW, TARGETS) == first
+    assert requests.take(["r"])["r"][0]["interventions"][0] == once
+
+
+def test_only_rows_that_are_scored_are_observed() -> None:
+    requests, _ = book()
+    requests.enter("a", Payload("r", 1, PROMPT, PROMPT, (evict(WindowScore(16)),)), 0)
+    for first, count, observed in [(0, 84, 0), (84, 16, 1), (100, 1, 0)]:
+        step = requests.plan(["a"], np.array([0, count]), np.array([first]))
+        assert step is not None and len(step.observers) == observed
+
+
+def test_an_eviction_that_is_not_of_this_prompt_fails_that_request_alone() -> None:
+    requests, _ = book()
+    requests.enter("a", Payload("r", 1, PROMPT + 1, PROMPT + 1, (evict(),)), 0)
+    assert "a" not in requests and requests.rows_in_use == requests.table.rows_in_use == 0
+    assert requests.take(["r"])["r"][0]["failure"]
