@@ -13,6 +13,7 @@ from typing import Any
 
 from streaming_engine import POOL, Engine, prompt
 
+KINDS = ("window", "heads", "again")
 KEEP = 0.25
 WINDOW = 32
 
@@ -166,15 +167,21 @@ def schedules(engine: EvictingEngine, schedules: int) -> list[dict[str, Any]]:
     return found
 
 
+def kinds(engine: EvictingEngine, schedules: int) -> dict[str, Any]:
+    """One request of each kind."""
+    requests = [(0, (prompt(200, 40 + i), 40, kind)) for i, kind in enumerate(KINDS)]
+    return engine.fresh(requests)
+
+
 EXPERIMENTS: dict[str, Callable[[EvictingEngine, int], Any]] = {
-    run.__name__: run for run in (neighbours, concurrency, sharing, replays, schedules)
+    run.__name__: run for run in (neighbours, concurrency, sharing, replays, schedules, kinds)
 }
 
 
 def main() -> None:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     job = json.loads(Path(sys.argv[1]).read_text())
-    engine = EvictingEngine(job["model"], pool=200)
+    engine = EvictingEngine(job["model"], pool=200, ranks=job["ranks"])
     found = {name: EXPERIMENTS[name](engine, job["schedules"]) for name in job["experiments"]}
     found["idle"] = engine.idle
     Path(sys.argv[2]).write_text(json.dumps(found))

@@ -21,14 +21,14 @@ SHORT = {"sinks": 4, "window": 64}
 class Engine:
     """vLLM's engine, a step at a time."""
 
-    def __init__(self, model: str, pool: int) -> None:
+    def __init__(self, model: str, pool: int, ranks: int = 1) -> None:
         from vllm import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
 
         arguments = EngineArgs(
             model=model, dtype="float32", enforce_eager=True, max_model_len=2048, block_size=BLOCK,
             max_num_batched_tokens=CHUNK, max_num_seqs=16, num_gpu_blocks_override=pool + 1,
-            kv_cache_memory_bytes=1 << 28,
+            kv_cache_memory_bytes=1 << 28, tensor_parallel_size=ranks,
         )  # fmt: skip
         self.engine = LLMEngine.from_engine_args(arguments)
         self.scheduler = self.engine.engine_core.engine_core.scheduler

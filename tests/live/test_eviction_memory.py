@@ -118,3 +118,19 @@ def test_requests_of_20_random_schedules_have_the_same_bits_in_small_pools(tmp_p
     found = run_engine("evicting_engine.py", tmp_path, ["schedules"], schedules=20)["schedules"]
     check_schedules(found)
     assert sum(schedule["small"]["preemptions"] for schedule in found) > 0
+
+
+@pytest.mark.slow
+def test_two_ranks_keep_what_one_keeps(tmp_path: Path) -> None:
+    """Heads share a budget over both ranks, and what the fullest head of all keeps is what is freed."""
+    found = []
+    for ranks in (1, 2):
+        directory = tmp_path / str(ranks)
+        directory.mkdir()
+        engine = run_engine("evicting_engine.py", directory, ["kinds"], schedules=0, ranks=ranks)
+        found.append(engine["kinds"])
+    one, two = found
+    assert one["reports"] == two["reports"]
+    assert [answer["tokens"] for answer in one["answers"]] == [
+        answer["tokens"] for answer in two["answers"]
+    ]

@@ -115,5 +115,9 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
 
 def gathered(local: NDArray[Any]) -> NDArray[Any]:
     """[local_kv_heads, ...] of every tensor-parallel rank, put together in the order of the ranks."""
-    whole: torch.Tensor = get_tp_group().all_gather(torch.from_numpy(local).contiguous(), dim=0)
-    return whole.numpy()
+    group = get_tp_group()
+    mine = torch.from_numpy(local).contiguous()
+    parts = [torch.empty_like(mine) for _ in range(group.world_size)]
+    # Not the group's own method: the one for shared memory takes no float64.
+    torch.distributed.all_gather(parts, mine, group=group.cpu_group)
+    return torch.cat(parts).numpy()
