@@ -147,6 +147,7 @@ class Simulator:
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
         self.chance = random.Random(0)
+        self.nothing_evicted = 0.0
         self.scheduler = scheduler_for(setting)
         self.manager = self.scheduler.kv_cache_manager.coordinator.single_type_managers[0]
         self.pool = self.scheduler.kv_cache_manager.block_pool
@@ -305,7 +306,7 @@ class Simulator:
         assert edit is not None
         held, places = row.seen(event.end - 1, event.end - 1)
         count = min(edit.counts) if edit.again else self.chance.randint(1, edit.most)
-        if count >= len(held):
+        if count >= len(held) or self.chance.random() < self.nothing_evicted:
             return None
         chosen = sorted(self.chance.sample(range(len(held)), count))
         keys = self.memory[self.places(row, places[chosen])]

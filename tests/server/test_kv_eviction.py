@@ -73,6 +73,12 @@ def simulate(seed: int) -> Simulator:
     simulator = Simulator(random_setting(chance))
     simulator.chance.seed(seed)
     waiting = [random_plan(chance, simulator.setting, i) for i in range(chance.randint(2, 9))]
+    if (
+        max(len(plan.tokens) for plan in waiting)
+        < simulator.setting.pool * simulator.setting.block_size
+    ):
+        # A worker that could not carry the event out says so by saying nothing.
+        simulator.nothing_evicted = chance.choice([0, 0.2])
     while waiting:
         if chance.random() < 0.3:
             simulator.add(waiting.pop())
