@@ -8,7 +8,7 @@ first places of the request's cache, so that a later row q reads
 
 where `end` is the number of tokens computed when the last eviction took place (0 before the first).
 Survivors keep the rotation of their own positions, and rows count positions over the whole sequence
-still.
+still. What other edits of these rows say about keys holds for places; see `eviction_rules.py`.
 
 Which keys survive an eviction at `end`, for one (l, g) that keeps n: those that are protected,
 k < sinks or k >= end - recent, and of the others those with the highest scores, of equal ones the

@@ -68,7 +68,7 @@ def scores(edit: Evict, held: Held, scale: float, rope: Rope | None = None) -> F
         case ColumnScore():
             return held.by_group(held.weights.sum(axis=1))
         case NormScore():
-            return -np.linalg.norm(held.key, axis=2)
+            return np.asarray(-np.linalg.norm(held.key, axis=2))
         case DifferenceScore():
             unit = held.key / np.linalg.norm(held.key, axis=2, keepdims=True)
             mean = unit.mean(axis=1, keepdims=True)
@@ -155,10 +155,8 @@ def preference(share: QueryShare, edit: Evict, held: Held) -> float:
     w = held.weights[:, -share.rows :, : max(held.end - edit.recent, 0)]
     entropy = float(-(w * np.log(w + 1e-10)).sum())
     variance = float(w.var(axis=1, ddof=1).sum()) if w.shape[1] > 1 else 0.0
-    return (
-        max(entropy, 0.0) ** (1 / share.tau1) * variance ** (1 / share.tau2)
-        + share.alpha * different
-    )
+    cake = max(entropy, 0.0) ** (1 / share.tau1) * variance ** (1 / share.tau2)
+    return float(cake + share.alpha * different)
 
 
 def _window_scores(score: WindowScore, recent: int, held: Held) -> Floats:
@@ -170,7 +168,8 @@ def _window_scores(score: WindowScore, recent: int, held: Held) -> Floats:
         raw = held.by_group(raw)
     else:
         raw = np.repeat(raw.mean(axis=0, keepdims=True), len(held.key), axis=0)
-    pooled, side = raw.copy(), score.kernel // 2
+    pooled: Floats = raw.copy()
+    side = score.kernel // 2
     for head in range(len(raw)):
         end = int((held.position[head] < held.end - recent).sum())
         for k in range(end):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import permutations
 from typing import Any, Literal
 
@@ -29,6 +30,15 @@ from heed_kernels.edits import (
     Rows,
     TrailingKeys,
     VisibleKeys,
+)
+from heed_kernels.evict import (
+    Evict,
+    HeadShare,
+    NormScore,
+    QueryShare,
+    Score,
+    Share,
+    WindowScore,
 )
 
 ZERO: dict[str, Any] = {"method": "zerotuning", "gamma": 2}
@@ -260,6 +270,26 @@ def test_observations_are_not_part_of_a_digest() -> None:
     on = HeadSet((1,))
     asked = [ObserveColumns(on, Rows(), 0), ObserveMass(on, Rows(), KeyRanges(((0, 1),)), 1)]
     assert digest(asked, None) is None
+
+
+def test_an_eviction_is_seen_by_rows_after_the_prompt_alone() -> None:
+    """So its prompt is shared with plain requests, and no generated block of one eviction with another."""
+
+    def evict(score: Score, share: Share | None = None) -> Evict:
+        return Evict(score, share, (20,), 20, 4, 8, False, 8, False, Rows(32), 3)
+
+    window = evict(WindowScore(8))
+    assert below(window, 32) is None
+    assert digest([window], 32) is None
+    assert below(window, 33) == replace(window, source=0)
+    different = [
+        window,
+        evict(WindowScore(8, pooling="max")),
+        evict(NormScore()),
+        evict(NormScore(), HeadShare(0.5)),
+        evict(NormScore(), QueryShare(8, None, 1, 1)),
+    ]
+    assert len({digest([edit], None) for edit in different} - {None}) == len(different)
 
 
 def test_mixed_vectors_are_part_of_a_digest() -> None:

@@ -4,6 +4,7 @@ Scores are float32 sums, or exact; where a key's score is within 1e-5 (relative)
 the other side. Such keys are counted and printed."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -137,7 +138,7 @@ def steps(prompt, total, chunk, block_size=16):
         prompt // block_size * block_size + block_size, total + block_size, block_size
     ):
         cuts += [cuts[-1] + 1, min(full, total)]
-    return [(a, b) for a, b in zip(cuts, cuts[1:], strict=False) if a < b <= total]
+    return [(a, b) for a, b in pairwise(cuts) if a < b <= total]
 
 
 @pytest.mark.parametrize("name", SCORES)

@@ -100,7 +100,8 @@ class DeviceTable:
 
 
 def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:
-    """int32 [slots, words]. Raises `EditError` for what the device cannot do, and for ranges out of order."""
+    """int32 [slots, words]. Raises `EditError` where ranges do not ascend or reach outside, and for an
+    eviction."""
     count = table.range_count[slots]
     unused = np.arange(RANGES) >= count[:, None]
     start = table.range_start[slots]
@@ -115,8 +116,11 @@ def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:
     wrong |= ((np.diff(keys, axis=1) <= 0) & ~idle[:, 1:]).any(axis=1)
     if wrong.any():
         raise EditError(f"the source keys of slot {slots[wrong.argmax()]} do not ascend")
-    if table.evicting[slots].any():
-        raise EditError("keys are not evicted on this device")
+    evicting = table.evicting[slots]
+    if evicting.any():
+        raise EditError(
+            f"slot {slots[evicting.argmax()]} evicts keys, which this device cannot do yet"
+        )
     kind = table.range_class[slots].astype(np.int32)
     destination = (kind & DESTINATION) != 0
     records = np.zeros((len(slots), at.LINE.value + table.layers * PHASES), np.int32)

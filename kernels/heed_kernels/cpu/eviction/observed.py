@@ -116,7 +116,8 @@ class Observer:
             return known.astype(np.float64)
         if isinstance(score, ColumnScore):
             columns = self._columns[layer].as_float()[:, places]
-            return columns.reshape(-1, self._group_heads, len(places)).mean(axis=1)
+            by_group = columns.reshape(-1, self._group_heads, len(places))
+            return np.asarray(by_group.mean(axis=1))
         result = np.zeros((self._table.local_kv_heads, len(places)))
         for head in range(len(result)):
             key = pages.read(head, places, "key").double()
@@ -214,5 +215,4 @@ class Observer:
         own = slice(head * self._group_heads, (head + 1) * self._group_heads)
         mean, covariance = self._moments[layer].moments(own)
         scores = expected_scores(score, key, value, mean, covariance, known[2], scale)
-        result: NDArray[np.float64] = scores.numpy()
-        return result
+        return np.asarray(scores.numpy())

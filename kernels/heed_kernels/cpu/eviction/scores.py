@@ -11,7 +11,8 @@ GROUP = 128
 
 def norm_scores(key: torch.Tensor) -> torch.Tensor:
     """float64 [keys] from [keys, head_dim]."""
-    return -key.norm(dim=1)
+    norm: torch.Tensor = torch.linalg.vector_norm(key, dim=1)
+    return -norm
 
 
 def difference_scores(key: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,9 @@ from heed_kernels.table import EditTable
 EPSILON = 1e-10
 """Added to a weight before its logarithm is taken."""
 
+_NOT_EDITED = np.array([[1, 0, 0]], np.float32)
+"""Scale, absolute and bias of keys without an edit."""
+
 
 @dataclass(frozen=True)
 class WindowStatistics:
@@ -87,7 +90,7 @@ class Window:
         line = table.lines.rows[table.line[slot, self.layer, phase]]
         vectors = table.vectors.rows[:, head]
         by_group = vectors[line[GROUP_FIELDS:]].reshape(-1, 3)  # [groups - 1, fields]
-        by_group = np.concatenate([np.float32([[1, 0, 0]]), by_group])
+        by_group = np.concatenate([_NOT_EDITED, by_group])
         count = table.range_count[slot]
         ranges = np.searchsorted(table.range_start[slot, :count], self.places, side="right") - 1
         of_key = torch.from_numpy(by_group[table.range_group[slot, ranges]])  # [keys, fields]
