@@ -163,9 +163,11 @@ def add_seen(
     u: Any, count: Any, first_key: Any, start: Any, end: Any, kind: Any, shift: Any
 ) -> Any:
     """Append what an eviction left of the tile's keys [start, end); returns the number of runs."""
-    runs, gone = int64_at(u, RUNS), int64_at(u, HOLE_START) - first_key
-    count = add_run(runs, count, start, min(end, gone), kind, shift)
-    start = max(start, int64_at(u, HOLE_END) - first_key)
+    runs, gone_to = int64_at(u, RUNS), int64_at(u, HOLE_END) - first_key
+    if gone_to > start:
+        gone_from = int64_at(u, HOLE_START) - first_key
+        count = add_run(runs, count, start, min(end, gone_from), kind, shift)
+        start = gone_to
     return add_run(runs, count, start, end, kind, shift)
 
 
@@ -368,7 +370,8 @@ def tile_logits(p: Any, u: Any, first_key: Any) -> Any:
                 edit_row(p, at, slot, q, first_key, seen, first_head + g, line, cursor)
             fill(at + 4 * seen, used - seen, -INFINITY)
             fill(at + 4 * hide_from, hide_to - hide_from, -INFINITY)
-            fill(at + 4 * gone_from, min(gone_to, used) - gone_from, -INFINITY)
+            if gone_to > gone_from:
+                fill(at + 4 * gone_from, min(gone_to, used) - gone_from, -INFINITY)
             if hiding:
                 hide_ranges(p, at, slot, phase, first_key, seen, cursor)
     return count
