@@ -192,6 +192,21 @@ def test_a_prompt_row_is_read_out_of_the_prefix_cache_only_before_the_rows_that_
     simulator.finish(200)
 
 
+def test_what_a_step_has_evicted_says_nothing_of_the_same_request_started_again() -> None:
+    """It is preempted while the step is under way, and has come to its event again when that has run."""
+    simulator = Simulator(Setting(pool=100, chunk=64, batch=4, run_ahead=True))
+    simulator.add(*plans(1, 40, 30, 8))
+    simulator.step()
+    simulator.preempt_all()
+    before = simulator.under_way.popleft()
+    simulator.under_way.append(simulator.scheduler.schedule())
+    simulator.run(before)
+    assert simulator.scheduler._evicting["r0"].event is not None
+    simulator.rows["r0"].sampled = 0  # the token was dropped
+    simulator.finish(200)
+    assert simulator.reported["r0"][0] > 0
+
+
 @pytest.mark.parametrize("ahead", [1, 5, 15])
 @pytest.mark.parametrize("prompt", [16, 18, 40])
 def test_the_last_prompt_rows_get_room_beside_running_requests(prompt: int, ahead: int) -> None:
