@@ -37,7 +37,7 @@ uint8 [local_heads]: which heads are wanted."""
     UNIT_FIELDS,
 ) = range(32)  # fmt: skip
 """Fields of a unit. BLOCK_ROW: its line of the block table; PAGES: the KV head's part of the cache;
-EDITED: logits may change; HIDING: some row does not see some range; WALKED: runs follow the ranges;
+EDITED: logits may change; HIDING: some row does not see some range; WALKED: runs follow ranges and hole;
 SPLIT: the destination of a transfer has sums of its own; PHASES_HERE: bits of the rows' phases; CURSOR:
 the range that the tile begins in; TURNED_BY: the shift that TURNED holds; [HOLE_START, HOLE_END): keys
 that an eviction let go. From RUNS to STATE, addresses in the thread's memory, V = ROWS x query heads of

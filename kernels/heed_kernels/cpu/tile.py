@@ -174,14 +174,14 @@ def add_seen(
 @compiled()
 def find_runs(p: Any, u: Any, first_key: Any, keys: Any, cursor: Any) -> Any:
     """Runs of the tile's first `keys` keys that some row sees; returns their number."""
-    slot, first_row = int64_at(u, SLOT), int64_at(u, FIRST_ROW)
+    slot, first_row, runs = int64_at(u, SLOT), int64_at(u, FIRST_ROW), int64_at(u, RUNS)
     sinks, window = int64_at(u, SINKS), int64_at(u, WINDOW)
     # Keys [low, high) of the tile are hidden by the window from a row, and from later ones with it.
     low = min(max(sinks - first_key, 0), keys) if window > 0 else keys
     if not (int64_at(u, WALKED) or int64_at(u, SPLIT)):
         high = max(min(first_row - window + 1 - first_key, keys), low)
-        count = add_seen(u, 0, first_key, 0, low, 0, 0)
-        return add_seen(u, count, first_key, high, keys, 0, 0)
+        count = add_run(runs, 0, 0, low, 0, 0)
+        return add_run(runs, count, high, keys, 0, 0)
     starts = int64_at(p, RANGE_START) + slot * 4 * RANGES
     ranges = int32_at(int64_at(p, RANGE_COUNT), slot)
     count = 0
@@ -370,8 +370,7 @@ def tile_logits(p: Any, u: Any, first_key: Any) -> Any:
                 edit_row(p, at, slot, q, first_key, seen, first_head + g, line, cursor)
             fill(at + 4 * seen, used - seen, -INFINITY)
             fill(at + 4 * hide_from, hide_to - hide_from, -INFINITY)
-            if gone_to > gone_from:
-                fill(at + 4 * gone_from, min(gone_to, used) - gone_from, -INFINITY)
+            fill(at + 4 * gone_from, min(gone_to, used) - gone_from, -INFINITY)
             if hiding:
                 hide_ranges(p, at, slot, phase, first_key, seen, cursor)
     return count

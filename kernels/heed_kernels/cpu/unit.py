@@ -153,7 +153,7 @@ def set_flags(p: Any, u: Any, slot: Any, first_row: Any, last_row: Any) -> None:
     set_int64(u, ROLLING, 1 if rolls and last_row - window - sinks + 1 > 0 else 0)
     set_int64(u, EDITED, 1 if edited or hiding else 0)
     set_int64(u, HIDING, 1 if hiding else 0)
-    set_int64(u, WALKED, 1 if hiding or shifting else 0)
+    set_int64(u, WALKED, 1 if hiding or shifting or int64_at(u, HOLE_END) > 0 else 0)
     set_int64(u, SPLIT, 0)
     set_int64(u, PHASES_HERE, phases)
     set_int64(u, TURNED_BY, 0)
