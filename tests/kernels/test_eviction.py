@@ -238,14 +238,16 @@ def test_chunks_and_a_second_run_keep_the_same_keys(name):
     assert kept[0] == kept[1] == kept[2] == kept[3]
 
 
-@pytest.mark.parametrize("share", [None, *SHARES.values()])
-@pytest.mark.parametrize("name", ["snapkv", "layer", "column", "norm", "expected"])
+@pytest.mark.parametrize(
+    "name, share",
+    [(name, None) for name in SCORES]
+    + [(name, "head") for name in ("layer", "column", "norm", "expected")]
+    + [("snapkv", share) for share in SHARES],
+)
 def test_two_ranks_decide_alike_and_each_moves_its_own_heads(name, share):
-    if isinstance(share, KindShare | QueryShare) and name != "snapkv":
-        pytest.skip("needs a window")
     prompt = 150
     tokens = Tokens(prompt + 2, 6, 2, layout_of(16, 32), seed=5)
-    edits = [evict(prompt, SCORES[name], share)]
+    edits = [evict(prompt, SCORES[name], SHARES.get(share))]
     whole = Paged(tokens, edits, prompt)
     ranks = [Paged(tokens, edits, prompt, kv_heads=heads) for heads in ((0, 1), (1, 2))]
     parts = [[], []]

@@ -98,7 +98,9 @@ class Observer:
             self._features[layer][:, 0] = similarity.numpy()
         if self._window:
             last = query[-min(self._window, len(query)) :]
-            window = Window(self._table, self._slot, layer, end - len(last), places, scale)
+            window = Window(
+                self._table, self._slot, layer, end - len(last), places, self._edit.recent, scale
+            )
             self._score_window(window, last.float(), pages)
 
     def scores(
@@ -180,12 +182,13 @@ class Observer:
     def _score_window(self, window: Window, query: torch.Tensor, pages: Pages) -> None:
         score, share, layer = self._edit.score, self._edit.share, window.layer
         assert isinstance(score, WindowScore)
+        only_mean = not score.variance and layer not in self._features
         scores, vectors = [], []
         for head in range(self._table.local_kv_heads):
             key = pages.read(head, window.places, "key").float()
             own = head * self._group_heads
             seen = window.statistics(
-                query[:, own : own + self._group_heads], key, own, self._edit.recent
+                query[:, own : own + self._group_heads], key, own, only_mean=only_mean
             )
             scores.append(seen.mean + np.float32(score.variance) * seen.variance)
             if layer in self._features:
