@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.server.simulated_keys import LONGEST, keys_of, keys_seen
+from tests.server.simulated_keys import LONGEST, keys_of, keys_seen, search_of
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -27,7 +27,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from heed_kernels.edits import OPEN, FindKeys, HeadSet, KeyRanges, Rows, VisibleKeys
+from heed_kernels.edits import VisibleKeys
 from heed_kernels.evict import Evict
 from heed_kernels.segments import Segments
 from heed_server.engine.eviction_events import EVICTED, EVICTING, Event
@@ -391,15 +391,6 @@ class Simulator:
         assert not self.scheduler._streams and not self.scheduler._evicting
         assert not self.manager._pending_cow_copies
         assert not self.scheduler._segments and not self.scheduler._passed
-
-
-def search_of(segments: Segments) -> FindKeys:
-    """A search with these segments."""
-    rows = Rows(0, OPEN if segments.running else segments.prompt)
-    return FindKeys(
-        HeadSet((1,)), rows, 0.1, 1, 8, KeyRanges(()), True, 0,
-        prompt=segments.prompt, ahead=segments.ahead,
-    )  # fmt: skip
 
 
 def first_rows(output: Any) -> dict[str, int]:

@@ -1,9 +1,11 @@
-"""The numbers that stand for keys in `schedule_simulator.py`, and which of them a row sees."""
+"""The numbers that stand for keys in `schedule_simulator.py`, which of them a row sees, and how they are sought."""
 
 from collections.abc import Sequence
 
 import numpy as np
 
+from heed_kernels.edits import OPEN, FindKeys, HeadSet, KeyRanges, Rows
+from heed_kernels.segments import Segments
 from heed_server.engine.hidden_blocks import Window
 
 LONGEST = 1 << 14
@@ -24,3 +26,12 @@ def keys_of(tokens: Sequence[int], salt: str | None) -> np.ndarray:
         key = hash((key, token))
         keys[i] = key
     return keys
+
+
+def search_of(segments: Segments) -> FindKeys:
+    """A search with these segments."""
+    rows = Rows(0, OPEN if segments.running else segments.prompt)
+    return FindKeys(
+        HeadSet((1,)), rows, 0.1, 1, 8, KeyRanges(()), True, 0,
+        prompt=segments.prompt, ahead=segments.ahead,
+    )  # fmt: skip

@@ -49,9 +49,7 @@ class PublicationMixin(PagedCache):
         return hit if limit is None else self._shortened(hit, limit)
 
 
-class HeedMixins(
-    KeptCountsMixin, WholePromptMixin, EvictionMixin, ReleaseMixin, PublicationMixin
-):
+class HeedMixins(KeptCountsMixin, WholePromptMixin, EvictionMixin, ReleaseMixin, PublicationMixin):
     """All that Heed adds: put before the scheduler class that vLLM itself would use."""
 
 
