@@ -6,21 +6,31 @@ between weights, then gains on head outputs. What is observed are weights before
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from heed_interventions.act import ACT
 from heed_interventions.method import Method
 from heed_interventions.streaming_llm import StreamingLLM
 from heed_interventions.zerotuning import ZeroTuning
+from heed_kernels.edits import Edit
+from heed_kernels.errors import EditError
+from heed_kernels.evict import Evict
+from heed_kernels.eviction_rules import check_beside
 
 
-def conflict(method: Method, others: Sequence[Method]) -> str | None:
-    """Why `method` cannot stand beside `others`, or None when it can.
+@dataclass(frozen=True)
+class Placed:
+    """An intervention that is not neutral on this prompt, with its edits."""
 
-    others: the interventions before it in the list; neither they nor `method` are neutral.
-    """
+    method: Method
+    edits: Sequence[Edit]
+
+
+def conflict(one: Placed, others: Sequence[Placed]) -> str | None:
+    """Why `one` cannot stand beside `others`, which come before it; None when it can."""
     for other in others:
         for rule in _RULES:
-            reason = rule(method, other) or rule(other, method)
+            reason = rule(one, other) or rule(other, one)
             if reason:
                 return reason
     return None
@@ -34,19 +44,20 @@ def repeated(method: Method, others: Sequence[Method]) -> str | None:
     return f"{name} can stand in a list only once"
 
 
-def _zerotuning_of_a_hidden_token(method: Method, other: Method) -> str | None:
-    if not isinstance(method, ZeroTuning) or not isinstance(other, StreamingLLM):
+def _zerotuning_of_a_hidden_token(one: Placed, other: Placed) -> str | None:
+    tuning, streaming = one.method, other.method
+    if not isinstance(tuning, ZeroTuning) or not isinstance(streaming, StreamingLLM):
         return None
-    if method.position < other.sinks:
+    if tuning.position < streaming.sinks:
         return None
     return (
-        f"zerotuning acts on position {method.position}, which streaming_llm with {other.sinks} "
-        "sinks hides from later rows; keep it with more `sinks`"
+        f"zerotuning acts on position {tuning.position}, which streaming_llm with "
+        f"{streaming.sinks} sinks hides from later rows; keep it with more `sinks`"
     )
 
 
-def _sinks_of_hidden_keys(method: Method, other: Method) -> str | None:
-    if not isinstance(method, ACT) or not isinstance(other, StreamingLLM):
+def _sinks_of_hidden_keys(one: Placed, other: Placed) -> str | None:
+    if not isinstance(one.method, ACT) or not isinstance(other.method, StreamingLLM):
         return None
     return (
         "act takes the mean of a key's weights over all rows after it, and streaming_llm hides keys "
@@ -54,7 +65,40 @@ def _sinks_of_hidden_keys(method: Method, other: Method) -> str | None:
     )
 
 
-_RULES: tuple[Callable[[Method, Method], str | None], ...] = (
+def _two_that_decide_what_stays(one: Placed, other: Placed) -> str | None:
+    if not one.method.evicts or not (other.method.evicts or isinstance(other.method, StreamingLLM)):
+        return None
+    return (
+        f"{one.method.name()} and {other.method.name()} both decide which keys stay in the cache; "
+        "only one of them can"
+    )
+
+
+def _keys_that_eviction_moves(one: Placed, other: Placed) -> str | None:
+    for evict in other.edits:
+        if not isinstance(evict, Evict):
+            continue
+        try:
+            check_beside(evict, one.edits)
+        except EditError:
+            name, evictor = one.method.name(), other.method.name()
+            if evict.again:
+                return (
+                    f"{name} acts on chosen tokens in generated rows, and {evictor} moves and drops "
+                    f"all but the {evict.sinks} sinks, generated tokens too: switch its `decode` off, "
+                    f"limit {name} to prompt rows, or protect the tokens with `sinks`"
+                )
+            return (
+                f"{name} acts on chosen prompt tokens in generated rows, and {evictor} moves and drops "
+                f"all but the {evict.sinks} sinks: limit {name} to prompt rows, or protect the tokens "
+                "with `sinks`"
+            )
+    return None
+
+
+_RULES: tuple[Callable[[Placed, Placed], str | None], ...] = (
     _zerotuning_of_a_hidden_token,
     _sinks_of_hidden_keys,
+    _two_that_decide_what_stays,
+    _keys_that_eviction_moves,
 )

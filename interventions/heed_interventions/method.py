@@ -52,6 +52,8 @@ class Method(BaseModel, ABC):
     needs_image: ClassVar[bool] = False
     observes: ClassVar[bool] = False
     """Whether it needs attention weights observed while the model runs."""
+    evicts: ClassVar[bool] = False
+    """Whether it takes keys out of the cache by their scores."""
     can_be_privileged: ClassVar[bool] = False
     """Whether some parameters of it are privileged."""
 

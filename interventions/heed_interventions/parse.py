@@ -114,7 +114,8 @@ def _message(detail: ErrorDetails, location: Sequence[int | str], method: type[M
         return (
             f"{name} is not a field of a span; it has either text and occurrence, or start and end"
         )
-    if kind == "exclusive":
+    if "field" in detail.get("ctx", {}):
+        # Found by looking at the intervention as a whole, which is no value to quote.
         return f"{name} {detail['msg']}"
     if kind in REASONS:
         return f"{name} {detail['msg']}, not {quote(detail['input'])}"

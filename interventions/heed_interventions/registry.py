@@ -3,12 +3,22 @@
 from typing import Any
 
 from heed_interventions.act import ACT
+from heed_interventions.adakv import AdaKV
 from heed_interventions.attention_scale import AttentionScale
 from heed_interventions.emphasis import Emphasis
+from heed_interventions.expected_attention import ExpectedAttention
+from heed_interventions.h2o import H2O
 from heed_interventions.head_gain import HeadGain
+from heed_interventions.keydiff import KeyDiff
+from heed_interventions.knorm import Knorm
 from heed_interventions.locore import LocoRE
 from heed_interventions.method import Method
+from heed_interventions.pyramidkv import PyramidKV
+from heed_interventions.snapkv import SnapKV
 from heed_interventions.streaming_llm import StreamingLLM
+from heed_interventions.tappa import TAPPA
+from heed_interventions.task_kv import TaskKV
+from heed_interventions.tova import TOVA
 from heed_interventions.views import NOT_OBSERVED, ModelView
 from heed_interventions.zerotuning import ZeroTuning
 
@@ -22,6 +32,16 @@ METHODS: dict[str, type[Method]] = {
         LocoRE,
         HeadGain,
         AttentionScale,
+        SnapKV,
+        H2O,
+        TOVA,
+        PyramidKV,
+        AdaKV,
+        KeyDiff,
+        Knorm,
+        ExpectedAttention,
+        TaskKV,
+        TAPPA,
     )
 }
 
@@ -83,7 +103,7 @@ def unavailable(method: type[Method], model: ModelView) -> str | None:
         return f"{method.name()} needs an image, and this model takes text only"
     if method.observes and not model.observes:
         return NOT_OBSERVED
-    return None
+    return model.eviction_obstacle if method.evicts else None
 
 
 def _inline(node: Any, definitions: dict[str, Any]) -> Any:

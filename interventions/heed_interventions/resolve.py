@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from heed_interventions.composition import conflict, repeated
+from heed_interventions.composition import Placed, conflict, repeated
 from heed_interventions.errors import InterventionError, join_path
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.publication import digest, lowest
@@ -127,10 +127,11 @@ def _resolve_one(
         raise view.error("method", twice, "composition")
     if method.is_neutral(model) or not edits:
         if not method.is_neutral(model):
-            view.report["reason"] = "there is nothing to edit in this prompt"
+            view.report.setdefault("reason", "there is nothing to edit in this prompt")
         edits, cache, limit = (), CacheClass.SHARED, None
     else:
-        meaningless = conflict(method, [item.method for item in before if item.edits])
+        placed = [Placed(item.method, item.edits) for item in before if item.edits]
+        meaningless = conflict(Placed(method, edits), placed)
         if meaningless:
             raise InterventionError(meaningless, view.path, reason="composition")
         limit = method.publication_limit(prompt.length)

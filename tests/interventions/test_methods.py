@@ -88,6 +88,7 @@ NEUTRAL: list[dict[str, object]] = [
     {"method": "locore", "beta": 0},
     {"method": "streaming_llm", "sinks": 4, "window": 508},
     {"method": "streaming_llm"},
+    *({"method": name, "keep": 1} for name, method in METHODS.items() if method.evicts),
 ]
 
 
