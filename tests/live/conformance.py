@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from eviction_cases import EVICTION_CASES
 from live_server import Completion, LiveServer
 from transformers_reference import Result, generate
 
@@ -108,6 +110,7 @@ CASES: dict[str, Case] = {
         {"method": "zerotuning", "gamma": 3},
         {"method": "zerotuning", "gamma": 2, "layers": [2]},
     ],
+    **EVICTION_CASES,
 }
 
 # Only where the operator allows them.
@@ -131,12 +134,25 @@ ALL_CASES = CASES | PRIVILEGED_CASES
 def reference_of(
     server: LiveServer, prompt: Sequence[int], edits: Edits, completion: Completion
 ) -> Result:
-    """The reference, along the tokens that the server chose."""
-    given = [
-        {**edit, "sinks": sinks_of(report)} if edit["method"] == "act" else edit
-        for edit, report in zip(edits, completion.report or [{}] * len(edits), strict=True)
-    ]
-    return generate(server.model_dir, prompt, given, forced_tokens=completion.tokens)
+    """The reference, along the tokens that the server chose, the keys that it reported to keep, and the
+    sinks that it found."""
+    reports = completion.report or [{}] * len(edits)
+    return generate(
+        server.model_dir,
+        prompt,
+        [edit | told(edit, report) for edit, report in zip(edits, reports, strict=True)],
+        forced_tokens=completion.tokens,
+        block_size=server.block_size,
+    )
+
+
+def told(edit: dict[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+    """What a full report says that the reference has to follow where both sides are as right."""
+    if edit["method"] == "act":
+        return {"sinks": sinks_of(report)}
+    if "kept" in report and not evicts_later(edit):
+        return {"kept": report["kept"]}
+    return {}
 
 
 def sinks_of(report: Mapping[str, Any]) -> dict[int, dict[int, list[int]]] | None:
@@ -162,14 +178,27 @@ def longest_prompt(server: LiveServer, case: Case) -> int:
     return int(server.flags[server.flags.index("--max-num-batched-tokens") + 1])
 
 
+@dataclass(frozen=True)
+class NearTies:
+    """What one side takes and the other one just not: tokens and sinks of ACT, and keys to be kept."""
+
+    choices: int
+    keys: int
+
+
+def evicts_later(edit: dict[str, Any]) -> bool:
+    """Whether it evicts in decode too, so that a report tells of its last eviction."""
+    return edit["method"] in ("h2o", "tova") and bool(edit.get("decode", True))
+
+
 def assert_conforms(
     server: LiveServer,
     prompt: Sequence[int],
     edits: Edits,
     completion: Completion,
     tolerance: float = TOLERANCE,
-) -> int:
-    """Equal greedy tokens and log-probabilities; the number of near-ties that went the other way.
+) -> NearTies:
+    """Equal greedy tokens and log-probabilities; the near-ties that went the other way.
 
     The reference follows the server's tokens, so what comes after a near-tie is compared as well.
     """
@@ -193,7 +222,8 @@ def assert_conforms(
         *reference.token_logprobs,
     ]
     assert_close(found, expected, tolerance, f"{edits}, prompt of {len(prompt)}")
-    return len(swaps) + len(reference.disagreements)
+    near_keys = sum(eviction.differing for eviction in reference.evictions)
+    return NearTies(len(swaps) + len(reference.disagreements), near_keys)
 
 
 def assert_close(

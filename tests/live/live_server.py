@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -88,6 +89,14 @@ class LiveServer:
     @cached_property
     def tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(self.model_dir)
+
+    @cached_property
+    def block_size(self) -> int:
+        """Tokens in a block of the KV cache."""
+        labels = re.search(r"^vllm:cache_config_info\{.*", self.client.get("/metrics").text, re.M)
+        found = re.search(r'\bblock_size="(\d+)"', labels[0]) if labels else None
+        assert found is not None
+        return int(found[1])
 
     @cached_property
     def shape(self) -> Any:

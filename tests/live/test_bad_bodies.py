@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from live_server import LiveServer
 
 METHODS = ["zerotuning", "head_gain", "attention_scale", "emphasis", "locore", "streaming_llm"]
+EVICTION = "snapkv h2o tova pyramidkv adakv keydiff knorm expected_attention task_kv tappa".split()
+METHODS += EVICTION
 FIELDS = [
     *("gamma", "position", "layers", "heads", "rows", "spans", "alpha", "protect_positions"),
     *("beta", "window", "include_prompt_tail", "gain", "q_scale", "sinks", "positions", "profile"),
+    *("budget", "keep", "recent", "kernel", "pooling", "decode", "floor", "epsilon", "m", "t"),
 ]
 
 scalars = st.one_of(
@@ -80,6 +83,15 @@ right = st.one_of(
         optional={
             "sinks": st.integers(0, 64),
             "positions": st.sampled_from(["rolling", "original"]),
+        },
+    ),
+    st.fixed_dictionaries(
+        {"method": st.sampled_from(EVICTION)},
+        optional={
+            "budget": st.integers(1, 80),
+            "keep": st.floats(0.01, 1),
+            "sinks": st.integers(0, 4),
+            "recent": st.integers(0, 8),
         },
     ),
 )

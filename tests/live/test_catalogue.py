@@ -10,8 +10,10 @@ import pytest
 from live_server import LiveServer
 from test_refusals import assert_refused
 
+EVICTION = "snapkv h2o tova pyramidkv adakv keydiff knorm expected_attention task_kv tappa".split()
 METHODS = [
     "act", "attention_scale", "emphasis", "head_gain", "locore", "streaming_llm", "zerotuning",
+    *EVICTION,
 ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from conformance import (
     DECIDED_OFTEN,
     LENGTHS,
     PRIVILEGED_CASES,
+    NearTies,
     assert_close,
     assert_conforms,
     is_private,
@@ -16,11 +17,12 @@ from conformance import (
     longest_prompt,
     reference_of,
 )
+from eviction_cases import EVICTION_CASES, READ_NO_HIT
 from live_server import Completion, LiveServer, together
 
 
 @pytest.fixture(scope="module")
-def near_ties() -> list[int]:
+def near_ties() -> list[NearTies]:
     """Near-ties per comparison."""
     return []
 
@@ -35,7 +37,7 @@ def test_a_plain_request_equals_the_reference(server: LiveServer, length: int) -
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("case", CASES)
 def test_an_edited_request_equals_the_reference(
-    server: LiveServer, near_ties: list[int], case: str, length: int
+    server: LiveServer, near_ties: list[NearTies], case: str, length: int
 ) -> None:
     prompt, edits = server.prompt(length), CASES[case](length)
     completion = server.complete(prompt, edits, prompt_logprobs=True)
@@ -63,7 +65,7 @@ def test_a_prefix_hit_changes_nothing(server: LiveServer, case: str) -> None:
     prompt, edits = server.prompt(300, start=9), CASES[case](300)
     server.complete(prompt, edits)
     again = server.complete(prompt, edits)
-    if is_private(edits):
+    if is_private(edits) or case in READ_NO_HIT:
         assert not again.cached_tokens
     else:
         assert again.cached_tokens, "the second request should have found the first one's blocks"
@@ -71,7 +73,7 @@ def test_a_prefix_hit_changes_nothing(server: LiveServer, case: str) -> None:
 
 
 def test_requests_in_one_batch_each_equal_the_reference(
-    server: LiveServer, near_ties: list[int]
+    server: LiveServer, near_ties: list[NearTies]
 ) -> None:
     prompts = [server.prompt(40 + 11 * i, start=i) for i in range(len(CASES))]
     edits = [case(len(prompt)) for case, prompt in zip(CASES.values(), prompts, strict=True)]
@@ -85,12 +87,16 @@ def test_requests_in_one_batch_each_equal_the_reference(
         near_ties.append(assert_conforms(server, prompt, edit, completion))
 
 
-def test_near_ties_are_rare(near_ties: list[int], capsys: pytest.CaptureFixture[str]) -> None:
+def test_near_ties_are_rare(near_ties: list[NearTies], capsys: pytest.CaptureFixture[str]) -> None:
     if not near_ties:
         pytest.skip("no comparison has run")
+    choices = sum(each.choices for each in near_ties)
+    keys = sum(each.keys for each in near_ties)
     with capsys.disabled():
-        print(f"\n{sum(near_ties)} near-ties in {len(near_ties)} edited requests")
-    assert sum(near_ties) <= 1 + len(near_ties) // 20
+        print(f"\n{choices} near-ties and {keys} of keys in {len(near_ties)} edited requests")
+    assert choices <= 1 + len(near_ties) // 20
+    # A token that stands twice has two keys of one norm in the first layer, equal but for rounding.
+    assert keys <= 1 + len(near_ties) // 2
 
 
 @pytest.mark.slow
@@ -139,7 +145,9 @@ def test_the_first_request_of_a_server_may_be_one_token(bfloat16_server: LiveSer
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [case for case in ALL_CASES if case not in DECIDED_OFTEN])
+@pytest.mark.parametrize(
+    "case", [case for case in ALL_CASES if case not in (*DECIDED_OFTEN, *EVICTION_CASES)]
+)
 def test_in_bfloat16_an_edit_adds_no_error_of_its_own(
     bfloat16_server: LiveServer, case: str
 ) -> None:
@@ -147,7 +155,8 @@ def test_in_bfloat16_an_edit_adds_no_error_of_its_own(
 
     So the measure is what plain requests lose on the same prompts. Edited rows read the same cache
     and may lose up to three times as much, because strong edits amplify whatever error comes in:
-    scaled logits 2.6 times, whose error is scaled with them.
+    scaled logits 2.6 times, whose error is scaled with them. Evictions are left out: of two keys with
+    almost equal scores another one may be kept.
     """
     errors = {"plain": 0.05, "edited": 0.0}
     for length in LENGTHS[1:]:

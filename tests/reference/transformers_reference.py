@@ -10,6 +10,7 @@ Order of composition:
 
     logits    q . k / sqrt(d) after RoPE, times `q_scale`            (attention_scale)
     visible   keys outside sinks and window do not exist             (streaming_llm)
+              keys that were evicted before the row do not exist     (eviction_definition.py)
     weights   softmax, times the factors of the edits, renormalised  (zerotuning, emphasis, locore)
               moved from sinks to the rest, see `act_reference`      (act)
     output    sum of weights and values, times `gain`                (head_gain)
@@ -20,13 +21,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import act_reference
+import eviction_definition
 import torch
 from act_reference import Disagreement
+from eviction_events import Eviction, Observed, adopted, ends, evicted, held_at
+from reference_scopes import heads_in_layer, row_mask
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
@@ -50,6 +54,7 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "locore": {"beta": 0.15, "window": 16, "include_prompt_tail": False, "layers": "all"},
     "act": act_reference.PARAMETERS,
     "streaming_llm": {"sinks": 4, "window": 1020, "positions": "rolling"},
+    **eviction_definition.PARAMETERS,
 }
 
 
@@ -68,6 +73,7 @@ class Result:
     prompt_logprobs: list[float | None]
     top: list[list[tuple[int, float]]]
     disagreements: list[Disagreement]
+    evictions: Sequence[Eviction] = ()
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ class Pass:
     logprobs: Tensor
     weights: list[Tensor]
     disagreements: list[Disagreement]
+    evictions: Sequence[Eviction] = ()
 
 
 def generate(
@@ -85,9 +92,16 @@ def generate(
     interventions: Sequence[Intervention] = (),
     max_tokens: int = 16,
     forced_tokens: Sequence[int] | None = None,
+    block_size: int = 0,
 ) -> Result:
-    """Decode greedily, or score `forced_tokens`, under `interventions` (spans as start and end)."""
-    return load(str(model_dir)).generate(prompt_token_ids, interventions, max_tokens, forced_tokens)
+    """Decode greedily, or score `forced_tokens`, under `interventions` (spans as start and end).
+
+    block_size: of the cache; methods that evict in decode do so whenever a block is full.
+    """
+    reference = load(str(model_dir))
+    return reference.generate(
+        prompt_token_ids, interventions, max_tokens, forced_tokens, block_size=block_size
+    )
 
 
 @lru_cache(maxsize=4)
@@ -112,17 +126,19 @@ class Reference:
         max_tokens: int = 16,
         forced_tokens: Sequence[int] | None = None,
         top: int = 5,
+        block_size: int = 0,
     ) -> Result:
         prompt = list(prompt_token_ids)
         if forced_tokens is None:
             tokens: list[int] = []
             for _ in range(max_tokens):
-                logprobs = self.run(prompt + tokens, len(prompt), interventions).logprobs
-                tokens.append(int(logprobs[-1].argmax()))
+                ran = self.run(prompt + tokens, len(prompt), interventions, block_size)
+                tokens.append(int(ran.logprobs[-1].argmax()))
         else:
             tokens = list(forced_tokens)
         # The last token is sampled and never becomes a row, so it stays out of the pass.
-        last = self.run((prompt + tokens)[:-1] or prompt, len(prompt), interventions)
+        rows_of = (prompt + tokens)[:-1] or prompt
+        last = self.run(rows_of, len(prompt), interventions, block_size)
         logprobs = last.logprobs
         rows = logprobs[len(prompt) - 1 :][: len(tokens)]
         best = rows.max(dim=-1)
@@ -141,32 +157,81 @@ class Reference:
                 )
             ],
             disagreements=last.disagreements,
+            evictions=last.evictions,
         )
 
-    @torch.no_grad()
     def run(
         self,
         tokens: Sequence[int],
         prompt_length: int,
         interventions: Sequence[Intervention] = (),
+        block_size: int = 0,
+        evictions: Sequence[Eviction] = (),
     ) -> Pass:
-        """All rows of `tokens`, of which the first `prompt_length` are the prompt."""
+        """All rows of `tokens`, of which the first `prompt_length` are the prompt.
+
+        evictions: what was evicted, where no intervention is to decide that.
+        """
         filled = [with_defaults(intervention) for intervention in interventions]
-        with self._edited(filled, prompt_length) as attentions:
-            logits = self.model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        for edit in filled:
+            if edit["method"] in eviction_definition.PARAMETERS:
+                evictions = self._evictions(edit, filled, tokens, prompt_length, block_size)
+        logits, attentions = self._pass(tokens, prompt_length, filled, evictions)
         return Pass(
             logits.log_softmax(-1),
             [attention.weights for attention in attentions],
             [each for attention in attentions for each in attention.disagreements],
+            evictions,
         )
+
+    def observe(self, tokens: Sequence[int]) -> Observed:
+        """What the methods that evict look at, after the plain prompt `tokens`."""
+        return Observed.of(self._pass(tokens, len(tokens), [], ())[1])
+
+    def _evictions(
+        self,
+        edit: dict[str, Any],
+        interventions: list[dict[str, Any]],
+        tokens: Sequence[int],
+        prompt_length: int,
+        block_size: int,
+    ) -> list[Eviction]:
+        """What is evicted, one eviction after another: each is decided under those before it."""
+        evictions: list[Eviction] = []
+        for end in ends(edit, prompt_length, len(tokens), block_size):
+            _, attentions = self._pass(tokens[:end], prompt_length, interventions, evictions)
+            seen, held = Observed.of(attentions), held_at(end, evictions)
+            choice = eviction_definition.choose(
+                edit, seen.layers, held, prompt_length, end, seen.mean_rotation
+            )
+            if choice is not None:
+                evictions = [*evictions, adopted(end, choice, edit.get("kept"))]
+        return evictions
+
+    @torch.no_grad()
+    def _pass(
+        self,
+        tokens: Sequence[int],
+        prompt_length: int,
+        interventions: list[dict[str, Any]],
+        evictions: Sequence[Eviction],
+    ) -> tuple[Tensor, list[EditedAttention]]:
+        with self._edited(interventions, prompt_length, evictions) as attentions:
+            logits = self.model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        return logits, attentions
 
     @contextmanager
     def _edited(
-        self, interventions: list[dict[str, Any]], prompt_length: int
+        self,
+        interventions: list[dict[str, Any]],
+        prompt_length: int,
+        evictions: Sequence[Eviction],
     ) -> Iterator[list[EditedAttention]]:
         decoder = self.model.model
         attentions = [
-            EditedAttention(layer.self_attn, index, decoder, interventions, prompt_length)
+            EditedAttention(
+                layer.self_attn, index, decoder, interventions, prompt_length, evictions
+            )
             for index, layer in enumerate(decoder.layers)
         ]
         for attention in attentions:
@@ -191,6 +256,7 @@ class EditedAttention:
         decoder: Any,
         interventions: list[dict[str, Any]],
         prompt_length: int,
+        evictions: Sequence[Eviction],
     ) -> None:
         if getattr(module, "sliding_window", None) is not None:
             raise NotImplementedError("a layer with a sliding window of its own")
@@ -198,6 +264,8 @@ class EditedAttention:
         self.rotary = decoder.rotary_emb
         self.head_count = decoder.config.num_attention_heads
         self.prompt_length = prompt_length
+        self.group = self.head_count // decoder.config.num_key_value_heads
+        self.gone = partial(evicted, evictions, layer, self.head_count)
         self.edits = [
             (intervention, heads)
             for intervention in interventions
@@ -205,14 +273,15 @@ class EditedAttention:
         ]
 
     def __call__(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
-        query, key, value = self.project(hidden_states[0])
+        query, key, value = self.states = self.project(hidden_states[0])
         rows = query.shape[1]
         logits = self.logits(query, key)
         for edit, heads in self.chosen("attention_scale"):
             logits[heads] *= edit["q_scale"]
-        logits = logits.masked_fill(~self.visible(rows), float("-inf"))
+        visible = self.visible(rows) & ~self.gone(rows)
+        logits = logits.masked_fill(~visible, float("-inf"))
         weights = logits.softmax(-1) * self.factors(rows)
-        weights = weights / weights.sum(-1, keepdim=True)
+        weights = self.observed = weights / weights.sum(-1, keepdim=True)
         for edit, heads in self.chosen("act"):
             weights, self.disagreements = act_reference.calibrated(
                 weights, edit, heads, self.layer, self.prompt_length
@@ -304,36 +373,9 @@ def with_defaults(intervention: Intervention) -> dict[str, Any]:
     method = intervention["method"]
     known = PARAMETERS[method]
     filled = {**known, **intervention}
-    unknown = set(filled) - set(known) - {"method"}
+    # What a report said, and that it was asked for, are no parameters.
+    unknown = set(filled) - set(known) - {"method", "report", "kept"}
     missing = {name for name, value in filled.items() if value is REQUIRED}
     if unknown or missing:
         raise ValueError(f"{method}: unknown {sorted(unknown)}, missing {sorted(missing)}")
     return filled
-
-
-def heads_in_layer(intervention: Intervention, layer: int, config: Any) -> list[int]:
-    """Query heads of `layer` that the intervention edits."""
-    layers, heads = intervention.get("layers", "all"), intervention.get("heads", "all")
-    if isinstance(heads, Mapping):
-        by_layer = {int(name) % config.num_hidden_layers: ids for name, ids in heads.items()}
-        return list(by_layer.get(layer, []))
-    if layers is None:
-        layers = act_reference.default_layers(config.num_hidden_layers)
-    if layers != "all" and layer not in [each % config.num_hidden_layers for each in layers]:
-        return []
-    return list(range(config.num_attention_heads)) if heads == "all" else list(heads)
-
-
-def row_mask(rows: str, length: int, prompt_length: int) -> Tensor:
-    """`[length]`: which rows are in scope."""
-    row = torch.arange(length)
-    match rows:
-        case "all":
-            return row >= 0
-        case "prompt":
-            return row < prompt_length
-        case "generated":
-            return row >= prompt_length
-        case "last_and_generated":
-            return row >= prompt_length - 1
-    raise ValueError(f"rows: {rows!r}")
