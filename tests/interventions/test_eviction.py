@@ -361,3 +361,12 @@ def test_what_treats_all_keys_alike_stands_beside_eviction(name: str) -> None:
     resolution = beside(name, gain, scale)
     assert len(resolution.edits) == 3
     assert resolution.publication_limit == 400
+
+
+@each_method
+def test_act_stands_beside_eviction_in_the_prompt_only(name: str) -> None:
+    for decode in ("frozen", "running"):
+        act = {"method": "act", "decode": decode, "layers": [1]}
+        assert "prompt rows" in conflict(name, act)
+    resolution = beside(name, {"method": "act", "decode": "off", "layers": [1]})
+    assert resolution.cache == "private"
