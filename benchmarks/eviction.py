@@ -87,13 +87,18 @@ def main() -> None:
         found = {name: vars(table) for name, table in tables.items()}
         options.json.write_text(json.dumps({"shares": SHARES, **found}, indent=1) + "\n")
     if options.plot:
-        panels = [
-            plot.Panel("recall", "exact answers", table.values, table.full, logarithmic=False)
-            if name == "recall"
-            else plot.Panel("perplexity", "of the text that follows", table.values, table.full)
-            for name, table in tables.items()
-        ]
-        options.plot.write_text(plot.svg(SHARES, panels, "share of the prompt's keys kept"))
+        options.plot.write_text(_plot(tables))
+
+
+def _plot(tables: Mapping[str, Table]) -> str:
+    recall, texts = tables["recall"], tables["perplexity"]
+    heights = [texts.full, *(value for line in texts.values.values() for value in line)]
+    whole = range(math.floor(min(heights)), math.ceil(max(heights)) + 1)
+    panels = [
+        plot.Panel("recall", "exact answers", recall.values, recall.full, (0, 0.25, 0.5, 0.75, 1)),
+        plot.Panel("perplexity", "of the text that follows", texts.values, texts.full, whole),
+    ]
+    return plot.svg(SHARES, panels, "share of the prompt's keys kept")
 
 
 def _options() -> argparse.Namespace:

@@ -1,6 +1,5 @@
 """Line plots as SVG, by hand: one panel beside the other, one line per name."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +9,14 @@ COLOURS = "#1b6ca8 #d1495b #2e8b57 #8f5db7 #e09f3e #3c3c3c #0fa3b1 #b56576 #7a9e
 
 @dataclass(frozen=True)
 class Panel:
-    """values: [name][place on the x axis]. full: the dashed line at the height of an unchanged cache."""
+    """values: [name][place on the x axis]. full: the height of the dashed line, for an unchanged cache.
+    ticks: ascending; the first and the last are the ends of the axis."""
 
     title: str
     label: str
     values: Mapping[str, Sequence[float]]
     full: float
-    logarithmic: bool = True
+    ticks: Sequence[float]
 
 
 def svg(x: Sequence[float], panels: Sequence[Panel], x_label: str) -> str:
@@ -39,43 +39,32 @@ def svg(x: Sequence[float], panels: Sequence[Panel], x_label: str) -> str:
 
 
 def _panel(x: Sequence[float], panel: Panel, left: float, x_label: str) -> list[str]:
-    scale = math.log if panel.logarithmic else float
-    heights = [scale(value) for line in panel.values.values() for value in line]
-    heights.append(scale(panel.full))
-    low, high = min(heights), max(heights)
-    spread = (high - low) or 1.0
+    low, high = panel.ticks[0], panel.ticks[-1]
 
     def place(at: float, value: float) -> tuple[float, float]:
         across = (at - x[0]) / (x[-1] - x[0])
-        up = (scale(value) - low) / spread
+        up = (value - low) / (high - low)
         return (
             left + MARGIN + across * (WIDTH - 1.5 * MARGIN),
             HEIGHT - MARGIN - up * (HEIGHT - 2 * MARGIN),
         )
 
-    floor, ceiling = (math.exp(low), math.exp(high)) if panel.logarithmic else (low, high)
     parts = [
         f'<text x="{left + MARGIN}" y="{MARGIN / 2}" font-weight="bold">{panel.title}'
         f'<tspan font-weight="normal"> {panel.label}</tspan></text>',
         f'<text x="{left + WIDTH / 2}" y="{HEIGHT - 14}" text-anchor="middle">{x_label}</text>',
     ]
     for at in x:
-        across, bottom = place(at, floor)
+        across, bottom = place(at, low)
         parts.append(_line([(across, bottom), (across, bottom + 4)], "#888"))
         parts.append(
             f'<text x="{across:.1f}" y="{bottom + 16:.1f}" text-anchor="middle">{at:g}</text>'
         )
-    for step in range(5):
-        part = step / 4
-        value = (
-            floor * (ceiling / floor) ** part
-            if panel.logarithmic
-            else floor + part * (ceiling - floor)
-        )
-        edge, height = place(x[0], value)
-        parts.append(_line([(edge, height), (place(x[-1], value)[0], height)], "#e4e4e4"))
+    for tick in panel.ticks:
+        edge, height = place(x[0], tick)
+        parts.append(_line([(edge, height), place(x[-1], tick)], "#e4e4e4"))
         parts.append(
-            f'<text x="{edge - 6:.1f}" y="{height + 4:.1f}" text-anchor="end">{value:.3g}</text>'
+            f'<text x="{edge - 6:.1f}" y="{height + 4:.1f}" text-anchor="end">{tick:g}</text>'
         )
     parts.append(_line([place(x[0], panel.full), place(x[-1], panel.full)], "#888", "6 4"))
     names = list(panel.values)
