@@ -57,7 +57,13 @@ class FakeKernel:
                 self.phase_start = self.host.phase_start.copy()
 
         class StepWork:
-            def __init__(self, table: DeviceTable, most_tokens: int, most_requests: int) -> None:
+            def __init__(
+                self,
+                table: DeviceTable,
+                most_tokens: int,
+                most_requests: int,
+                capacity: int | None = None,
+            ) -> None:
                 self.plan: Plan | None = None
                 self.fills = 0
                 self.most = most_tokens, most_requests
