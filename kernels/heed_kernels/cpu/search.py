@@ -144,9 +144,8 @@ class KeySearch:
         return float(column_weights(np.array(self._mass, np.int64)))
 
     def _find(self, layer: int, rows_seen: int) -> None:
-        find_keys(
-            self.table, self.slot, layer, self.edit, self._columns[layer].sums, rows_seen
-        )  # fmt: skip
+        sums = self._columns[layer].sums
+        find_keys(self.table, self.slot, layer, self.edit, sums, rows_seen)
         counts = self.table.found_count[self.slot, layer]
         keys = self.table.found_keys[self.slot, layer]
         heads = np.repeat(np.arange(len(counts)), counts)
@@ -178,9 +177,7 @@ def search_keys(
 ) -> None:
     """Bring the searches of a step's requests forward in one layer, before its `attend`."""
     active = [search for search in searches if search.searched(layer)]
-    counted = [
-        (search, *rows) for search in active if (rows := search.before(layer)) is not None
-    ]  # fmt: skip
+    counted = [(search, *rows) for search in active if (rows := search.before(layer)) is not None]
     if not counted:
         return
     add_columns(
