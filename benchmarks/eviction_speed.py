@@ -67,7 +67,7 @@ def main() -> None:
     options = _options()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, burst in LOADS.items():
+        for name, burst in LOADS.items() if options.rounds else ():
             found[name] = _ratios(burst, options.rounds, Path(scratch))
             print(_ratio_table(name, burst, found[name]))
     found["step"] = _step_times(options.steps)
@@ -83,7 +83,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=5, help="of each load; 0: the step alone")
     parser.add_argument(
         "--steps", type=int, default=15, help="prompts per method for the step itself"
     )
@@ -96,6 +96,7 @@ def _ratios(burst: Load, rounds: int, scratch: Path) -> dict[str, Ratio]:
         *("--dtype", "float32", "--enforce-eager", "--no-enable-prefix-caching"),
         *("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(burst.blocks)),
         *("--max-model-len", str(burst.prompt + burst.output + 8), "--max-num-seqs", "32"),
+        *("--kv-cache-memory-bytes", str(1 << 28)),
     ]
     arms: dict[str, list[dict[str, Any]] | None] = {"plain": None}
     arms |= {name: [edit] for name, edit in METHODS.items()}
