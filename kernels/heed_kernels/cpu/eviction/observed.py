@@ -13,6 +13,7 @@ from heed_kernels.cpu.eviction.scores import (
     norm_scores,
     query_similarity,
 )
+from heed_kernels.cpu.eviction.threads import one_thread
 from heed_kernels.cpu.eviction.window import Window
 from heed_kernels.cpu.observation import ColumnSums, observe
 from heed_kernels.edits import HeadSet, ObserveColumns, Rows
@@ -179,6 +180,7 @@ class Observer:
             [columns],
         )  # fmt: skip
 
+    @one_thread
     def _score_window(self, window: Window, query: torch.Tensor, pages: Pages) -> None:
         score, share, layer = self._edit.score, self._edit.share, window.layer
         assert isinstance(score, WindowScore)

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from heed_kernels.cpu.eviction.observed import Observer
 from heed_kernels.cpu.eviction.pages import Pages
+from heed_kernels.cpu.eviction.threads import one_thread
 from heed_kernels.cpu.layout import Layout
 from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict, QueryShare, WindowScore
@@ -106,6 +107,7 @@ class Eviction:
             for layer, count in enumerate(self.edit.counts)
         )
 
+    @one_thread
     def decide(
         self,
         computed: int,
@@ -133,6 +135,7 @@ class Eviction:
             layers.append(LayerScores(scores, None if vectors is None else gather(vectors), liking))
         self._decided = computed, survivors(self.edit, layers)
 
+    @one_thread
     def move(
         self,
         kv_caches: Mapping[int, torch.Tensor],

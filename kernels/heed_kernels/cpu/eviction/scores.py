@@ -2,6 +2,7 @@
 
 import torch
 
+from heed_kernels.cpu.eviction.threads import one_thread
 from heed_kernels.evict import ExpectedScore
 from heed_kernels.rope import Rope
 
@@ -45,6 +46,7 @@ class QueryMoments:
         self._waiting: list[torch.Tensor] = []
         self._next = score.first
 
+    @one_thread
     def add(self, query: torch.Tensor, first: int, rope: Rope) -> None:
         """query: [rows, query_heads, head_dim], as rotated, of the rows from `first` on; rows must come
         in order, but those below the score's first do not count."""
