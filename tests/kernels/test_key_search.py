@@ -8,6 +8,7 @@ from tests.kernels.test_cpu_attention import every_head
 from tests.kernels.test_cpu_primitives import on_some
 
 from heed_kernels.cpu import KeySearch, LayerInputs, search_keys
+from heed_kernels.cpu.search import Counted
 from heed_kernels.edits import (
     ALL_KEYS,
     OPEN,
@@ -213,6 +214,31 @@ def test_a_search_that_goes_on_from_counted_rows_ends_like_one_from_the_start(ke
             assert resumed.found(0) == found[first]
     assert torch.equal(torch.cat(outputs), whole[kept:])
     assert (resumed.mass(), resumed.rows) == (search.mass(), search.rows)
+
+
+def test_the_mass_may_exceed_64_bits():
+    model = Model(layout_of(32, 64), 6, 2, [64])
+    edits = act(False, prompt=64)
+    table = model.table()
+    slot = table.insert(edits)
+    search = KeySearch(table, slot, edits[1])
+    # One key of every searched head has so much that a head's sum is below 2^63, and theirs is not
+    # once the rows at hand are counted.
+    heads = on_some(6).heads(0)
+    assert len(heads) > 1
+    sums = np.zeros((len(heads), 32), np.int64)
+    sums[:, :2] = (1 << 63) // len(heads) - 1
+    search.resume(Counted(32, {0: sums}, 1 << 64))
+    assert search.mass() == 2.0**24
+    search.advance(np.array([slot, 0, 32, 32, 0], np.int32))
+    inputs = LayerInputs(
+        model.query[0][32:64].contiguous(), model.pages, model.block_table, model.scale, model.rope,
+        model.layout,
+    )  # fmt: skip
+    search_keys([search], table, 0, inputs)
+    assert search.found(0) == {head: [1] for head in heads}
+    given = model.weights(0, edits, 0).before[list(heads), 32:, 1].sum()
+    assert search.mass() - 2.0**24 == pytest.approx(float(given), abs=1e-3)
 
 
 def test_rows_out_of_turn_are_an_error():

@@ -74,6 +74,11 @@ def column_weights(sums: NDArray[np.int64]) -> NDArray[np.float64]:
     return sums / ONE_FIXED
 
 
+def weight_of(units: int) -> float:
+    """As `column_weights`, for a sum over several columns: one of any size."""
+    return units / ONE_FIXED
+
+
 def observe(
     query: torch.Tensor,
     kv_cache: torch.Tensor,

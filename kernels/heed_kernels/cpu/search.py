@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from heed_kernels.cpu.layout import Layout
-from heed_kernels.cpu.observation import ColumnSums, add_columns, column_weights, find_keys
+from heed_kernels.cpu.observation import ColumnSums, add_columns, find_keys, weight_of
 from heed_kernels.edits import OPEN, FindKeys
 from heed_kernels.errors import EditError
 from heed_kernels.plan import FIRST_POSITION, ROWS
@@ -40,7 +40,8 @@ class LayerInputs:
 class Counted:
     """What a search has counted in the rows [0, rows), for another one to go on from.
 
-    sums: by layer int64 [searched heads, rows]; mass: of the keys found for these rows, in the same units.
+    sums: by layer int64 [searched heads, rows]; mass: of the keys found for these rows, over all layers
+        and heads, in the same units. It may exceed 64 bits.
     """
 
     rows: int
@@ -141,7 +142,7 @@ class KeySearch:
     def mass(self) -> float:
         """Sum, over the counted rows and all searched heads, of what a row would give to the keys found for
         it if nothing were transferred."""
-        return float(column_weights(np.array(self._mass, np.int64)))
+        return weight_of(self._mass)
 
     def _find(self, layer: int, rows_seen: int) -> None:
         sums = self._columns[layer].sums
@@ -153,10 +154,14 @@ class KeySearch:
         self._found[layer] = heads, np.concatenate(at).astype(np.intp)
 
     def _on_found(self, layer: int) -> int:
-        """Column sums of the layer's found keys, in units of 2^-32."""
+        """Column sums of the layer's found keys, in the units of `ColumnSums`."""
         if layer not in self._found:
             return 0
-        return int(self._columns[layer].sums[self._found[layer]].sum())
+        sums, found = self._columns[layer].sums, self._found[layer]
+        # A head's rows give its keys at most 1 each, which int64 holds; all heads together may give more.
+        by_head = np.zeros(len(sums), np.int64)
+        np.add.at(by_head, found[0], sums[found])
+        return sum(by_head.tolist())
 
     def _with_room(self, layer: int, keys: int) -> ColumnSums:
         """The layer's column sums, for at least so many keys."""
