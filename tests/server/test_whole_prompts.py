@@ -128,6 +128,34 @@ def test_decoding_requests_wait_one_step_for_a_prompt_as_long_as_a_step() -> Non
     simulator.finish(300)
 
 
+def test_many_whole_prompts_never_make_decoding_requests_wait_two_steps_running() -> None:
+    simulator = Simulator(Setting(pool=4000, chunk=16, batch=16))
+    decoding = [f"decoding {i}" for i in range(4)]
+    for name in decoding:
+        simulator.add(plan(name, 1, 200))
+    simulator.step()
+    simulator.step()
+    waiting = [f"whole {i}" for i in range(20)]
+    for name in waiting:
+        simulator.add(whole(name, 16))
+    scheduler, begun, stalled = simulator.scheduler, [], dict.fromkeys(decoding, 0)
+    while len(begun) < len(waiting):
+        before = {name: scheduler.requests[name].num_computed_tokens for name in decoding}
+        simulator.step()
+        for name, row in before.items():
+            waits = scheduler.requests[name].num_computed_tokens == row
+            stalled[name] = stalled[name] + 1 if waits else 0
+            assert stalled[name] <= 1
+        begun += [
+            name
+            for name in waiting
+            if name not in begun
+            and (name not in scheduler.requests or scheduler.requests[name].num_computed_tokens)
+        ]
+    assert begun == waiting
+    simulator.finish(300)
+
+
 def test_small_requests_behind_it_do_not_take_the_blocks_it_waits_for() -> None:
     """The pool holds the whole one only when most of it is free."""
     simulator = Simulator(Setting(pool=40, block_size=4, chunk=122, batch=16))

@@ -2,7 +2,8 @@
 
 Where they do not fit beside the rest of a step, the request is passed over, so that others go on. One that
 waits is passed over a few times; then nobody behind it is admitted any more, and a step is reserved for
-it. One that is running has its blocks already, and gets the next step (docs/decisions/0011).
+it. One that is running has its blocks already, and is due at once. Between two reserved steps, whoever they
+are for, there are a few that are everybody's (docs/decisions/0011).
 """
 
 from dataclasses import dataclass
@@ -11,7 +12,8 @@ from typing import Any
 from vllm.v1.request import RequestStatus
 
 MOST_PASSES = 3
-"""How often a request is passed over before a step is reserved for it."""
+"""How often a waiting request is passed over before a step is reserved for it, and how many steps there
+are between two reserved ones."""
 
 
 @dataclass
@@ -29,8 +31,10 @@ class RowsTogetherMixin:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        # In the order in which their turn comes: of the first pass, or after a step that came to nothing.
         self._passed: dict[str, PassedOver] = {}
         self._reserved: str | None = None
+        self._since_reserved = MOST_PASSES
         self._tokens_left = 0
         manager = self.kv_cache_manager  # type: ignore[attr-defined]
         stock_allocate_slots = manager.allocate_slots
@@ -57,21 +61,22 @@ class RowsTogetherMixin:
         """As in `Scheduler`; what is left of the step is known to the methods below."""
         self._tokens_left = self.max_num_scheduled_tokens
         self._reserved = self._next_reserved()
+        self._since_reserved = 0 if self._reserved is not None else self._since_reserved + 1
         output = super().schedule(*args, **kwargs)  # type: ignore[misc]
         for name in list(self._passed):
             if name in output.num_scheduled_tokens:
                 del self._passed[name]
         if self._reserved is not None:
-            # It was not reached, or its blocks went to others: the next steps are everybody's again.
-            self._passed[self._reserved].times += 1
+            # It was not reached, or its blocks went to others: it goes behind those who wait as well.
+            self._passed[self._reserved] = self._passed.pop(self._reserved)
         return output
 
     def _next_reserved(self) -> str | None:
         """The request for which this step is reserved, if it can be scheduled otherwise."""
-        for name, passed in self._passed.items():
-            if passed.times % (MOST_PASSES + 1) == MOST_PASSES and self._has_room(name):
-                return name
-        return None
+        if self._since_reserved < MOST_PASSES:
+            return None
+        due = (name for name, passed in self._passed.items() if passed.times >= MOST_PASSES)
+        return next((name for name in due if self._has_room(name)), None)
 
     def _has_room(self, name: str) -> bool:
         request = self.requests[name]  # type: ignore[attr-defined]
