@@ -105,6 +105,7 @@ class ACT(Method):
 
     def edits(self, request: RequestView) -> Iterator[Edit]:
         on, prompt = self.on(request), request.prompt.length
+        until = prompt if self.decode == "off" else OPEN
         if not self.is_neutral(request.model):
             self._check_length(request)
         yield FindKeys(
@@ -119,10 +120,11 @@ class ACT(Method):
             relative=self.tau is None,
             prompt=prompt,
             ahead=self.stats == "full",
+            until=until,
         )
         yield MassTransfer(
             on=on,
-            rows=Rows(0, prompt if self.decode == "off" else OPEN),
+            rows=Rows(0, until),
             sources=FoundKeys(),
             destination=ALL_KEYS,
             fraction=1 - self.beta,

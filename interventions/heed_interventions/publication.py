@@ -56,7 +56,8 @@ def below(edit: Edit, limit: int) -> Edit | None:
     edit = replace(edit, rows=Rows(*rows))
     if isinstance(edit, FindKeys):
         # Where the prompt ends is where its rows end; before that it changes nothing.
-        return replace(edit, prompt=0)
+        until = OPEN if edit.until >= limit else edit.until
+        return replace(edit, prompt=0, until=until)
     if not isinstance(edit, KeyBias | KeyScale) or not isinstance(edit.keys, KeyRanges):
         return edit
     clipped = (_clip(start, end, limit) for start, end in edit.keys.ranges)

@@ -101,6 +101,7 @@ def _check_find(edit: FindKeys) -> None:
     _integer(edit.most, "most", 1, SOURCES)
     _check_ranges(edit.protected)
     _integer(edit.prompt, "prompt", 0)
+    _integer(edit.until, "until", 0)
     for name in ("protect_first", "relative", "ahead"):
         value = getattr(edit, name)
         if not isinstance(value, bool):

@@ -212,7 +212,7 @@ class FindKeys:
     `protect_first`, without the first key above the threshold; the `most` largest means, of equal ones
     the first. ACT's sinks (arXiv 2406.15765).
 
-    prompt, ahead: when keys are found, and for which rows: see `segments.Segments`.
+    prompt, ahead, until: when keys are found, and for which rows: see `segments.Segments`.
     """
 
     on: HeadSet
@@ -226,6 +226,7 @@ class FindKeys:
     relative: bool = False
     prompt: int = 0
     ahead: bool = False
+    until: int = OPEN
 
 
 SOURCES = 64

@@ -18,19 +18,23 @@ class Segments:
 
     ahead: the prompt's rows are one segment, and its keys are found from these very rows before one of
         them is edited. They have to be computed in one step.
+    until: rows from here on are not edited, and no segment begins there: what was found last stays.
     """
 
     prompt: int
     ahead: bool
     running: bool
+    until: int = OPEN
 
     @classmethod
     def of(cls, edit: FindKeys) -> "Segments":
         """The segments of what `edit` finds."""
-        return cls(edit.prompt, edit.ahead, edit.rows.end == OPEN)
+        return cls(edit.prompt, edit.ahead, edit.rows.end == OPEN, edit.until)
 
     def begins(self, row: int) -> bool:
         """Whether keys are found before `row` from the rows before it."""
+        if row >= self.until:
+            return False
         if row >= self.prompt:
             settled = self.ahead and not self.running
             return not settled and (row == self.prompt or self.running)
@@ -42,7 +46,8 @@ class Segments:
             return row + 1 if self.running else OPEN
         if self.ahead:
             return self.prompt if self.running else OPEN
-        return min(max(FIRST_SEGMENT, 1 << row.bit_length()), self.prompt)
+        following = min(max(FIRST_SEGMENT, 1 << row.bit_length()), self.prompt)
+        return following if following < self.until else OPEN
 
 
 def threshold_at(edit: FindKeys, rows_seen: int) -> float:

@@ -60,6 +60,7 @@ def test_generated_rows_are_counted_and_edited_as_decode_says(
     for stats in ("full", "causal"):
         find, transfer = edits_of(decode=decode, stats=stats)
         assert (find.rows, transfer.rows) == (Rows(0, counted), Rows(0, edited))
+        assert find.until == edited
         assert find.ahead == (stats == "full")
 
 

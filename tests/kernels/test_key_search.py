@@ -31,11 +31,11 @@ def act(ahead, decode="frozen", prompt=PROMPT, threshold=8.0, query_heads=6):
     on = on_some(query_heads)
     keys = KeyRanges(((5, 6), (40, 42), (77, 78)))
     counted = Rows(0, OPEN if decode == "running" else prompt)
-    edited = Rows(0, prompt if decode == "off" else OPEN)
+    until = prompt if decode == "off" else OPEN
     return [
         KeyBias(every_head(query_heads), Rows(), keys, 3.0, 0),
-        FindKeys(on, counted, threshold, 1, 4, KeyRanges(()), True, 1, True, prompt, ahead),
-        MassTransfer(on, edited, FoundKeys(), ALL_KEYS, 0.6, Gate(), 1),
+        FindKeys(on, counted, threshold, 1, 4, KeyRanges(()), True, 1, True, prompt, ahead, until),
+        MassTransfer(on, Rows(0, until), FoundKeys(), ALL_KEYS, 0.6, Gate(), 1),
     ]
 
 
@@ -214,6 +214,15 @@ def test_a_search_that_goes_on_from_counted_rows_ends_like_one_from_the_start(ke
             assert resumed.found(0) == found[first]
     assert torch.equal(torch.cat(outputs), whole[kept:])
     assert (resumed.mass(), resumed.rows) == (search.mass(), search.rows)
+
+
+@pytest.mark.parametrize("chunk", [1, 40, LENGTH])
+def test_where_generated_rows_are_not_edited_the_prompts_last_keys_stay(chunk):
+    model = Model(layout_of(32, 64), 6, 2, [LENGTH])
+    prompt = 100
+    _, search, found = run(model, act(False, "off", prompt), 0, chunk)
+    _, _, frozen = run(model, act(False, "frozen", prompt), 0, LENGTH)
+    assert search.found(0) == found[64] == frozen[64] != frozen[prompt]
 
 
 def test_the_mass_may_exceed_64_bits():

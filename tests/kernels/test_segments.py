@@ -19,18 +19,20 @@ def starts(segments: Segments, rows: int) -> list[int]:
         (Segments(64, ahead=False, running=False), [32, 64]),
         (Segments(7, ahead=False, running=False), [7]),
         (Segments(31, ahead=False, running=True), list(range(31, 104))),
+        (Segments(100, ahead=False, running=False, until=100), [32, 64]),
+        (Segments(64, ahead=False, running=False, until=64), [32]),
     ],
 )
 def test_segments_begin_at_fixed_rows(segments: Segments, expected: list[int]) -> None:
     assert starts(segments, 104) == expected
 
 
-@pytest.mark.parametrize("running", [False, True])
+@pytest.mark.parametrize("decode", ["frozen", "running", "off"])
 @pytest.mark.parametrize("prompt", [1, 7, 31, 32, 33, 64, 100, 129])
 def test_without_looking_ahead_a_step_ends_where_the_next_segment_begins(
-    prompt: int, running: bool
+    prompt: int, decode: str
 ) -> None:
-    segments = Segments(prompt, False, running)
+    segments = Segments(prompt, False, decode == "running", prompt if decode == "off" else OPEN)
     begun = starts(segments, 400)
     for row in range(300):
         following = next((start for start in begun if start > row), OPEN)

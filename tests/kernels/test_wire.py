@@ -53,7 +53,7 @@ EDITS = [
     HeadMix(ON, Rows(), -0.25, np.arange(9, dtype="<f4").tobytes(), 8),
     ObserveColumns(ON, Rows(3), 9),
     ObserveMass(ON, Rows(), KeyRanges(((0, 1),)), 10),
-    FindKeys(ON, Rows(0, 40), 0.1, 2, 8, KeyRanges(((0, 1),)), True, 11),
+    FindKeys(ON, Rows(0, 40), 0.1, 2, 8, KeyRanges(((0, 1),)), True, 11, until=40),
     Evict(ColumnScore(), None, (64, 64, 64), 64, 4, 16, True, 1, True, Rows(100), 12),
     Evict(NormScore(), HeadShare(0.2), (64, 9, 64), 100, 4, 5, False, 0, False, Rows(90), 13),
     Evict(

@@ -93,6 +93,9 @@ CASES: dict[str, Case] = {
     "causal act that goes on": lambda n: [
         {**CAUSAL, "decode": "running", "tau": 0.08, "beta": 0, "layers": "all"}
     ],
+    "causal act of prompt rows": lambda n: [
+        {**CAUSAL, "decode": "off", "beta": 0, "layers": "all"}
+    ],
     "act with edited logits": lambda n: [
         {"method": "zerotuning", "gamma": 0.3},
         {"method": "emphasis", "alpha": 0.4, "spans": [inner(n)]},
@@ -125,7 +128,12 @@ PRIVILEGED_CASES: dict[str, Case] = {
 
 # Sinks are found more than once, and reports tell the last ones: where bfloat16 decides otherwise than
 # the reference, what came before cannot be taken over.
-DECIDED_OFTEN = {"act that goes on", "causal act", "causal act that goes on"}
+DECIDED_OFTEN = {
+    "act that goes on",
+    "causal act",
+    "causal act that goes on",
+    "causal act of prompt rows",
+}
 
 LENGTHS = [1, 17, 63, 129, 300]
 ALL_CASES = CASES | PRIVILEGED_CASES

@@ -33,5 +33,5 @@ def search_of(segments: Segments) -> FindKeys:
     rows = Rows(0, OPEN if segments.running else segments.prompt)
     return FindKeys(
         HeadSet((1,)), rows, 0.1, 1, 8, KeyRanges(()), True, 0,
-        prompt=segments.prompt, ahead=segments.ahead,
+        prompt=segments.prompt, ahead=segments.ahead, until=segments.until,
     )  # fmt: skip

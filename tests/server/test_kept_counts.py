@@ -8,6 +8,7 @@ import pytest
 from tests.server.schedule_simulator import Plan, Setting, Simulator
 from tests.server.test_kv_release import tokens
 
+from heed_kernels.edits import OPEN
 from heed_kernels.segments import Segments
 from heed_server.engine import kept_counts
 
@@ -69,6 +70,16 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.M
     assert first_row(simulator, causal("first again", 127, 127)) in (0, 32)
 
 
+@pytest.mark.parametrize(("until", "kept"), [(OPEN, [32, 64]), (64, [32])])
+def test_nothing_is_kept_where_no_segment_begins(until: int, kept: list[int]) -> None:
+    """A request preempted behind its prompt would go on from there, and not know what was found before."""
+    simulator = Simulator(Setting(pool=400, block_size=16, chunk=64))
+    plan = causal("prompt of 64", 64, 64)
+    plan.segments = Segments(64, False, False, until)
+    first_row(simulator, plan)
+    assert [size // 8 for size in simulator.scheduler._kept.values()] == kept
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_random_schedules_go_on_from_the_very_rows_that_were_counted(
     seed: int, monkeypatch: pytest.MonkeyPatch
@@ -91,6 +102,8 @@ def test_random_schedules_go_on_from_the_very_rows_that_were_counted(
         plan = causal(f"r{i}", prompt, min(shared, prompt), 40, running=chance.random() < 0.4)
         if chance.random() < 0.2:
             plan.segments = None
+        elif chance.random() < 0.3:
+            plan.segments = Segments(prompt, False, False, until=prompt)
         simulator.add(plan)
         for _ in range(chance.randint(0, 25)):
             simulator.step()

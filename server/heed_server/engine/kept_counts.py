@@ -85,10 +85,11 @@ class KeptCountsMixin:
     def _key(self, name: str, row: int) -> str | None:
         """The key of what a request has counted before `row`; None where nothing is kept.
 
-        Rows that may not be published have been counted under edits that are not in the hash.
+        Rows that may not be published have been counted under edits that are not in the hash. Where no
+        segment begins, one that goes on would not know what was found.
         """
         segments = self._segments.get(name)
-        if segments is None or segments.ahead or row < FIRST_SEGMENT:
+        if segments is None or segments.ahead or not FIRST_SEGMENT <= row < segments.until:
             return None
         request = self.requests[name]  # type: ignore[attr-defined]
         if row > _payload_of(request)["publication_limit"]:

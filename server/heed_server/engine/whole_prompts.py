@@ -17,7 +17,8 @@ def segments_in(packed: Mapping[str, Any] | None) -> Segments | None:
     """The segments of a packed payload (`payload.pack`), or None where no keys are sought."""
     for edit in packed["edits"] if packed is not None else ():
         if edit["kind"] == "find_keys":
-            return Segments(edit["prompt"], edit["ahead"], edit["rows"][1] == OPEN)
+            running = edit["rows"][1] == OPEN
+            return Segments(edit["prompt"], edit["ahead"], running, edit["until"])
     return None
 
 
