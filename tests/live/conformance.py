@@ -17,7 +17,7 @@ Case = Callable[[int], Edits]
 TOLERANCE = 1e-4
 # Two tokens whose log-probabilities lie within both sides' tolerance may swap places.
 NEAR_TIE = 2e-4
-# A mean weight so near the threshold may lie on its other side.
+# A mean weight so near the threshold, or the least sink's, may lie on its other side.
 NEAR_THRESHOLD = 1e-5
 
 # The server's threads wait by spinning, so more than one thread here only adds waiting. With one,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from act_reference import PARAMETERS, calibrated, segments
+from act_reference import PARAMETERS, calibrated, margin_to, segments, sinks_of
 from test_reference import PROMPT, distance, tiny_model, tokens
 from transformers_reference import Reference
 
@@ -51,6 +51,48 @@ def test_the_first_flagged_key_is_spared_or_position_0_is() -> None:
     ((_, first, _),) = segments(plain[0], act(tau=0.1, min_rows=5), 60)
     ((_, zero, _),) = segments(plain[0], act(tau=0.1, min_rows=5, protect="position_0"), 60)
     assert zero == [7, 20] and first == [20]
+
+
+def weights_with_means(*means: float) -> torch.Tensor:
+    """`[rows, rows]` whose keys have these means; they need not be weights."""
+    return torch.tensor(means, dtype=torch.float64).expand(len(means), -1).tril()
+
+
+@pytest.mark.parametrize(
+    ("means", "fields", "there", "margin"),
+    [
+        # Key 3 is at the threshold, and both sides agree on it: no excuse for key 2.
+        ((0.5, 0.3, 0.2, 0.1), {}, [1], 0.1),
+        ((0.5, 0.3, 0.2, 0.1), {}, [1, 2, 3], 0.0),
+        ((0.5, 0.3, 0.09, 0.0), {}, [1, 2], 0.01),
+        ((0.5, 0.3, 0.11, 0.0), {}, [1], 0.01),
+        ((0.5, 0.3, 0.11, 0.0), {}, [], 0.2),
+        # The cut: keys 2 and 3 are far above the threshold and near each other.
+        ((0.5, 0.4, 0.3, 0.29), {"max_sinks": 2}, [1, 3], 0.01),
+        ((0.5, 0.4, 0.3, 0.29), {"max_sinks": 2}, [2, 3], 0.11),
+        ((0.5, 0.4, 0.3, 0.29), {"max_sinks": 2}, [1], 0.2),
+        ((0.5, 0.4, 0.3, 0.29), {"max_sinks": 2}, [1, 2, 3], float("inf")),
+        # Which key is spared: key 0 is near the threshold, so key 1 may be the first above it.
+        ((0.11, 0.3, 0.2, 0.0), {}, [2], 0.01),
+        ((0.09, 0.3, 0.2, 0.0), {}, [1, 2], 0.01),
+        ((0.5, 0.3, 0.2, 0.0), {}, [0, 1, 2], float("inf")),
+        ((0.11, 0.3, 0.2, 0.0), {"protect": "position_0"}, [2], 0.2),
+        ((0.11, 0.3, 0.2, 0.0), {"protect": "position_0"}, [0, 1, 2], float("inf")),
+        ((0.5, 0.3, 0.2, 0.3), {"min_rows": 2}, [1, 2, 3], float("inf")),
+    ],
+)
+def test_the_margin_is_what_the_means_are_away_from_other_sinks(
+    means: tuple[float, ...], fields: dict[str, Any], there: list[int], margin: float
+) -> None:
+    edit = act(tau=0.1, **fields)
+    assert margin_to(there, weights_with_means(*means), edit) == pytest.approx(margin, abs=1e-12)
+
+
+def test_nothing_is_between_the_means_and_the_sinks_that_they_give() -> None:
+    plain = weights_with_sinks()[0]
+    for fields in ({}, {"max_sinks": 1}, {"protect": "position_0"}, {"tau": 0.02, "min_rows": 9}):
+        edit = act(**fields)
+        assert margin_to(sinks_of(plain, edit), plain, edit) == 0
 
 
 @pytest.mark.parametrize(
