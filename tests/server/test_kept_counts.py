@@ -7,6 +7,7 @@ import random
 import pytest
 from tests.server.schedule_simulator import Plan, Setting, Simulator
 from tests.server.test_kv_release import tokens
+from vllm.v1.outputs import ModelRunnerOutput
 
 from heed_kernels.edits import OPEN
 from heed_kernels.segments import Segments
@@ -68,6 +69,21 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first(monkeypatch: pytest.M
     assert sum(simulator.scheduler._kept.values()) <= kept_counts.MOST_BYTES
     assert len(simulator.counted) == len(simulator.scheduler._kept)
     assert first_row(simulator, causal("first again", 127, 127)) in (0, 32)
+
+
+def test_what_a_worker_has_not_kept_is_not_gone_on_from() -> None:
+    simulator = Simulator(Setting(pool=400, block_size=16, chunk=64))
+    first_row(simulator, causal("first", 300, 280))
+    scheduler = simulator.scheduler
+    before = dict(scheduler._kept)
+    lost = [key for key, size in before.items() if size == 8 * 256]
+    answer = ModelRunnerOutput(req_ids=[], req_id_to_index={}, sampled_token_ids=[])
+    setattr(answer, kept_counts.NOT_KEPT, lost)
+    scheduler.update_from_output(scheduler.schedule(), answer)
+    del simulator.counted[lost[0]]
+    assert scheduler._kept_bytes == sum(scheduler._kept.values()) == 8 * (32 + 64 + 128)
+    assert first_row(simulator, causal("second", 290, 280)) == 128
+    assert first_row(simulator, causal("third", 290, 280)) == 256
 
 
 @pytest.mark.parametrize(("until", "kept"), [(OPEN, [32, 64]), (64, [32])])

@@ -98,6 +98,24 @@ def test_a_request_goes_on_from_what_another_one_has_counted() -> None:
     assert "uncounted" in edited.take(["three"])["three"][0]["failure"]
 
 
+def test_a_search_that_fails_keeps_nothing_and_says_so() -> None:
+    edited = book()
+    searches = edited.searches
+    assert searches is not None
+    causal = (FindKeys(ON, Rows(0, 99), 0.1, 1, 8, KeyRanges(()), True, 0, prompt=99), *act(99)[1:])
+    for name in ("sound", "failing"):
+        edited.enter(name, Payload(name, 1, 99, 99, causal), 0)
+    step(edited, ["sound", "failing"], [(0, 32), (0, 32)])
+    searches.order(Orders(keep={"sound": "one", "failing": "other"}))
+    step(edited, ["sound", "failing"], [(32, 64), (32, 65)])
+    assert searches.not_kept() == ["other"]
+    searches.order(Orders(keep={"sound": "second", "failing": "third"}))
+    step(edited, ["sound", "failing"], [(64, 99), (65, 99)])
+    assert searches.not_kept() == ["third"]
+    searches.order(Orders())
+    assert searches.not_kept() == []
+
+
 def test_what_was_found_is_told_while_the_request_runs_and_after_it() -> None:
     edited = book()
     edited.enter("searching", payload(5, detailed=(0,)), 0)

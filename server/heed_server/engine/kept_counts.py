@@ -15,6 +15,8 @@ from heed_server.engine.payload import packed_in
 
 ORDERS = "heed_orders"
 """Attribute of a scheduler's output: the step's `Orders`."""
+NOT_KEPT = "heed_not_kept"
+"""Attribute of a worker's answer: keys that nothing was kept under, because a search had failed."""
 MOST_BYTES = 1 << 28
 """Of all that the workers of an engine keep."""
 
@@ -50,6 +52,12 @@ class KeptCountsMixin:
             if orders.keep or orders.resume:
                 setattr(output, ORDERS, orders)
         return output
+
+    def update_from_output(self, scheduler_output: Any, model_runner_output: Any) -> Any:
+        """As in `Scheduler`; what was not kept is forgotten first."""
+        for key in getattr(model_runner_output, NOT_KEPT, ()):
+            self._kept_bytes -= self._kept.pop(key, 0)
+        return super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
 
     def _orders(self, output: Any) -> Orders:
         orders = Orders()

@@ -82,17 +82,23 @@ class KeySearches:
             if search is None:
                 continue
             key = self._orders.keep.get(self._name[slot])
-            if key is not None:
-                self._kept[key] = search.counted()
+            counted = search.counted() if key is not None else None
             try:
                 search.advance(item)
             except EditError as error:
                 failures[slot] = str(error)
                 self.leave(slot)
-            else:
-                searches.append(search)
+                continue
+            searches.append(search)
+            if key is not None and counted is not None:
+                self._kept[key] = counted
         step = StepSearches(self._table, tuple(searches)) if searches else None
         return step, failures
+
+    def not_kept(self) -> list[str]:
+        """Keys that this step was to keep something under, and did not: the search has failed, now or
+        before. To be asked once the step has run."""
+        return [key for key in self._orders.keep.values() if key not in self._kept]
 
     def told(self, slot: int, detailed: Container[int]) -> dict[int, dict[str, Any]]:
         """What was found so far, by intervention, as plain values: empty where nothing is sought.

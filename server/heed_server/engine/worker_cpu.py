@@ -14,6 +14,7 @@ from heed_server.engine import warm_up
 from heed_server.engine.backend_cpu import HeedCPUImpl
 from heed_server.engine.evicting_requests import Cache, EvictingRequests
 from heed_server.engine.eviction_events import EVICTED, EVICTING
+from heed_server.engine.kept_counts import NOT_KEPT
 from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.longer_streams import (
     lengthen_rotary_tables,
@@ -37,6 +38,8 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
 
     _most_kept: dict[str, int]
     """What the last step's evictions kept, by request id."""
+    _not_kept: list[str]
+    """Keys that the last step's searches kept nothing under."""
 
     def init_device(self) -> None:
         # The stock method makes the runner by name.
@@ -103,13 +106,17 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
         result = super().execute_model(scheduler_output)
         events = getattr(scheduler_output, EVICTING, None)
         self._most_kept = self.model_runner.evict(events) if events else {}
+        searches = self.edited.searches if self.edited is not None else None
+        self._not_kept = searches.not_kept() if searches is not None else []
         return result
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        """As in vLLM's worker; tells the scheduler what has been kept."""
+        """As in vLLM's worker; tells the scheduler what evictions have kept, and searches have not."""
         output = super().sample_tokens(grammar_output)
         if self._most_kept:
             setattr(output, EVICTED, self._most_kept)
+        if self._not_kept:
+            setattr(output, NOT_KEPT, self._not_kept)
         return output
 
 
