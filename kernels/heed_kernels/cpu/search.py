@@ -2,7 +2,7 @@
 
 For each step `KeySearch.advance` says which rows it holds; then, within each layer's forward,
 `search_keys` stands before `attend`. Memory: int64 [local_query_heads, keys] for each layer that is
-searched, until its keys can change no more.
+searched, until its keys can change no more; up to twice the keys where generated rows are counted.
 """
 
 from collections.abc import Sequence
