@@ -20,7 +20,7 @@ from heed_server.calibrate.progress import Progress
 from heed_server.calibrate.prompts import prepare
 from heed_server.calibrate.runner import Runner
 from heed_server.calibrate.scoring import Kind
-from heed_server.calibrate.statistics import interval, lower_bounds
+from heed_server.calibrate.statistics import Turned, interval, lower_bounds
 
 SHAPE = (2, 3)
 ITEMS = 40
@@ -143,3 +143,58 @@ def test_intervals_hold_what_they_say() -> None:
     bounds = lower_bounds(np.stack([values, values * 0, -values]), 0.95, 0)
     assert abs(bounds[0] - (values.mean() - 1.645 / 20)) < 0.02
     assert bounds[1] == 0 and bounds[2] < -0.4
+
+
+def test_what_rounding_adds_to_every_item_keeps_no_head(tmp_path: Path) -> None:
+    def rounded(_: list[int], edits: list[dict[str, Any]]) -> dict[int, float]:
+        return {
+            token: value + 1e-6 * bool(edits) * (token == ord("p"))
+            for token, value in two_way(0.5).items()
+        }
+
+    with pytest.raises(CalibrationError, match="no head alone"):
+        run(tmp_path, lambda bench: kept_heads.choose(bench, "act", {}, 0.9), answers=rounded)
+    with pytest.raises(CalibrationError, match="no head alone"):
+        run(tmp_path, tuned(), answers=rounded)
+
+
+@pytest.mark.parametrize(
+    ("mended", "level", "kept"),
+    [(1, 0.9, False), (2, 0.9, False), (3, 0.9, False), (3, 0.85, True), (4, 0.9, True)],
+)
+def test_by_accuracy_a_head_is_kept_when_chance_would_not_mend_as_many(
+    tmp_path: Path, mended: int, level: float, kept: bool
+) -> None:
+    def answers(prompt: list[int], edits: list[dict[str, Any]]) -> dict[int, float]:
+        number = int(bytes(prompt).decode().split(":")[0])
+        return two_way(0.9 if edits and number < mended else 0.1)
+
+    def choose(bench: Bench) -> Any:
+        return kept_heads.choose(bench, "head_gain", {"gain": 2.0}, level)
+
+    if kept:
+        choice = run(tmp_path, choose, objective="accuracy", answers=answers)
+        assert "sign test" in choice.account["rule"]
+        return
+    with pytest.raises(CalibrationError, match="no head alone"):
+        run(tmp_path, choose, objective="accuracy", answers=answers)
+
+
+@pytest.mark.parametrize(
+    ("mended", "spoiled", "either", "better"),
+    [
+        (0, 0, 1, 1),
+        (1, 0, 1, 0.5),
+        (2, 0, 0.5, 0.25),
+        (3, 0, 0.25, 0.125),
+        (5, 0, 0.0625, 0.03125),
+        (0, 5, 0.0625, 1),
+        (9, 3, 0.14599609375, 0.072998046875),
+    ],
+)
+def test_answers_that_changed_sides_are_tested_exactly(
+    mended: int, spoiled: int, either: float, better: float
+) -> None:
+    turned = Turned.of(np.array([1.0] * mended + [-1.0] * spoiled + [0.0] * 7))
+    assert turned == Turned(mended, spoiled)
+    assert (turned.p_two_sided(), turned.p_better()) == (either, better)

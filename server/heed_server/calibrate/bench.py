@@ -9,11 +9,18 @@ import numpy as np
 from heed_server.calibrate.prompts import Prepared
 from heed_server.calibrate.runner import Runner, Scores
 from heed_server.calibrate.scoring import Intervention, Kind
-from heed_server.calibrate.statistics import lower_bounds
+from heed_server.calibrate.statistics import Turned, lower_bounds
 
 Objective = Literal["accuracy", "likelihood", "entropy"]
 Head = tuple[int, int]
 """A layer and a query head."""
+
+SAME = 1e-4
+"""Scores that differ by less are the same: what conforming kernels may differ by.
+
+An edit that finds nothing to edit still leaves the stock kernel for Heed's, and moves every score by
+rounding, by chance all in one direction.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,10 +42,13 @@ class Sweep:
 
     gains: float64 [layers, query_heads], mean change of the objective.
     lower: the same, one-sided lower bounds at the level that was asked for.
+    chance: the same, the exact sign test's probability that so many of the answers that change are
+        mended by chance; None where the objective is not 0/1.
     """
 
     gains: np.ndarray
     lower: np.ndarray
+    chance: np.ndarray | None = None
 
     def ranked(self, chosen: np.ndarray) -> list[Head]:
         """The heads where `chosen` (bool [layers, query_heads]), by falling gain."""
@@ -100,9 +110,13 @@ class Bench:
             for scores in await self.runner.measure(what, settings, items, self._kind)
         ]
         differences = np.array(each) - base
+        differences[np.abs(differences) < SAME] = 0
         shape = (self.layers, self.query_heads)
-        lower = lower_bounds(differences, level, self._seed)
-        return Sweep(differences.mean(axis=1).reshape(shape), lower.reshape(shape))
+        lower = lower_bounds(differences, level, self._seed).reshape(shape)
+        chance = None
+        if self.objective == "accuracy":
+            chance = np.array([Turned.of(row).p_better() for row in differences]).reshape(shape)
+        return Sweep(differences.mean(axis=1).reshape(shape), lower, chance)
 
     async def means(self, what: str, settings: Sequence[Intervention | None]) -> list[float]:
         """The objective's mean over the items under each setting."""

@@ -1,5 +1,6 @@
-"""Means with bootstrap intervals over items, alone and paired."""
+"""Means with bootstrap intervals over items, and exact tests of answers that changed sides."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,11 @@ SPREAD = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over items, and the 95 % percentile interval of its bootstrap."""
+    """A mean over items, and the 95 % percentile interval of its bootstrap.
+
+    Of 0/1 scores that few items change it is too narrow: five answers mended and none spoiled leave
+    0 outside of it, and the exact test of `Turned` gives them 0.0625.
+    """
 
     mean: float
     low: float
@@ -19,6 +24,27 @@ class Interval:
     def rounded(self) -> list[float]:
         """Mean, low and high, as they are written down."""
         return [round(value, 5) for value in (self.mean, self.low, self.high)]
+
+
+@dataclass(frozen=True)
+class Turned:
+    """Answers that a setting changed: wrong ones that it made right, and right ones made wrong."""
+
+    mended: int
+    spoiled: int
+
+    @classmethod
+    def of(cls, differences: np.ndarray) -> "Turned":
+        """differences: [items], of paired 0/1 scores."""
+        return cls(int((differences > 0).sum()), int((differences < 0).sum()))
+
+    def p_two_sided(self) -> float:
+        """McNemar's exact test: how likely a split at least so uneven is by chance, either way."""
+        return min(1.0, 2 * _tail(max(self.mended, self.spoiled), self.mended + self.spoiled))
+
+    def p_better(self) -> float:
+        """The exact sign test: how likely at least so many of the changes mend by chance."""
+        return _tail(self.mended, self.mended + self.spoiled)
 
 
 def interval(values: np.ndarray, seed: int) -> Interval:
@@ -42,3 +68,8 @@ def _weights(items: int, seed: int) -> np.ndarray:
     """float64 [items, DRAWS]: how often each item was drawn, over the number of items."""
     drawn = np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), size=DRAWS)
     return drawn.T / items
+
+
+def _tail(least: int, throws: int) -> float:
+    """The probability of at least `least` heads in `throws` of a fair coin."""
+    return sum(math.comb(throws, heads) for heads in range(least, throws + 1)) / 2**throws
