@@ -14,7 +14,7 @@ from heed_server.calibrate import emphasis, kept_heads, zerotuning
 from heed_server.calibrate.bench import Bench, Choice, Objective
 from heed_server.calibrate.data import Item
 from heed_server.calibrate.errors import CalibrationError
-from heed_server.calibrate.evaluation import evaluate, tables
+from heed_server.calibrate.evaluation import evaluate, tables, warnings
 from heed_server.calibrate.journal import Journal
 from heed_server.calibrate.progress import Progress
 from heed_server.calibrate.prompts import prepare
@@ -131,7 +131,33 @@ def test_held_out_items_are_told_before_and_after(tmp_path: Path) -> None:
     assert settings["none"]["accuracy"]["difference"] == [0, 0, 0]
     mean, low, high = settings["profile"]["likelihood"]["difference"]
     assert 0 < low < mean < high
-    assert "| profile | " in tables(found)
+    assert settings["profile"]["accuracy"]["mended"] > 5 and settings["none"]["accuracy"]["p"] == 1
+    assert f"| {settings['profile']['accuracy']['mended']}, 0 | " in tables(found)
+    assert warnings(found, "likelihood") == []
+
+
+@pytest.mark.parametrize(
+    ("mended", "spoiled", "words"),
+    [
+        (0, 2, ["t: the accuracy is worse with the profile than without"]),
+        (5, 0, ["t: the accuracy gains nothing beyond the noise"]),
+        (9, 0, []),
+    ],
+)
+def test_a_profile_that_does_not_help_says_so(
+    tmp_path: Path, mended: int, spoiled: int, words: list[str]
+) -> None:
+    def answers(prompt: list[int], edits: list[dict[str, Any]]) -> dict[int, float]:
+        number = int(bytes(prompt).decode().split(":")[0])
+        right = number < 20
+        changed = number < spoiled or 20 <= number < 20 + mended
+        return two_way(0.9 if right != (bool(edits) and changed) else 0.1)
+
+    async def evaluated(bench: Bench) -> Any:
+        return await evaluate(bench.runner, bench.tasks, "choices", {"method": "act"}, {}, 0)
+
+    found = run(tmp_path, evaluated, answers=answers)
+    assert warnings(found, "accuracy") == words
 
 
 def test_intervals_hold_what_they_say() -> None:

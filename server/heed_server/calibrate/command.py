@@ -12,7 +12,7 @@ from heed_server.calibrate.bench import Bench, Choice, Objective
 from heed_server.calibrate.client import Client
 from heed_server.calibrate.data import Item, read_items, split, task_file
 from heed_server.calibrate.errors import CalibrationError
-from heed_server.calibrate.evaluation import evaluate, tables
+from heed_server.calibrate.evaluation import evaluate, tables, warnings
 from heed_server.calibrate.journal import Journal
 from heed_server.calibrate.local_server import local_server
 from heed_server.calibrate.progress import Progress
@@ -45,6 +45,8 @@ def calibrate(options: argparse.Namespace) -> None:
     except ProfileError as error:
         raise CalibrationError(str(error)) from error
     sys.stdout.write(f"{tables(profile.evaluation)}\nparameters: {profile.parameters}\n")
+    for warning in warnings(profile.evaluation, _objective(options)):
+        sys.stdout.write(f"warning: {warning}\n")
     told = ", ".join(f"{rate:.0f} ({stage})" for stage, rate in rates.items())
     sys.stdout.write(f"prompts a second: {told or 'all from the journal'}\n")
     sys.stdout.write(f"written to {path}\n")
@@ -100,9 +102,8 @@ async def _calibrated(
     swept: Mapping[str, Sequence[Prepared]],
     held_out: Mapping[str, Sequence[Prepared]],
 ) -> Profile:
-    unsupervised = getattr(options, "unsupervised", False)
-    kind, scored = _kinds(options, swept, unsupervised)
-    objective: Objective = "entropy" if unsupervised else options.objective
+    objective = _objective(options)
+    kind, scored = _kinds(options, swept, unsupervised=objective == "entropy")
     if objective == "likelihood" and kind == "text":
         raise CalibrationError("the likelihood needs items with choices")
     bench = Bench(
@@ -118,8 +119,9 @@ async def _calibrated(
         "items": {task: len(items) for task, items in swept.items()},
         "seed": options.seed,
         "level": options.level,
+        "warnings": warnings(evaluation, objective),
     }
-    if unsupervised:
+    if objective == "entropy":
         how["entropy"] = f"of the {TOP} likeliest next tokens, and all others as one outcome"
     document = {
         "schema": SCHEMA,
@@ -134,10 +136,13 @@ async def _calibrated(
     return Profile.model_validate(document)
 
 
+def _objective(options: argparse.Namespace) -> Objective:
+    chosen: Objective = options.objective
+    return "entropy" if getattr(options, "unsupervised", False) else chosen
+
+
 def _kinds(
-    options: argparse.Namespace,
-    tasks: Mapping[str, Sequence[Prepared]],
-    unsupervised: bool,
+    options: argparse.Namespace, tasks: Mapping[str, Sequence[Prepared]], *, unsupervised: bool
 ) -> tuple[Kind, Kind]:
     """How the sweep and the held-out items are scored."""
     items = [item for found in tasks.values() for item in found]

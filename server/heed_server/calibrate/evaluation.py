@@ -5,16 +5,20 @@ from typing import Any
 
 import numpy as np
 
+from heed_server.calibrate.bench import Objective
 from heed_server.calibrate.prompts import Prepared
 from heed_server.calibrate.runner import Runner, Scores
 from heed_server.calibrate.scoring import Intervention, Kind
-from heed_server.calibrate.statistics import Interval, interval
+from heed_server.calibrate.statistics import SPREAD, Interval, Turned, interval
 
 PLAIN = "none"
 PROFILE = "profile"
 
-Row = dict[str, dict[str, list[float]]]
-"""By measure: mean, low and high under `value`, and of the paired `difference` from none."""
+Row = dict[str, dict[str, Any]]
+"""By measure: mean, low and high under `value`, and of the paired `difference` from none.
+
+Of the accuracy also how many answers were `mended` and `spoiled`, and the `p` of McNemar's exact test.
+"""
 
 
 async def evaluate(
@@ -44,7 +48,7 @@ def _row(scores: Scores, plain: Scores, seed: int) -> Row:
         "likelihood": (scores.likelihood, plain.likelihood),
         "entropy": (scores.entropy, plain.entropy),
     }
-    return {
+    row: Row = {
         name: {
             "value": interval(after, seed).rounded(),
             "difference": interval(after - before, seed).rounded(),
@@ -52,6 +56,41 @@ def _row(scores: Scores, plain: Scores, seed: int) -> Row:
         for name, (after, before) in pairs.items()
         if not np.isnan(after).any() and not np.isnan(before).any()
     }
+    if "accuracy" in row:
+        turned = Turned.of(scores.right - plain.right)
+        row["accuracy"] |= {
+            "mended": turned.mended,
+            "spoiled": turned.spoiled,
+            "p": float(f"{turned.p_two_sided():.3g}"),
+        }
+    return row
+
+
+def warnings(evaluation: Mapping[str, Any], objective: Objective) -> list[str]:
+    """What a person should know before using the profile: where it did not help on held-out items.
+
+    The objective has to gain beyond the noise; the accuracy, where it is another measure, must not fall.
+    """
+    said: list[str] = []
+    for task, found in evaluation.items():
+        row: Row = found["settings"][PROFILE]
+        for measure in dict.fromkeys((objective, "accuracy")):
+            if measure not in row:
+                continue
+            gain, *bounds = (_gain(measure, value) for value in row[measure]["difference"])
+            if gain < 0:
+                said.append(f"{task}: the {measure} is worse with the profile than without")
+            elif measure == objective and not _beyond_noise(row[measure], min(bounds)):
+                said.append(f"{task}: the {measure} gains nothing beyond the noise")
+    return said
+
+
+def _gain(measure: str, difference: float) -> float:
+    return -difference if measure == "entropy" else difference
+
+
+def _beyond_noise(found: Mapping[str, Any], low: float) -> bool:
+    return low > 0 and found.get("p", 0) <= 1 - SPREAD
 
 
 def tables(evaluation: Mapping[str, Any]) -> str:
@@ -65,6 +104,9 @@ def tables(evaluation: Mapping[str, Any]) -> str:
                 f"| setting | {measure} [95 %] | difference [95 %] |",
                 "| --- | --- | --- |",
             ]
+            if measure == "accuracy":
+                lines[-2] += " mended, spoiled | p |"
+                lines[-1] += " --- | --- |"
             for name, row in found["settings"].items():
                 value = Interval(*row[measure]["value"])
                 change = Interval(*row[measure]["difference"])
@@ -72,5 +114,8 @@ def tables(evaluation: Mapping[str, Any]) -> str:
                     f"| {name} | {value.mean:.3f} [{value.low:.3f}, {value.high:.3f}] "
                     f"| {change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}] |"
                 )
+                if measure == "accuracy":
+                    turned = row[measure]
+                    lines[-1] += f" {turned['mended']}, {turned['spoiled']} | {turned['p']:.2g} |"
             lines.append("")
     return "\n".join(lines)

@@ -72,4 +72,4 @@ def _weights(items: int, seed: int) -> np.ndarray:
 
 def _tail(least: int, throws: int) -> float:
     """The probability of at least `least` heads in `throws` of a fair coin."""
-    return sum(math.comb(throws, heads) for heads in range(least, throws + 1)) / 2**throws
+    return sum(math.comb(throws, heads) for heads in range(least, throws + 1)) / (1 << throws)
