@@ -43,6 +43,10 @@ def test_what_was_written_is_read_again(tmp_path: Path) -> None:
         (json.dumps(document(extra=1)), "extra"),
         (json.dumps(document(model={"id": "x"})), "model.architecture"),
         (json.dumps(document(evaluation={"gain": float("nan")})), "NaN"),
+        (json.dumps(document(evaluation={"gain": 5})).replace("5}", "1e999}"), "1e999"),
+        (json.dumps(document(evaluation={"note": "\ud800"})), "not valid JSON"),
+        (json.dumps(document(schema=True)), "schema"),
+        (json.dumps(document(schema=1.0)), "schema"),
     ],
 )
 def test_a_damaged_document_is_refused_and_what_is_wrong_is_named(
@@ -96,6 +100,25 @@ def test_a_profile_appears_whole_or_not_at_all(
     with pytest.raises(OSError, match="no space"):
         write_profile(tmp_path, profile, {"x": np.ones(1, np.float32)})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_profile_stays_when_the_one_that_replaces_it_does_not_arrive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_profile(tmp_path, Profile.model_validate(document()))
+    rename = Path.rename
+
+    def fail_to_arrive(self: Path, target: Path) -> Path:
+        if target.name == "sentiment" and not self.name.endswith(".old"):
+            raise OSError("disk trouble")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_to_arrive)
+    other = Profile.model_validate(document(parameters={"gamma": 3.0}))
+    with pytest.raises(OSError, match="disk trouble"):
+        write_profile(tmp_path, other, replace=True)
+    assert read_profile(tmp_path, "sentiment").parameters["gamma"] == 2.0
+    assert [path.name for path in tmp_path.iterdir()] == ["sentiment"]
 
 
 def test_a_folder_that_is_being_written_is_passed_over(tmp_path: Path) -> None:

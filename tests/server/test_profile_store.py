@@ -52,6 +52,14 @@ def test_layers_written_beside_a_profile_take_the_place_of_its_heads_by_layer(
     assert put_in(store(tmp_path).loaded, item) == [item | {"gamma": 2.0}]
 
 
+def test_a_null_beside_a_profile_leaves_its_value(tmp_path: Path) -> None:
+    put(tmp_path)
+    loaded = store(tmp_path).loaded
+    asked = {"method": "zerotuning", "profile": "sentiment"}
+    whole = put_in(loaded, asked)
+    assert put_in(loaded, asked | {"gamma": None, "heads": None, "layers": None}) == whole
+
+
 def test_a_profile_that_cannot_be_had_is_named(tmp_path: Path) -> None:
     put(tmp_path)
     put(tmp_path, "alien", model=MODEL.model_dump() | {"fingerprint": "heed1:" + "1" * 64})
@@ -106,6 +114,41 @@ def test_profiles_are_read_again_when_told(tmp_path: Path) -> None:
     assert set(profiles.loaded.profiles) == {"sentiment"}
     profiles.reload()
     assert set(profiles.loaded.profiles) == {"sentiment", "second"}
+
+
+def test_a_ring_of_links_is_refused_and_the_others_are_served(tmp_path: Path) -> None:
+    put(tmp_path)
+    (tmp_path / "ring").symlink_to(tmp_path / "ring")
+    put(tmp_path, "inner")
+    (tmp_path / "inner" / "profile.json").unlink()
+    (tmp_path / "inner" / "profile.json").symlink_to("profile.json")
+    loaded = store(tmp_path).loaded
+    assert set(loaded.profiles) == {"sentiment"} and set(loaded.refused) == {"ring", "inner"}
+
+
+def test_a_folder_that_cannot_be_entered_is_refused_and_the_others_are_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tmp_path)
+    put(tmp_path, "closed")
+    is_file = Path.is_file
+
+    def refuse(self: Path) -> bool:
+        if self.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return is_file(self)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    loaded = store(tmp_path).loaded
+    assert set(loaded.profiles) == {"sentiment"} and "denied" in loaded.refused["closed"]
+
+
+def test_a_directory_that_is_gone_at_a_reload_changes_nothing(tmp_path: Path) -> None:
+    put(tmp_path / "profiles")
+    profiles = store(tmp_path / "profiles")
+    (tmp_path / "profiles").rename(tmp_path / "elsewhere")
+    profiles.reload()
+    assert set(profiles.loaded.profiles) == {"sentiment"}
 
 
 def test_defaults_may_name_a_profile_and_outlive_a_reload_without_it(tmp_path: Path) -> None:

@@ -167,6 +167,8 @@ def _profiles(settings: Settings, identity: ModelIdentity | None, view: ModelVie
         return ProfileStore(settings.profiles, identity, view, settings.default_interventions)
     except InterventionError as error:
         raise SettingsError(f"default interventions: {error.param}: {error}") from error
+    except OSError as error:
+        raise SettingsError(f"{settings.profiles}: {error.strerror}") from error
 
 
 def reload_on_hangup(profiles: ProfileStore) -> None:

@@ -19,6 +19,8 @@ def merged(
 ) -> Any:
     """`raw` with the parameters of every profile that it names; what is written beside one wins.
 
+    A null beside a profile is nothing written.
+
     raw: the field `interventions`, any JSON value; what is no list of objects is left to the parser.
     refused: why profiles that exist cannot be used, by name.
 
@@ -49,9 +51,10 @@ def _merged_one(
         return item
     profile = _profile(item["method"], item["profile"], profiles, refused, path)
     parameters = dict(profile.parameters)
-    for field in _pushed_out(item, parameters):
+    written = {field: value for field, value in item.items() if value is not None}
+    for field in _pushed_out(written, parameters):
         parameters.pop(field, None)
-    return {**parameters, **item}
+    return {**parameters, **written}
 
 
 def _profile(
@@ -79,13 +82,13 @@ def _profile(
     return profiles[name]
 
 
-def _pushed_out(item: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterable[str]:
+def _pushed_out(written: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterable[str]:
     """Parameters of a profile that cannot stand beside what the request wrote."""
     for group in _INSTEAD_OF_EACH_OTHER:
-        if any(item.get(field) is not None for field in group):
+        if any(field in written for field in group):
             yield from group
     # An object in `heads` names its layers itself.
-    if "layers" in item and isinstance(parameters.get("heads"), dict):
+    if "layers" in written and isinstance(parameters.get("heads"), dict):
         yield "heads"
-    if isinstance(item.get("heads"), dict):
+    if isinstance(written.get("heads"), dict):
         yield "layers"

@@ -1,6 +1,7 @@
 """What stands in a profile, and how one is read from its directory."""
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -80,20 +81,33 @@ def _document(path: Path) -> Any:
     try:
         if path.stat().st_size > _LARGEST_DOCUMENT:
             raise ProfileError(f"{DOCUMENT} is larger than {_LARGEST_DOCUMENT >> 20} MiB")
-        return json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
+        text = path.read_text(encoding="utf-8")
+        found = json.loads(text, parse_constant=_no_number, parse_float=_finite)
+        # Half of a surrogate pair can stand in an escape, and could not be sent to anyone.
+        json.dumps(found, ensure_ascii=False).encode()
     except OSError as error:
         raise ProfileError(f"{DOCUMENT} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise ProfileError(f"{DOCUMENT} is not valid JSON: {error}") from error
+    return found
 
 
 def _no_number(text: str) -> NoReturn:
     raise ValueError(f"{text} is not a number in JSON")
 
 
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text} is too large a number")
+    return value
+
+
 def _profile(document: Any) -> Profile:
     schema = document.get("schema") if isinstance(document, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
+    if schema is not None and type(schema) is not int:
+        raise ProfileError(f"{DOCUMENT}: schema: it must be a number, not {quote(schema)}")
+    if schema is not None and schema > SCHEMA:
         raise ProfileError(
             f"it has schema {quote(schema)}, and this version of Heed reads {SCHEMA}: it was made "
             "by a newer one"

@@ -1,5 +1,6 @@
 """The profiles that a server offers: read at start, and again when it is told to."""
 
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,11 +59,16 @@ class ProfileStore:
         self.loaded = self._read()
 
     def reload(self) -> None:
-        """Read the directory again. Where the defaults no longer hold, everything stays as it was."""
+        """Read the directory again.
+
+        Where it is gone, or the defaults no longer hold, everything stays as it was.
+        """
         try:
             self.loaded = self._read()
         except InterventionError as error:
             logger.error("Heed: profiles are not reloaded: %s: %s", error.param, error)
+        except OSError as error:
+            logger.error("Heed: profiles are not reloaded: %s", error)
 
     def _read(self) -> Loaded:
         profiles: dict[str, Profile] = {}
@@ -71,7 +77,8 @@ class ProfileStore:
         for name in profile_names(self.directory):
             try:
                 profiles[name] = self._usable(name, complete)
-            except ProfileError as error:
+            except (ProfileError, OSError, RuntimeError) as error:
+                # A folder that cannot be entered, or a ring of links, is that profile's trouble.
                 refused[name] = str(error)
                 logger.warning("Heed: profile %s is refused: %s", name, error)
         if self.directory is not None:
@@ -97,5 +104,13 @@ def profile_names(directory: Path | None) -> list[str]:
     if directory is None:
         return []
     return sorted(
-        path.name for path in directory.iterdir() if is_profile_name(path.name) and path.is_dir()
+        path.name for path in directory.iterdir() if is_profile_name(path.name) and _is_folder(path)
     )
+
+
+def _is_folder(path: Path) -> bool:
+    """Whether it is one, or a link of which that cannot be told, so that a reader is refused it."""
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except OSError:
+        return path.is_symlink()

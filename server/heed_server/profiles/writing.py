@@ -30,6 +30,9 @@ def write_profile(
 ) -> Path:
     """Write `profile` to the directory `root/<its name>`, which appears whole or not at all.
 
+    Replacing takes two renames, between which there is none: a reader may find the name missing, and
+    after a crash just there the former one lies in a hidden directory that ends in `.old`.
+
     tensors: float32 or float16, by name; their shapes stand in `profile.tensors`.
     replace: whether a profile of that name may be there already.
 
@@ -53,7 +56,11 @@ def write_profile(
         if target.exists():
             old = made.with_name(made.name + ".old")
             target.rename(old)
-            made.rename(target)
+            try:
+                made.rename(target)
+            except BaseException:
+                old.rename(target)
+                raise
             shutil.rmtree(old)
         else:
             made.rename(target)
