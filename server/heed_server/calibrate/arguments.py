@@ -1,7 +1,13 @@
 """The command line of `heed calibrate`."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+
+from heed_interventions.errors import InterventionError
+from heed_interventions.parse import parse_one
+from heed_interventions.registry import METHODS
+from heed_server.profiles.fit import FROM_THE_REQUEST
 
 GAMMAS = "0.3,0.6,1.5,2,3,5"
 
@@ -14,9 +20,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     methods = calibrate.add_subparsers(dest="method", required=True, metavar="METHOD")
 
     zerotuning = methods.add_parser("zerotuning", help="heads of the dominant type, and gamma")
-    zerotuning.add_argument(
-        "--gammas", type=_numbers, default=_numbers(GAMMAS), help=f"grid [{GAMMAS}]"
-    )
+    zerotuning.add_argument("--gammas", type=_gammas, default=GAMMAS, help=f"grid [{GAMMAS}]")
     zerotuning.add_argument(
         "--probe",
         type=_above_one,
@@ -34,20 +38,36 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
 
     emphasis = methods.add_parser("emphasis", help="heads that steer well on every task (PASTA)")
     emphasis.add_argument(
-        "--alpha", type=float, default=0.01, help="factor outside the span [0.01]"
+        "--alpha",
+        type=_parameter("emphasis", "alpha"),
+        default=0.01,
+        help="factor outside the span [0.01]",
     )
     emphasis.add_argument(
         "--top-share", type=_share, default=0.4, help="share of all heads that a task names [0.4]"
     )
 
     head_gain = methods.add_parser("head_gain", help="sensitivity map; heads that a gain helps")
-    head_gain.add_argument("--gain", type=float, default=1.5, help="below 1 is privileged [1.5]")
+    head_gain.add_argument(
+        "--gain",
+        type=_parameter("head_gain", "gain"),
+        default=1.5,
+        help="below 1 is privileged [1.5]",
+    )
 
     act = methods.add_parser("act", help="heads whose attention sinks are better calibrated")
-    act.add_argument("--beta", type=float, default=0.4, help="what sinks keep [0.4]")
+    act.add_argument(
+        "--beta", type=_parameter("act", "beta"), default=0.4, help="what sinks keep [0.4]"
+    )
     threshold = act.add_mutually_exclusive_group()
-    threshold.add_argument("--tau", type=float, help="threshold on a column's mean")
-    threshold.add_argument("--alpha-over-n", type=float, help="the same, divided by the length [5]")
+    threshold.add_argument(
+        "--tau", type=_parameter("act", "tau"), help="threshold on a column's mean"
+    )
+    threshold.add_argument(
+        "--alpha-over-n",
+        type=_parameter("act", "alpha_over_n"),
+        help="the same, divided by the length [5]",
+    )
     for parser in (zerotuning, emphasis, head_gain, act):
         _add_common(parser)
 
@@ -58,7 +78,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     sinks.add_argument("--task", default="needle", help="an evaluation set [needle]")
     sinks.add_argument("--data", type=Path, metavar="FILE", help="JSON lines, in place of a task")
     sinks.add_argument("--limit", type=_positive, default=100, help="items at most [100]")
-    sinks.add_argument("--tokens", type=_positive, default=64, help="of each item [64]")
+    sinks.add_argument("--tokens", type=_two_or_more, default=64, help="of each item [64]")
     sinks.add_argument("--epsilon", type=_share, default=0.3, help="what makes a sink [0.3]")
     sinks.add_argument("--out", type=Path, required=True, metavar="DIR")
 
@@ -84,7 +104,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     data.add_argument("--limit", type=_positive, help="items of each task at most")
     data.add_argument("--held-out", type=_share, default=0.5, help="share kept for the end [0.5]")
-    data.add_argument("--seed", type=int, default=0, help="of the split and the bootstrap [0]")
+    data.add_argument("--seed", type=_natural, default=0, help="of the split and the bootstrap [0]")
     data.add_argument(
         "--score", choices=("auto", "choices", "text"), default="auto",
         help="by log-probability of the choices, or by the greedy text [choices where there are any]",
@@ -107,8 +127,27 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _numbers(text: str) -> tuple[float, ...]:
-    return tuple(float(part) for part in text.split(","))
+def _parameter(method: str, field: str) -> Callable[[str], float]:
+    """A number that the method takes for `field`; its own bounds hold here as well."""
+    fields = METHODS[method].model_fields
+    beside = {name: value for name, value in FROM_THE_REQUEST.items() if name in fields}
+
+    def number(text: str) -> float:
+        value = float(text)
+        try:
+            parse_one({"method": method, field: value} | beside, method)
+        except InterventionError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+        return value
+
+    return number
+
+
+_gamma = _parameter("zerotuning", "gamma")
+
+
+def _gammas(text: str) -> tuple[float, ...]:
+    return tuple(_gamma(part) for part in text.split(","))
 
 
 def _share(text: str) -> float:
@@ -119,14 +158,20 @@ def _share(text: str) -> float:
 
 
 def _above_one(text: str) -> float:
-    value = float(text)
+    value = _gamma(text)
     if value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 1")
     return value
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
+def _whole_number(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{text} is below {least}")
+        return value
+
+    return number
+
+
+_natural, _positive, _two_or_more = map(_whole_number, (0, 1, 2))

@@ -71,6 +71,9 @@ def _column_means(model: str, items: Sequence[Item], tokens: int) -> Iterator[np
         )
     except (OSError, ValueError) as error:
         raise CalibrationError(f"{model}: {error}") from error
+    longest = getattr(network.config, "max_position_embeddings", tokens)
+    if tokens > longest:
+        raise CalibrationError(f"{model} has {longest} positions, fewer than {tokens} tokens")
     for item in items:
         ids = _token_ids(tokenizer, item)[:tokens]
         if len(ids) < tokens:

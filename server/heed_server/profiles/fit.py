@@ -12,7 +12,7 @@ from heed_server.profiles.identity import ModelIdentity
 from heed_server.profiles.profile import Profile, ProfileError
 
 _STAND_IN_LENGTH = 64
-_FROM_THE_REQUEST = {"spans": [{"start": 0, "end": 1}]}
+FROM_THE_REQUEST = {"spans": [{"start": 0, "end": 1}]}
 """Stand-ins for the prompt, and for what a profile leaves to each request."""
 
 
@@ -50,6 +50,6 @@ def _missing(profile: Profile, item: dict[str, Any]) -> dict[str, Any]:
     fields = known.model_fields
     return {
         field: value
-        for field, value in _FROM_THE_REQUEST.items()
+        for field, value in FROM_THE_REQUEST.items()
         if field in fields and fields[field].is_required() and field not in item
     }
