@@ -63,7 +63,7 @@ def run(
         }
         with Journal(tmp_path / "j") as book:
             runner = Runner(
-                client, book, Progress(io.StringIO()), model="m", batch=16, most_tokens=4
+                client, book, Progress(io.StringIO()), served="m", batch=16, most_tokens=4
             )
             bench = Bench(runner, made, shape=SHAPE, kind=kind, objective=objective, seed=0)
             return await choose(bench)

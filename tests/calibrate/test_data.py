@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from tests.calibrate.stand_in import StandIn, two_way
 
-from heed_server.calibrate.data import Item, read_items, split, task_file
+from heed_server.calibrate.data import Item, by_task, read_items, split, task_file
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.prompts import prepare
 
@@ -56,6 +56,20 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         read_items(tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize("text", ["", "\n", " \n\n"])
+def test_a_file_without_items_is_told_as_such(tmp_path: Path, text: str) -> None:
+    (tmp_path / "mine.jsonl").write_text(text)
+    with pytest.raises(CalibrationError, match="no items"):
+        read_items(tmp_path / "mine.jsonl")
+
+
+def test_two_files_cannot_be_one_task(tmp_path: Path) -> None:
+    files = [tmp_path / "a" / "train.jsonl", tmp_path / "b" / "train.jsonl"]
+    assert by_task(files[:1]) == {"train": files[0]}
+    with pytest.raises(CalibrationError, match="both be the task train"):
+        by_task(files)
+
+
 @pytest.mark.parametrize("task", ["sentiment", "topic", "emphasis", "recall"])
 def test_the_bundled_sets_can_be_read(task: str) -> None:
     items = read_items(task_file(task))
@@ -76,6 +90,17 @@ def test_parts_share_no_item_and_follow_the_seed(tmp_path: Path) -> None:
     assert split(items, seed=2, limit=30, held_out=0.4) != (swept, kept)
     with pytest.raises(CalibrationError, match="empty"):
         split(items, seed=1, limit=1, held_out=0.5)
+
+
+def test_a_prompt_that_stands_twice_is_on_one_side(tmp_path: Path) -> None:
+    lines = [GOOD | {"prompt": f"{n % 12}? ", "answer": ("good", "bad")[n % 2]} for n in range(40)]
+    items = read_items(write(tmp_path, *lines))
+    for seed in range(5):
+        swept, kept = split(items, seed=seed, limit=None, held_out=0.2)
+        assert not {item.prompt for item in swept} & {item.prompt for item in kept}
+        assert len(swept) + len(kept) == 40
+    with pytest.raises(CalibrationError, match="empty"):
+        split([items[0]] * 4, seed=0, limit=None, held_out=0.5)
 
 
 def item(**fields: Any) -> Item:

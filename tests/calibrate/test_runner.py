@@ -12,6 +12,7 @@ import pytest
 from tests.calibrate.stand_in import StandIn, two_way
 
 from heed_server.calibrate.data import Item
+from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.journal import Journal, digest
 from heed_server.calibrate.progress import Progress
 from heed_server.calibrate.prompts import Prepared, prepare
@@ -35,11 +36,16 @@ def items(client: StandIn, count: int = 5, **fields: Any) -> list[Prepared]:
 
 
 def measure(
-    client: StandIn, journal: Path, prepared: list[Prepared], kind: Kind = "choices", batch: int = 3
+    client: StandIn,
+    journal: Path,
+    prepared: list[Prepared],
+    kind: Kind = "choices",
+    batch: int = 3,
+    served: str = "m",
 ) -> list[Scores]:
     with Journal(journal) as book:
         runner = Runner(
-            client, book, Progress(io.StringIO()), model="m", batch=batch, most_tokens=4
+            client, book, Progress(io.StringIO()), served=served, batch=batch, most_tokens=4
         )
         return asyncio.run(runner.measure("all", [PLAIN, TUNED], prepared, kind))
 
@@ -72,7 +78,7 @@ def test_choices_of_several_tokens_are_sums_and_count_as_generated(tmp_path: Pat
     fields = {"choices": ("pn", "pp"), "answer": "pp", "emphasise": "is it"}
     prepared = items(client, count=2, **fields)
     with Journal(tmp_path / "j") as book:
-        runner = Runner(client, book, Progress(io.StringIO()), model="m", batch=8, most_tokens=4)
+        runner = Runner(client, book, Progress(io.StringIO()), served="m", batch=8, most_tokens=4)
         emphasis = {"method": "emphasis", "alpha": 0.1}
         plain, _ = asyncio.run(runner.measure("all", [PLAIN, emphasis], prepared, "choices"))
     np.testing.assert_allclose(plain.likelihood, math.log(0.8))
@@ -124,7 +130,20 @@ def test_what_was_measured_of_something_else_is_not_taken(tmp_path: Path) -> Non
         other = StandIn(rule)
         measure(other, tmp_path / "j", items(other, **changed))
         assert other.prompts == 10
+    other = StandIn(rule)
+    measure(other, tmp_path / "j", items(other), served="another precision")
+    assert other.prompts == 10
     assert digest("a", {"x": 1}) == digest("a", {"x": 1}) != digest("b", {"x": 1})
+
+
+@pytest.mark.parametrize("value", [3, [], {}, {"right": 1.0}, {"right": "yes"}])
+def test_a_journal_of_something_else_is_told_as_such(tmp_path: Path, value: Any) -> None:
+    client = StandIn(rule)
+    measure(client, tmp_path / "j", items(client, count=1))
+    entry = json.loads((tmp_path / "j").read_text().splitlines()[0]) | {"value": value}
+    (tmp_path / "j").write_text(json.dumps(entry) + "\n")
+    with pytest.raises(CalibrationError, match="where a score should stand"):
+        measure(client, tmp_path / "j", items(client, count=1))
 
 
 def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:

@@ -34,7 +34,10 @@ def test_a_calibration_writes_a_profile_that_the_server_serves(
     profile = calibrate(server, root, "zerotuning", *SMALL, "--name", "calibrated")
     said = capsys.readouterr()
     assert "| profile | " in said.out and "held out, sentiment: 24 of 24 runs" in said.err
-    assert profile["calibration"]["items"] == {"sentiment": 8}
+    how = profile["calibration"]
+    assert (how["items"], how["limit"], how["held_out"]) == ({"sentiment": 8}, 16, 0.5)
+    assert how["data"]["sentiment"].startswith("sha256:") and how["vllm"].startswith("0.32.0")
+    assert how["dtype"] in ("float32", "bfloat16") and isinstance(how["warnings"], list)
     assert profile["evaluation"]["sentiment"]["items"] == 8
     assert "(scaled up)" in said.out
     os.kill(server.pid, signal.SIGHUP)

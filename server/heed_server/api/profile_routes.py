@@ -8,7 +8,10 @@ from vllm.entrypoints.serve.engine.protocol import ModelCard, ModelPermission
 
 from heed_server.api.model_names import SEPARATOR, served_names
 from heed_server.api.routes import door_of
+from heed_server.engine.versions import installed_vllm
+from heed_server.profiles.identity import Serving
 from heed_server.profiles.profile import Profile
+from heed_server.version import __version__
 
 router = APIRouter()
 
@@ -39,11 +42,15 @@ async def list_profiles(raw_request: Request) -> JSONResponse:
     """The profiles that requests can ask for, those that are refused, and the model being served."""
     store = door_of(raw_request).profiles
     loaded = store.loaded
-    base = raw_request.app.state.openai_serving_models.model_name()
+    models = raw_request.app.state.openai_serving_models
+    base = models.model_name()
+    dtype = str(models.model_config.dtype).removeprefix("torch.")
+    serving = Serving(heed=__version__, vllm=installed_vllm(), dtype=dtype)
     return JSONResponse(
         {
             "object": "list",
             "model": None if store.served is None else store.served.model_dump(mode="json"),
+            "serving": serving.model_dump(mode="json"),
             "data": [
                 _entry(profile, f"{base}{SEPARATOR}{name}" if name in loaded.complete else None)
                 for name, profile in loaded.profiles.items()

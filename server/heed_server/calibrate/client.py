@@ -9,7 +9,7 @@ import httpx
 from pydantic import ValidationError
 
 from heed_server.calibrate.errors import CalibrationError
-from heed_server.profiles.identity import ModelIdentity
+from heed_server.profiles.identity import ModelIdentity, Serving
 
 
 class Client:
@@ -36,13 +36,14 @@ class Client:
     ) -> None:
         await self._http.aclose()
 
-    async def identity(self) -> ModelIdentity:
-        """The model being served. Raises `CalibrationError` where the server cannot tell."""
+    async def served(self) -> tuple[ModelIdentity, Serving]:
+        """The model being served, and with what. Raises `CalibrationError` where it is not told."""
         answer = await self._ask("GET", "/v1/intervention-profiles")
         if answer.get("model") is None:
             raise CalibrationError("the server does not know its model's files (see its log)")
         try:
-            return ModelIdentity.model_validate(answer["model"])
+            model = ModelIdentity.model_validate(answer["model"])
+            return model, Serving.model_validate(answer.get("serving"))
         except ValidationError as error:
             raise CalibrationError("the server runs another version of Heed") from error
 

@@ -2,24 +2,26 @@
 
 import argparse
 import asyncio
+import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from heed_server.calibrate import emphasis, kept_heads, zerotuning
 from heed_server.calibrate.bench import Bench, Choice, Objective
 from heed_server.calibrate.client import Client
-from heed_server.calibrate.data import Item, read_items, split, task_file
+from heed_server.calibrate.data import Item, by_task, read_items, split, task_file
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.evaluation import evaluate, tables, warnings
-from heed_server.calibrate.journal import Journal
+from heed_server.calibrate.journal import Journal, digest
 from heed_server.calibrate.local_server import local_server
 from heed_server.calibrate.progress import Progress
 from heed_server.calibrate.prompts import Prepared, prepare
 from heed_server.calibrate.runner import Runner
 from heed_server.calibrate.scoring import TOP, Kind
-from heed_server.profiles.identity import ModelIdentity
+from heed_server.profiles.identity import ModelIdentity, Serving
 from heed_server.profiles.profile import SCHEMA, Profile, ProfileError, is_profile_name
 from heed_server.profiles.writing import write_profile
 from heed_server.version import __version__
@@ -53,8 +55,7 @@ def calibrate(options: argparse.Namespace) -> None:
 
 
 def _read(options: argparse.Namespace) -> Parts:
-    files = [*options.data, *(task_file(task) for task in options.task)]
-    items = {file.stem: read_items(file) for file in files}
+    items = {task: read_items(file) for task, file in _files(options).items()}
     if options.method == "emphasis":
         for item in (item for found in items.values() for item in found):
             if item.emphasise is None:
@@ -63,6 +64,10 @@ def _read(options: argparse.Namespace) -> Parts:
         task: split(found, seed=options.seed, limit=options.limit, held_out=options.held_out)
         for task, found in items.items()
     }
+
+
+def _files(options: argparse.Namespace) -> dict[str, Path]:
+    return by_task([*options.data, *(task_file(task) for task in options.task)])
 
 
 @contextmanager
@@ -84,24 +89,25 @@ async def _run(
     progress = Progress(sys.stderr)
     with Journal(path) as journal:
         async with Client(url, options.api_key, options.in_flight) as client:
-            model = await client.identity()
+            model, serving = await client.served()
             runner = Runner(
-                client, journal, progress, model=model.fingerprint, batch=options.batch,
-                most_tokens=options.max_tokens,
+                client, journal, progress, batch=options.batch, most_tokens=options.max_tokens,
+                served=digest(model.fingerprint, serving.model_dump()),
             )  # fmt: skip
             swept = {task: await prepare(client, sweep) for task, (sweep, _) in parts.items()}
             held_out = {task: await prepare(client, kept) for task, (_, kept) in parts.items()}
-            profile = await _calibrated(options, runner, model, swept, held_out)
+            profile = await _calibrated(options, runner, (model, serving), swept, held_out)
             return profile, runner.rates
 
 
 async def _calibrated(
     options: argparse.Namespace,
     runner: Runner,
-    model: ModelIdentity,
+    served: tuple[ModelIdentity, Serving],
     swept: Mapping[str, Sequence[Prepared]],
     held_out: Mapping[str, Sequence[Prepared]],
 ) -> Profile:
+    model, serving = served
     objective = _objective(options)
     kind, scored = _kinds(options, swept, unsupervised=objective == "entropy")
     if objective == "likelihood" and kind == "text":
@@ -117,8 +123,13 @@ async def _calibrated(
         "objective": objective,
         "scored": kind,
         "items": {task: len(items) for task, items in swept.items()},
+        "data": {task: _sha256(file) for task, file in _files(options).items()},
+        "limit": options.limit,
+        "held_out": options.held_out,
         "seed": options.seed,
         "level": options.level,
+        "dtype": serving.dtype,
+        "vllm": serving.vllm,
         "warnings": warnings(evaluation, objective),
     }
     if objective == "entropy":
@@ -134,6 +145,10 @@ async def _calibrated(
         "heed": __version__,
     }
     return Profile.model_validate(document)
+
+
+def _sha256(file: Path) -> str:
+    return "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _objective(options: argparse.Namespace) -> Objective:

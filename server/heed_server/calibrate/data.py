@@ -2,7 +2,8 @@
 
 import json
 import random
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,17 +37,30 @@ def read_items(path: Path) -> list[Item]:
         CalibrationError: naming the first line that cannot be used.
     """
     try:
-        # Not splitlines(): JSON strings may hold other line separators.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{path}: {error}") from error
-    items = [
+    if not text.strip():
+        raise CalibrationError(f"{path}: there are no items in it")
+    # Not splitlines(): JSON strings may hold other line separators.
+    lines = text.removesuffix("\n").split("\n")
+    return [
         _item(line, path.stem, f"{path.name}, line {number}")
         for number, line in enumerate(lines, 1)
     ]
-    if not items:
-        raise CalibrationError(f"{path}: there are no items in it")
-    return items
+
+
+def by_task(files: Iterable[Path]) -> dict[str, Path]:
+    """Files by the names of their tasks. Raises `CalibrationError` where two have the same."""
+    found: dict[str, Path] = {}
+    for file in files:
+        if file.stem in found:
+            raise CalibrationError(
+                f"{found[file.stem]} and {file} would both be the task {file.stem}: name the files "
+                "differently, and each once"
+            )
+        found[file.stem] = file
+    return found
 
 
 def task_file(task: str, model: str = "heed-tiny") -> Path:
@@ -63,18 +77,27 @@ def split(
 ) -> tuple[list[Item], list[Item]]:
     """At most `limit` items in a seeded order, cut into those to sweep and a held-out share.
 
+    Items with the same prompt stay together, so that no prompt is on both sides.
+
     Raises:
         CalibrationError: one of the parts would be empty.
     """
     shuffled = list(items)
     random.Random(seed).shuffle(shuffled)
     shuffled = shuffled[:limit]
-    kept = round(len(shuffled) * (1 - held_out))
-    if not 0 < kept < len(shuffled):
+    cut = round(len(shuffled) * (1 - held_out))
+    groups: dict[str, list[Item]] = defaultdict(list)
+    for item in shuffled:
+        groups[json.dumps([item.prompt, item.messages], sort_keys=True)].append(item)
+    swept: list[Item] = []
+    kept: list[Item] = []
+    for group in groups.values():
+        (swept if len(swept) < cut else kept).extend(group)
+    if not swept or not kept:
         raise CalibrationError(
             f"{len(shuffled)} items with a held-out share of {held_out} leave one part empty"
         )
-    return shuffled[:kept], shuffled[kept:]
+    return swept, kept
 
 
 def _item(line: str, task: str, where: str) -> Item:

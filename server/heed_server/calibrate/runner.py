@@ -20,6 +20,7 @@ from heed_server.calibrate.scoring import (
     answer,
     calls_for,
     calls_for_choices,
+    recorded,
     score,
 )
 
@@ -36,7 +37,7 @@ class Scores:
 class Runner:
     """Runs settings over items against one server.
 
-    model: the fingerprint of what is served, which is a part of every key in the journal.
+    served: a digest of the model and of what serves it, a part of every key in the journal.
     batch: prompts that one request carries at most. most_tokens: of a greedy text.
     """
 
@@ -46,14 +47,14 @@ class Runner:
         journal: Journal,
         progress: Progress,
         *,
-        model: str,
+        served: str,
         batch: int,
         most_tokens: int,
     ) -> None:
         self._client = client
         self._journal = journal
         self._progress = progress
-        self._model = model
+        self._served = served
         self._batch = batch
         self._most_tokens = most_tokens
         self.rates: dict[str, float] = {}
@@ -83,7 +84,9 @@ class Runner:
         self, setting: Intervention | None, items: Sequence[Prepared], kind: Kind
     ) -> list[Score]:
         keys = [self._key(setting, item, kind) for item in items]
-        known = {key: Score(**found) for key in keys if (found := self._journal.find(key))}
+        known = {
+            key: recorded(found) for key in keys if (found := self._journal.find(key)) is not None
+        }
         self._progress.settled(sum(key in known for key in keys), known=True)
         missing = {key: item for key, item in zip(keys, items, strict=True) if key not in known}
         pairs = list(missing.items())
@@ -127,7 +130,7 @@ class Runner:
 
     def _key(self, setting: Intervention | None, item: Prepared, kind: Kind) -> str:
         asked = (item.item.answer, item.item.emphasise, self._most_tokens if kind == "text" else 0)
-        return digest(self._model, kind, setting, item.prompt, item.choices, asked)
+        return digest(self._served, kind, setting, item.prompt, item.choices, asked)
 
 
 def _scores(row: Iterable[Score]) -> Scores:

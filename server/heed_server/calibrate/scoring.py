@@ -2,12 +2,14 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 import numpy as np
 
+from heed_interventions.errors import quote
 from heed_server.calibrate.client import Client
+from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.prompts import Prepared, Tokens
 
 Kind = Literal["choices", "text", "entropy"]
@@ -32,6 +34,21 @@ class Score:
     right: float | None = None
     likelihood: float | None = None
     entropy: float | None = None
+
+
+def recorded(value: Any) -> Score:
+    """A score out of a journal. Raises `CalibrationError` where it is none."""
+    names = {field.name for field in fields(Score)}
+    if (
+        not isinstance(value, dict)
+        or set(value) != names
+        or not all(found is None or type(found) is float for found in value.values())
+    ):
+        raise CalibrationError(
+            f"the journal holds {quote(value)} where a score should stand: delete the journal, or "
+            "name another with --journal"
+        )
+    return Score(**value)
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,19 @@ class ModelIdentity(BaseModel):
         )
 
 
+class Serving(BaseModel):
+    """With what a model is served: what two measurements must share to be one.
+
+    dtype: of weights and activations, as in "bfloat16".
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    heed: str
+    vllm: str | None
+    dtype: str
+
+
 def model_directory(model: str, revision: str | None) -> Path:
     """Where the files of a model lie that vLLM has loaded: a path, or a name on the Hugging Face hub.
 
