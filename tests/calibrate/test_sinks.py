@@ -38,3 +38,11 @@ def test_the_bundled_models_sinks_are_those_of_its_card(
     assert found["sink"][0] > 10 * max(found["sink"][1:])
     assert "key 0 has a mean weight above 0.3" in capsys.readouterr().out
     assert (tmp_path / "sinks.svg").read_text().startswith("<svg")
+
+
+def test_more_tokens_than_the_model_has_positions_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["calibrate", "sinks", "--tokens", "2049", "--out", str(tmp_path)])
+    assert "has 2048 positions" in capsys.readouterr().err
