@@ -109,7 +109,7 @@ def profile_names(directory: Path | None) -> list[str]:
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether it is one, or a link of which that cannot be told, so that a reader is refused it."""
+    """Whether it is one, or a link that leads nowhere: such a profile is refused, not passed over."""
     try:
         return stat.S_ISDIR(path.stat().st_mode)
     except OSError:
