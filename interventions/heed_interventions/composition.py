@@ -15,7 +15,7 @@ from heed_interventions.zerotuning import ZeroTuning
 from heed_kernels.edits import Edit
 from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict
-from heed_kernels.eviction_rules import check_beside
+from heed_kernels.eviction_rules import check_beside, splits_window
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,17 @@ def _two_that_decide_what_stays(one: Placed, other: Placed) -> str | None:
     )
 
 
+def _segments_in_an_observation_window(one: Placed, other: Placed) -> str | None:
+    for evict in other.edits:
+        if isinstance(evict, Evict) and any(splits_window(evict, edit) for edit in one.edits):
+            name, evictor = one.method.name(), other.method.name()
+            return (
+                f"{evictor} scores its last {evict.together} prompt rows in one step, and {name} with "
+                '`stats` "causal" may end a step between them: set `stats` to "full"'
+            )
+    return None
+
+
 def _keys_that_eviction_moves(one: Placed, other: Placed) -> str | None:
     for evict in other.edits:
         if not isinstance(evict, Evict):
@@ -100,5 +111,6 @@ _RULES: tuple[Callable[[Placed, Placed], str | None], ...] = (
     _zerotuning_of_a_hidden_token,
     _sinks_of_hidden_keys,
     _two_that_decide_what_stays,
+    _segments_in_an_observation_window,
     _keys_that_eviction_moves,
 )

@@ -3,6 +3,9 @@
 After an eviction a key's place in the cache is no longer its position, and edits of later rows go by
 places. The two agree for the protected first keys, and for generated ones where eviction does not go
 on. Edits that tell the keys in between apart would hit others than they name: they are refused.
+
+A step ends where a segment does (`segments.py`), and an observation window is in one step: a search
+that does not look ahead is refused beside a window of several rows, whatever the prompt's length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,6 +36,8 @@ def check_beside(evict: Evict, edits: Sequence[Edit]) -> None:
     for edit in edits:
         if isinstance(edit, VisibleKeys | VisibleRanges):
             raise EditError("eviction does not go together with other ways of hiding keys")
+        if splits_window(evict, edit):
+            raise EditError("a segment of the prompt may end inside the observation window")
         if isinstance(edit, Evict) or edit.rows.end <= max(prompt, edit.rows.start):
             continue
         if isinstance(edit, FindKeys | ObserveColumns):
@@ -42,6 +47,11 @@ def check_beside(evict: Evict, edits: Sequence[Edit]) -> None:
                 raise EditError(
                     f"rows after the eviction cannot tell the keys {_shown(moved)} apart: they move"
                 )
+
+
+def splits_window(evict: Evict, edit: Edit) -> bool:
+    """Whether steps of the prompt end where `edit` says, and `evict` needs several of its rows in one."""
+    return evict.together > 1 and isinstance(edit, FindKeys) and not edit.ahead
 
 
 def _keys_of(edit: Edit) -> Iterator[KeyRanges | TrailingKeys | FoundKeys]:

@@ -370,3 +370,21 @@ def test_act_stands_beside_eviction_in_the_prompt_only(name: str) -> None:
         assert "prompt rows" in conflict(name, act)
     resolution = beside(name, {"method": "act", "decode": "off", "layers": [1]})
     assert resolution.cache == "private"
+
+
+@pytest.mark.parametrize("length", [40, 140, 400])
+@each_method
+def test_act_of_segments_stands_beside_eviction_that_scores_no_rows_together(
+    name: str, length: int
+) -> None:
+    """At 140 tokens a step would end at row 128, in the window."""
+    act = {"method": "act", "decode": "off", "stats": "causal", "layers": [1]}
+    edit = run(name, length, keep=0.8)[1]
+    for order in _orders(name, (act,), {}):
+        if edit is None or edit.together == 1:
+            kinds = [type(each) for each in resolve(parse(order), MODEL, prompt(length)).edits]
+            assert kinds.count(Evict) == (edit is not None)
+            continue
+        with pytest.raises(InterventionError, match="`stats`") as caught:
+            resolve(parse(order), MODEL, prompt(length))
+        assert (caught.value.status, caught.value.reason) == (400, "composition")

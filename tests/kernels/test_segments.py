@@ -1,9 +1,14 @@
 """When keys are found: which rows share a set of them, whatever the scheduling."""
 
+from dataclasses import replace
+
 import pytest
 
 from heed_kernels.edits import OPEN, FindKeys, HeadSet, KeyRanges, Rows
+from heed_kernels.errors import EditError
+from heed_kernels.evict import Evict, WindowScore
 from heed_kernels.segments import Segments, threshold_at
+from heed_kernels.table import EditTable
 
 
 def starts(segments: Segments, rows: int) -> list[int]:
@@ -49,3 +54,19 @@ def test_looking_ahead_a_step_may_hold_the_prompt_and_what_follows_it(running: b
 def test_a_relative_threshold_is_over_the_rows_counted() -> None:
     find = FindKeys(HeadSet((1,)), Rows(10, 50), 4.0, 1, 8, KeyRanges(()), False, 0, relative=True)
     assert [threshold_at(find, seen) for seen in (5, 20, 50, 90)] == [4.0, 0.4, 0.1, 0.1]
+
+
+def test_a_search_in_segments_stands_beside_no_rows_that_are_scored_together() -> None:
+    """The segment of row 128 would end inside the last 16 of 140 rows."""
+    search = FindKeys(HeadSet((1, 1)), Rows(0, 140), 0.1, 1, 8, KeyRanges(()), False, 0, prompt=140)
+    for together in (1, 16):
+        window = Evict(
+            WindowScore(together), None, (60, 60), 60, 0, together, False, together, False,
+            Rows(140, OPEN), source=1,
+        )  # fmt: skip
+        EditTable(1, 2, 2, 2).insert([replace(search, ahead=True), window], None, 140)
+        if together == 1:
+            EditTable(1, 2, 2, 2).insert([search, window], None, 140)
+        else:
+            with pytest.raises(EditError, match="segment"):
+                EditTable(1, 2, 2, 2).insert([search, window], None, 140)
