@@ -2,8 +2,12 @@
 
 Everything here is over the whole model's KV heads and the keys that they hold, in order; so the
 protected keys are the first and the last ones. All tensor-parallel ranks compute the same.
+
+A model may overflow. A score that is no number is then the lowest of all, a vector's element that is
+not finite counts as 0, and so does such a preference; so every request keeps as many keys as it asks for.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -50,10 +54,20 @@ def pooled(scores: NDArray[np.float64], score: WindowScore, recent: int) -> NDAr
 
 def survivors(edit: Evict, layers: Sequence[LayerScores]) -> list[list[NDArray[np.int64]]]:
     """Per layer and KV head, the kept ones of the head's keys, ascending."""
+    layers = [_orderable(layer) for layer in layers]
     return [
         [_best(row, count, edit) for row, count in zip(layer.scores, counts, strict=True)]
         for layer, counts in zip(layers, head_counts(edit, layers), strict=True)
     ]
+
+
+def _orderable(layer: LayerScores) -> LayerScores:
+    scores = np.where(np.isnan(layer.scores), -np.inf, layer.scores)
+    vectors = layer.vectors
+    if vectors is not None:
+        vectors = np.where(np.isfinite(vectors), vectors, 0.0)
+    liking = layer.preference if math.isfinite(layer.preference) else 0.0
+    return LayerScores(scores, vectors, liking)
 
 
 def head_counts(edit: Evict, layers: Sequence[LayerScores]) -> list[list[int]]:

@@ -36,6 +36,7 @@ from heed_kernels.evict import (
     QueryShare,
     WindowScore,
 )
+from heed_kernels.survivors import LayerScores, survivors
 from heed_kernels.table import EditTable
 
 SCORES = {
@@ -333,3 +334,35 @@ def test_a_rank_with_part_of_a_group_and_another_prompt_are_errors():
         Eviction(edit, table, 0, 100, 16)
     with pytest.raises(EditError, match="100"):
         Eviction(edit, EditTable(1, 2, 6, 2), 0, 99, 16)
+
+
+@pytest.mark.parametrize("share", [None, *SHARES])
+def test_scores_that_are_no_numbers_leave_a_request_its_whole_budget(share):
+    """As of a model that overflows, in all layers or in the first one alone."""
+    edit = evict(100, SCORES["snapkv"], SHARES.get(share))
+    random = np.random.default_rng(0)
+    fine = LayerScores(random.random((2, 100)), random.random((2, 64)), 0.5)
+    broken = LayerScores(np.full((2, 100), np.nan), np.full((2, 64), np.inf), np.nan)
+    for layers in ([broken, broken], [broken, fine]):
+        kept = [[len(keys) for keys in heads] for heads in survivors(edit, layers)]
+        assert sum(map(sum, kept)) == 2 * sum(edit.counts)
+
+
+def test_a_score_that_is_no_number_is_the_lowest():
+    edit = evict(100, SCORES["snapkv"])
+    scores = np.tile(np.arange(100.0), (2, 1))
+    scores[:, 60] = np.nan
+    expected = survivors(edit, [LayerScores(np.where(np.isnan(scores), -1, scores))] * 2)
+    found = survivors(edit, [LayerScores(scores)] * 2)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_scores_of_another_window_are_not_used():
+    """Nothing was evicted since, so that as many keys are there."""
+    tokens = Tokens(100, 6, 2, layout_of(16, 32))
+    model = Paged(tokens, [evict(100, SCORES["snapkv"])], 100)
+    model.eviction.due = lambda computed: False
+    model.step(0, 100)
+    with pytest.raises(EditError, match="last rows"):
+        model.eviction.decide(101, model.caches, model.row, tokens.layout, model.gather)

@@ -1,5 +1,7 @@
 """The worker's book of evictions: keys are moved when an event is carried out, and reports say so."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -116,3 +118,66 @@ def test_an_eviction_that_is_not_of_this_prompt_fails_that_request_alone() -> No
     requests.enter("a", Payload("r", 1, PROMPT + 1, PROMPT + 1, (evict(),)), 0)
     assert "a" not in requests and requests.rows_in_use == requests.table.rows_in_use == 0
     assert requests.take(["r"])["r"][0]["failure"]
+
+
+def observe_all(requests: EditedRequests, cache: Cache, first: int, count: int) -> None:
+    """A step of request "a": its observers see every layer."""
+    step = requests.plan(["a"], np.array([0, count]), np.array([first]))
+    assert step is not None
+    for layer in range(LAYERS):
+        inputs = SimpleNamespace(
+            query=torch.randn(count, 4, 32), kv_cache=cache.pages[layer], block_table=ROW[None],
+            scale=0.125, rope=None, layout=cache.layout,
+        )  # fmt: skip
+        for observer in step.observers:
+            observer.before_edits(layer, inputs)
+
+
+@pytest.mark.parametrize("steps", [[(0, 90), (90, 10)], [(0, 100)]])
+def test_rows_that_come_apart_fail_their_request_and_not_the_forward(
+    steps: list[tuple[int, int]],
+) -> None:
+    requests, cache = book()
+    before = {layer: page.clone() for layer, page in cache.pages.items()}
+    requests.enter("a", Payload("r", 1, PROMPT, PROMPT, (evict(WindowScore(16)),)), 0)
+    for first, count in steps:
+        observe_all(requests, cache, first, count)
+    kept = requests.evict("a", PROMPT, ROW, TARGETS)
+    report = requests.take(["r"])["r"][0]
+    if len(steps) == 1:
+        assert kept == KEEP + 10 and report["failure"] is None
+        return
+    assert kept is None and "together" in report["failure"]
+    assert report["interventions"][0]["evicted_tokens"] == 0
+    assert all(torch.equal(cache.pages[layer], before[layer]) for layer in before)
+    # It goes on, and sees all of its keys.
+    assert "a" in requests and not requests.table.evicted_end.any()
+    assert requests.evict("a", PROMPT, ROW, TARGETS) is None
+
+
+def test_an_eviction_without_enough_blocks_fails_its_request_alone() -> None:
+    requests, _ = book()
+    enter(requests, evict(again=True))
+    assert requests.evict("a", PROMPT, ROW, TARGETS[:1]) is None
+    assert "target blocks" in requests.take(["r"])["r"][0]["failure"]
+    assert requests.evict("a", PROMPT + 28, ROW, TARGETS) is None
+
+
+@pytest.mark.parametrize("failing", [True, False])
+def test_every_rank_comes_to_the_exchange_of_scores_and_gives_up_with_the_others(
+    failing: bool,
+) -> None:
+    """Two ranks: what each hands in decides on both."""
+    requests, cache = book()
+    handed_in = []
+
+    def gather(local: np.ndarray) -> np.ndarray:
+        handed_in.append(local)
+        return np.ones_like(local)  # somebody fails
+
+    requests.evicting = EvictingRequests(requests.table, cache, gather)
+    enter(requests, evict(WindowScore(16) if failing else None))
+    assert requests.evict("a", PROMPT, ROW, TARGETS) is None
+    assert [local.tolist() for local in handed_in] == [[float(failing)] * KV_HEADS]
+    failure = requests.take(["r"])["r"][0]["failure"]
+    assert ("not seen" if failing else "another rank") in failure

@@ -227,14 +227,23 @@ class EditedRequests:
     def evict(
         self, request_id: str, end: int, block_row: NDArray[np.int32], targets: Sequence[int]
     ) -> int | None:
-        """As `EvictingRequests.evict`; what was let go goes into the request's report."""
+        """As `EvictingRequests.evict`; what was let go goes into the request's report.
+
+        Where the event cannot be carried out the report says why, and the request goes on and lets
+        nothing go any more.
+        """
         if self.evicting is None or request_id not in self._slots:
             return None
-        evicted = self.evicting.evict(self._slots[request_id], end, block_row, targets)
+        slot, record = self._slots[request_id], self._record(request_id)
+        try:
+            evicted = self.evicting.evict(slot, end, block_row, targets)
+        except EditError as error:
+            self.evicting.leave(slot)
+            record.failure = str(error)
+            return None
         if evicted is None:
             return None
         kept, let_go = evicted
-        record = self._record(request_id)
         record.let_go, record.evicted_tokens = let_go, let_go.tokens
         return kept
 

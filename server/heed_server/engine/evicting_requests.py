@@ -1,6 +1,7 @@
 """The worker's book of evictions: which rows of a step are scored, and what an event has let go. No vLLM here."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from heed_kernels.cpu.eviction import Eviction, Gather, Moved
 from heed_kernels.cpu.layout import Layout
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import Edit
+from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT
 from heed_kernels.table import EditTable
@@ -57,18 +59,23 @@ class ScoredRows:
 
     def before_edits(self, layer: int, inputs: LayerInputs) -> None:
         """See `step.Observer`."""
-        start, count = int(self.item[FIRST_TOKEN]), int(self.item[ROWS])
-        self.eviction.observe(
-            layer,
-            inputs.query[start : start + count],
-            inputs.kv_cache,
-            inputs.block_table[int(self.item[BLOCK_TABLE_ROW])],
-            int(self.item[FIRST_POSITION]),
-            count,
-            inputs.scale,
-            inputs.rope,
-            inputs.layout,
-        )
+        first, start = int(self.item[FIRST_POSITION]), int(self.item[FIRST_TOKEN])
+        count = int(self.item[ROWS])
+        if not self.eviction.wants(first, count):
+            return
+        # What goes wrong in the forward comes up again at the event, on all ranks at once.
+        with suppress(EditError):
+            self.eviction.observe(
+                layer,
+                inputs.query[start : start + count],
+                inputs.kv_cache,
+                inputs.block_table[int(self.item[BLOCK_TABLE_ROW])],
+                first,
+                count,
+                inputs.scale,
+                inputs.rope,
+                inputs.layout,
+            )
 
 
 @dataclass
@@ -129,7 +136,8 @@ class EvictingRequests:
 
         block_row: int32 [blocks], the request's row of the block table. targets: blocks for the
         survivors. Returns the most keys that any head of the whole model kept, and what was let go;
-        None where every head keeps all it has. Every rank has to come here.
+        None where every head keeps all it has. Every rank has to come here. Raises `EditError` on all
+        of them alike, with nothing moved, where the event cannot be carried out.
         """
         request = self._by_slot.get(slot)
         if request is None or not request.eviction.due(end):

@@ -47,7 +47,7 @@ class Observer:
     def forget(self) -> None:
         """Drop all that was seen."""
         self._seen: dict[int, int] = {}
-        self._scores: dict[int, NDArray[np.float32]] = {}
+        self._scores: dict[int, tuple[int, NDArray[np.float32]]] = {}
         self._vectors: dict[int, NDArray[np.float64]] = {}
         self._features: dict[int, NDArray[np.float64]] = {}
         self._columns: dict[int, ColumnSums] = {}
@@ -102,7 +102,7 @@ class Observer:
             window = Window(
                 self._table, self._slot, layer, end - len(last), places, self._edit.recent, scale
             )
-            self._score_window(window, last.float(), pages)
+            self._score_window(window, last.float(), pages, end)
 
     def scores(
         self, layer: int, pages: Pages, places: NDArray[np.int64], computed: int
@@ -113,8 +113,8 @@ class Observer:
         if self._every_row and self._seen.get(layer) != computed:
             raise EditError(f"layer {layer} has not seen all {computed} rows")
         if isinstance(score, WindowScore):
-            known = self._scores.get(layer)
-            if known is None or known.shape[1] != len(places):
+            end, known = self._scores.get(layer, (0, None))
+            if known is None or end != computed:
                 raise EditError(f"layer {layer} has not seen the last rows")
             return known.astype(np.float64)
         if isinstance(score, ColumnScore):
@@ -181,7 +181,7 @@ class Observer:
         )  # fmt: skip
 
     @one_thread
-    def _score_window(self, window: Window, query: torch.Tensor, pages: Pages) -> None:
+    def _score_window(self, window: Window, query: torch.Tensor, pages: Pages, end: int) -> None:
         score, share, layer = self._edit.score, self._edit.share, window.layer
         assert isinstance(score, WindowScore)
         only_mean = not score.variance and layer not in self._features
@@ -199,7 +199,7 @@ class Observer:
                 top = np.argsort(-seen.mean, kind="stable")[: share.top]
                 value = pages.read(head, window.places[top], "value").double().numpy()
                 vectors.append(seen.mean[top].astype(np.float64) @ value)
-        self._scores[layer] = np.array(scores)
+        self._scores[layer] = end, np.array(scores)
         if vectors:
             self._vectors[layer] = np.array(vectors)
 

@@ -62,11 +62,15 @@ class Eviction:
         self._positions = [[nothing] * table.kv_heads for _ in range(table.layers)]
         self._end = 0
         self._decided: tuple[int, list[list[NDArray[np.int64]]]] | None = None
+        self._failure: str | None = None
         table.kept[slot] = 0
         table.evicted_end[slot] = 0
 
     def wants(self, first: int, rows: int) -> bool:
-        """Whether any of the rows [first, first + rows) has to be scored in the forward."""
+        """Whether any of the rows [first, first + rows) has to be scored in the forward; none is after an
+        error."""
+        if self._failure is not None:
+            return False
         if first >= self._prompt:
             at_event = (first + rows) % self._block_size == 0
             return self.edit.again and self._observer.wants_generated(at_event)
@@ -89,13 +93,18 @@ class Eviction:
 
         query: [rows, local_query_heads, head_dim]; kv_cache: the layer's pages; block_row: int32 [blocks],
         the request's; scale: on the logits; rope: needed by `ExpectedScore`. Raises `EditError` where the
-        last `together` rows of the prompt do not come at once, or a score over every row misses some.
+        last `together` rows of the prompt do not come at once, or a score over every row misses some;
+        `decide` raises the same then, on every rank.
         """
-        if len(query) != rows:
-            raise EditError(f"{len(query)} queries are not those of {rows} rows")
-        places = self._places(layer, first + rows)
-        pages = Pages.of(kv_cache, block_row, layout)
-        self._observer.observe(layer, query, pages, places, first, scale, rope)
+        try:
+            if len(query) != rows:
+                raise EditError(f"{len(query)} queries are not those of {rows} rows")
+            places = self._places(layer, first + rows)
+            pages = Pages.of(kv_cache, block_row, layout)
+            self._observer.observe(layer, query, pages, places, first, scale, rope)
+        except EditError as error:
+            self._failure = str(error)
+            raise
 
     def due(self, computed: int) -> bool:
         """Whether an eviction takes place when so many tokens are computed."""
@@ -118,13 +127,16 @@ class Eviction:
     ) -> None:
         """Choose the survivors of all layers, alike on all ranks, and remember them for `move`.
 
-        kv_caches: pages by layer; gather: called as often, with the same shapes, on every rank.
+        kv_caches: pages by layer; gather: called as often, with the same shapes, on every rank. Raises
+        `EditError` on all ranks where one of them has no scores.
         """
+        own = self._own_scores(computed, kv_caches, block_row, layout)
+        failed = np.full(self._table.local_kv_heads, self._failure is not None, np.float64)
+        if gather(failed).any():
+            raise EditError(self._failure or "another rank has no scores")
         layers = []
-        for layer in range(self._table.layers):
-            pages = Pages.of(kv_caches[layer], block_row, layout)
-            places = self._places(layer, computed)
-            scores = gather(self._observer.scores(layer, pages, places, computed))
+        for layer, local in enumerate(own):
+            scores = gather(local)
             if isinstance(self.edit.score, WindowScore):
                 scores = pooled(scores, self.edit.score, self.edit.recent)
             vectors = self._observer.vectors(layer)
@@ -134,6 +146,24 @@ class Eviction:
                 liking = preference(self.edit.share, features)
             layers.append(LayerScores(scores, None if vectors is None else gather(vectors), liking))
         self._decided = computed, survivors(self.edit, layers)
+
+    def _own_scores(
+        self,
+        computed: int,
+        kv_caches: Mapping[int, torch.Tensor],
+        block_row: ArrayLike,
+        layout: Layout,
+    ) -> list[NDArray[np.float64]]:
+        """By layer, float64 [local_kv_heads, keys]; an error is kept for `decide` to tell."""
+        own: list[NDArray[np.float64]] = []
+        try:
+            for layer in range(self._table.layers if self._failure is None else 0):
+                pages = Pages.of(kv_caches[layer], block_row, layout)
+                places = self._places(layer, computed)
+                own.append(self._observer.scores(layer, pages, places, computed))
+        except EditError as error:
+            self._failure = str(error)
+        return own
 
     @one_thread
     def move(
