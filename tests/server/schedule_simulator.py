@@ -27,7 +27,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 from vllm.v1.structured_output import StructuredOutputManager
 
-from heed_kernels.edits import VisibleKeys
+from heed_kernels.edits import Edit, VisibleKeys
 from heed_kernels.evict import Evict
 from heed_kernels.segments import Segments
 from heed_server.engine.eviction_events import EVICTED, EVICTING, Event
@@ -172,22 +172,20 @@ class Simulator:
         params = SamplingParams(
             max_tokens=len(plan.tokens) - plan.prompt, ignore_eos=True, temperature=0
         )
-        salt = None
-        if plan.evict is not None:
-            packed = pack(Payload(plan.name, 1, plan.prompt, plan.prompt, (plan.evict,)))
-            params.extra_args = {RESERVED_KEY: packed}
+        edits: list[Edit] = [plan.evict] if plan.evict is not None else []
+        limit, salt = plan.prompt if edits else None, None
         if plan.window is not None:
             window = plan.window
-            edit = VisibleKeys(window.sinks, window.window, True, 0)
-            packed = pack(Payload(plan.name, 1, plan.prompt, None, (edit,)))
-            params.extra_args = {RESERVED_KEY: packed}
+            edits.append(VisibleKeys(window.sinks, window.window, True, 0))
             salt = f"{window.sinks}, {window.window}"
         elif plan.segments is not None:
             limit = 0 if plan.segments.ahead else plan.prompt
             limit = limit if plan.limit is None else plan.limit
-            packed = pack(Payload(plan.name, 1, plan.prompt, limit, (search_of(plan.segments),)))
-            params.extra_args = {RESERVED_KEY: packed}
+            edits.append(search_of(plan.segments))
             salt = None if plan.segments.ahead else "causal"
+        if edits:
+            packed = pack(Payload(plan.name, 1, plan.prompt, limit, tuple(edits)))
+            params.extra_args = {RESERVED_KEY: packed}
         self.rows[plan.name] = Row(plan, keys_of(plan.tokens, salt))
         self.scheduler.add_request(
             Request(
@@ -318,7 +316,7 @@ class Simulator:
     def check_chunk(self, row: Row, first: int, end: int, entering: bool) -> None:
         """No step goes beyond an event, and the last prompt rows are in one step."""
         edit, size = row.plan.evict, self.setting.block_size
-        if edit is None:
+        if edit is None or len(row.plan.tokens) == row.plan.prompt + 1:
             return
         prompt, last = row.plan.prompt, max(0, row.plan.prompt - edit.together)
         assert not first < prompt < end
@@ -354,6 +352,7 @@ class Simulator:
         }
         for name, event in getattr(output, EVICTING, {}).items():
             self.events += 1
+            assert event.end < len(self.rows[name].plan.tokens) - 1
             assert len(set(event.targets)) == len(event.targets)
             for target in event.targets:
                 block = self.pool.blocks[target]

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 from tests.server.schedule_simulator import Plan, Setting, Simulator
-from tests.server.test_kv_release import random_setting, tokens
+from tests.server.test_kv_release import WINDOWS, random_setting, tokens
 
 from heed_kernels.edits import OPEN, Rows
 from heed_kernels.evict import ColumnScore, Evict, NormScore, WindowScore
+from heed_kernels.segments import Segments
 from heed_server.engine.eviction_events import EvictionPolicy, eviction_in
 from heed_server.engine.payload import Payload, pack
 
@@ -43,21 +44,30 @@ def policy(edit: Evict) -> EvictionPolicy:
     return found
 
 
+def random_edit(chance: random.Random, setting: Setting, prompt: int, again: bool) -> Evict:
+    """Heads and layers that share a budget out may keep all that there is."""
+    edit = evict(
+        prompt,
+        chance.choice([1, chance.randint(1, prompt), chance.randint(1, prompt + 40)]),
+        again=again,
+        together=min(prompt, chance.choice([1, 2, setting.chunk // 2 + 1, setting.chunk])),
+        every_row=chance.random() < 0.2,
+    )
+    (count,) = edit.counts
+    most = chance.choice([0, chance.randint(1, prompt), prompt, prompt + chance.randint(1, 50)])
+    return replace(edit, most=max(count, most))
+
+
 def random_plan(chance: random.Random, setting: Setting, number: int) -> Plan:
-    """Some share their first tokens, or their whole prompt as choices of one request do."""
+    """Some share their first tokens, or their whole prompt as choices of one request do; some stream, and
+    some seek keys, beside an eviction or without."""
     size = setting.block_size
     room = setting.pool * size
     prompt = chance.randint(1, min(room - size, 400))
-    kind = chance.choice(["plain", "once", "again", "shared", "shared"])
+    kind = chance.choice(["plain", "streaming", "segments", "once", "again", "shared", "shared"])
     edit = None
-    if kind != "plain":
-        edit = evict(
-            prompt,
-            chance.choice([1, chance.randint(1, prompt), chance.randint(1, prompt + 40)]),
-            again=kind == "again",
-            together=min(prompt, chance.choice([1, 2, setting.chunk // 2 + 1, setting.chunk])),
-            every_row=chance.random() < 0.2,
-        )
+    if kind in ("once", "again", "shared"):
+        edit = random_edit(chance, setting, prompt, kind == "again")
     answer = chance.randint(1, 120)
     while edit is not None and policy(edit).most_blocks(prompt + answer + 1, size) > setting.pool:
         answer -= 1
@@ -65,7 +75,16 @@ def random_plan(chance: random.Random, setting: Setting, number: int) -> Plan:
         answer = min(answer, room - 1 - prompt)
     seed, shared = (0, 0) if kind == "shared" else (number, chance.choice([0, 30, 90, 300]))
     text = tokens(prompt + max(1, answer), seed, min(prompt, shared))
-    return Plan(f"r{number}", text, prompt, evict=edit)
+    plan = Plan(f"r{number}", text, prompt, evict=edit)
+    if kind == "streaming":
+        window = chance.choice(WINDOWS)
+        if window.most_blocks(2, size) <= setting.pool:
+            plan.window = window
+    elif kind == "segments" or (edit is not None and chance.random() < 0.3):
+        ahead = prompt <= setting.chunk and chance.random() < 0.5
+        if ahead or edit is None or edit.together == 1:
+            plan.segments = Segments(prompt, ahead, edit is None and chance.random() < 0.3)
+    return plan
 
 
 def simulate(seed: int) -> Simulator:
@@ -260,3 +279,33 @@ def test_steps_end_at_events_and_take_the_last_prompt_rows_together(
             assert not prompt - together < end < prompt
             if again and computed >= prompt:
                 assert end <= (computed // size + 1) * size
+
+
+@pytest.mark.parametrize("run_ahead", [False, True])
+@pytest.mark.parametrize("answer", [1, 2, 3])
+def test_what_the_last_steps_free_is_told_and_nothing_is_freed_for_nobody(
+    answer: int, run_ahead: bool
+) -> None:
+    """The row of the last token is never computed: with two, one row reads what is left."""
+    setting = Setting(pool=100, block_size=32, chunk=1024, batch=4, run_ahead=run_ahead)
+    simulator = run(setting, plans(1, 800, answer, 200))
+    assert simulator.events == (answer > 1)
+    assert ("r0" in simulator.reported) == (answer > 1)
+
+
+@pytest.mark.parametrize(("answer", "events"), [(33, 1), (34, 2)])
+def test_no_event_is_behind_the_last_row(answer: int, events: int) -> None:
+    """After 96 tokens, and after 128 where a row comes after them."""
+    setting = Setting(pool=100, block_size=32, chunk=1024, batch=4)
+    assert run(setting, plans(1, 96, answer, 64, again=True)).events == events
+
+
+def test_a_request_that_is_stopped_by_its_first_token_tells_what_it_freed() -> None:
+    simulator = Simulator(Setting(pool=100, block_size=32, chunk=1024, batch=4))
+    (plan,) = plans(1, 800, 40, 200)
+    simulator.add(plan)
+    simulator.step()
+    simulator.abort("r0")
+    assert not simulator.reported
+    simulator.step()  # an engine makes one more, to tell the workers that it has ended
+    assert simulator.reported["r0"][0] >= 25 - 7

@@ -108,12 +108,18 @@ class EditedRequests:
         self._finished: OrderedDict[str, dict[int, RunRecord]] = OrderedDict()
 
     def enter(
-        self, request_id: str, payload: Payload, computed_tokens: int, slot: int | None = None
+        self,
+        request_id: str,
+        payload: Payload,
+        computed_tokens: int,
+        slot: int | None = None,
+        max_tokens: int | None = None,
     ) -> None:
         """Give a request that enters the batch (or comes back after preemption) its table row.
 
         computed_tokens: position of the first token that it will compute. slot: the row it gets
         where the runner numbers its requests itself; by default any free one.
+        max_tokens: of its answer; None for no limit.
         An edit set that the table cannot take leaves the request without a row and with a failure
         in its report; the API process checks sets with the same code first, so this is a defect
         that must reach the client and not the worker's life.
@@ -139,7 +145,7 @@ class EditedRequests:
             if self.searches is not None:
                 self.searches.enter(request_id, slot, payload.edits, computed_tokens)
             if self.evicting is not None:
-                self.evicting.enter(slot, payload)
+                self.evicting.enter(slot, payload, max_tokens)
         except EditError as error:
             self.leave(request_id, finished=False)
             record.failure = str(error)

@@ -16,6 +16,7 @@ from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT
 from heed_kernels.table import EditTable
+from heed_server.engine.eviction_events import rows_at_most
 from heed_server.engine.hidden_blocks import blocks_for
 from heed_server.engine.payload import Payload
 
@@ -97,13 +98,18 @@ class EvictingRequests:
         self._table, self._cache, self._gather = table, cache, gather
         self._by_slot: dict[int, Evicting] = {}
 
-    def enter(self, slot: int, payload: Payload) -> None:
-        """A request has got its slot; after a preemption it starts again.
+    def enter(self, slot: int, payload: Payload, max_tokens: int | None) -> None:
+        """A request has got its slot; after a preemption it starts again. One whose answer ends before a row
+        of it is computed lets nothing go, and nothing of it is scored.
 
+        max_tokens: of the answer; None for no limit.
         Raises `EditError` where the eviction is not that of such a prompt.
         """
         evict = evict_in(payload.edits)
-        if evict is None:
+        if (
+            evict is None
+            or rows_at_most(payload.prompt_length, max_tokens) <= payload.prompt_length
+        ):
             return
         self._by_slot[slot] = Evicting(
             Eviction(evict, self._table, slot, payload.prompt_length, self._cache.block_size),

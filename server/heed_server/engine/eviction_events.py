@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from heed_kernels.edits import OPEN
 from heed_server.engine.hidden_blocks import blocks_for
 
 EVICTING = "heed_evicting"
@@ -32,6 +33,7 @@ class EvictionPolicy:
     """What of an `Evict` concerns blocks and steps.
 
     prompt_length: P, the end of the first event.
+    rows: no more are ever computed, the prompt's included; an event there would be for nobody.
     fewest: the smallest budget of a layer; a request that has no more keys lets none go. Tokens.
     most: no head ever keeps more at an event. Tokens.
     again: every multiple of the block size beyond P is an event too.
@@ -40,6 +42,7 @@ class EvictionPolicy:
     """
 
     prompt_length: int
+    rows: int
     fewest: int
     most: int
     again: bool
@@ -50,7 +53,8 @@ class EvictionPolicy:
         """The first event that ends beyond `computed` tokens; None where there is none."""
         if computed < self.prompt_length:
             return self.prompt_length
-        return (computed // block_size + 1) * block_size if self.again else None
+        end = (computed // block_size + 1) * block_size
+        return end if self.again and end < self.rows else None
 
     def evicts_at(self, end: int, block_size: int) -> bool:
         """Whether keys may be let go when `end` tokens are computed."""
@@ -105,12 +109,25 @@ class EvictionPolicy:
         return max(prompt, min(whole, kept + whole - self.prompt_length // block_size))
 
 
-def eviction_in(packed: Mapping[str, Any] | None) -> EvictionPolicy | None:
-    """The policy of a packed payload (`payload.pack`), or None where all keys are kept."""
+def rows_at_most(prompt_length: int, max_tokens: int | None) -> int:
+    """Rows that a request of so many tokens computes, the prompt's included: that of its last token never
+    is. max_tokens: of the answer; None for no limit."""
+    return OPEN if max_tokens is None else prompt_length + max_tokens - 1
+
+
+def eviction_in(
+    packed: Mapping[str, Any] | None, max_tokens: int | None = None
+) -> EvictionPolicy | None:
+    """The policy of a packed payload (`payload.pack`), or None where all keys are kept: no row of an answer
+    of one token reads what an event would leave. max_tokens: as in `rows_at_most`."""
     for edit in packed["edits"] if packed is not None else ():
         if edit["kind"] == "evict":
+            rows = rows_at_most(edit["rows"][0], max_tokens)
+            if rows <= edit["rows"][0]:
+                return None
             return EvictionPolicy(
                 prompt_length=edit["rows"][0],
+                rows=rows,
                 fewest=min(edit["counts"]),
                 most=edit["most"],
                 again=edit["again"],

@@ -44,6 +44,7 @@ class EvictionMixin(PagedCache, RowsTogetherMixin):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._evicting: dict[str, Evicting] = {}
+        self._untold: dict[str, tuple[int, None]] = {}
         if self._manager is None:
             return
         cache = self.kv_cache_manager  # type: ignore[attr-defined]
@@ -91,7 +92,8 @@ class EvictionMixin(PagedCache, RowsTogetherMixin):
     def add_request(self, request: Any) -> None:
         """As in `Scheduler`."""
         params = request.sampling_params
-        policy = eviction_in(packed_in(params.extra_args)) if params is not None else None
+        packed = packed_in(params.extra_args) if params is not None else None
+        policy = eviction_in(packed, request.max_tokens)
         if policy is not None and self._manager is not None:
             self._evicting[request.request_id] = Evicting(policy)
         super().add_request(request)  # type: ignore[misc]
@@ -99,10 +101,11 @@ class EvictionMixin(PagedCache, RowsTogetherMixin):
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """As in `Scheduler`; says which requests evict after the step, and into which blocks."""
         output = super().schedule(*args, **kwargs)
-        if not self._evicting:
+        if not self._evicting and not self._untold:
             return output
         events: dict[str, Event] = {}
-        freed: dict[str, tuple[int, None]] = {}
+        # Requests that the workers hear to have ended with this step.
+        freed, self._untold = self._untold, {}
         for request_id, evicting in self._evicting.items():
             if request_id not in output.num_scheduled_tokens:
                 continue
@@ -137,6 +140,9 @@ class EvictionMixin(PagedCache, RowsTogetherMixin):
             self._evicting[request.request_id] = Evicting(evicting.policy, told=evicting.told)
 
     def _free_blocks(self, request: Any) -> None:
+        evicting = self._evicting.get(request.request_id)
+        if evicting is not None and evicting.freed_blocks != evicting.told:
+            self._untold[request.request_id] = (evicting.freed_blocks, None)
         super()._free_blocks(request)
         self._evicting.pop(request.request_id, None)
 

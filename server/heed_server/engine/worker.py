@@ -29,10 +29,14 @@ class EditsInWorker:
         """As in vLLM's workers; what the scheduler says of kept counts and of freed memory is carried out."""
         if self.edited is not None and self.edited.searches is not None:
             self.edited.searches.order(getattr(scheduler_output, ORDERS, Orders()))
+        released = getattr(scheduler_output, RELEASED, {})
+        # Before: requests that have ended leave the book in this step.
+        if self.edited is not None:
+            self.edited.released(released)
         result = super().execute_model(scheduler_output)  # type: ignore[misc]
         # Afterwards: a request that is new in this step has been entered by now.
         if self.edited is not None:
-            self.edited.released(getattr(scheduler_output, RELEASED, {}))
+            self.edited.released(released)
         return result
 
     def heed_describe(self) -> dict[str, Any]:
