@@ -45,7 +45,15 @@ class Metrics:
         )
         self._freed_blocks = Counter(
             "heed_kv_blocks_freed_total",
-            "KV blocks that went back to the pool while their request ran.",
+            "KV blocks that engine requests gave back while they ran, beyond those that survivors took. "
+            "Less heed_kv_blocks_taken_total where requests share a prompt.",
+            ["method"],
+            registry=registry,
+        )
+        self._taken_blocks = Counter(
+            "heed_kv_blocks_taken_total",
+            "KV blocks that survivors took beyond those that engine requests gave back: "
+            "others held the prompt, and whoever holds it last gives it back.",
             ["method"],
             registry=registry,
         )
@@ -105,10 +113,11 @@ class Metrics:
         self._edited_tokens.labels(label, "generation").inc(generated)
 
     def released(self, method: object, *, tokens: float, blocks: int) -> None:
-        """KV memory that one engine request gave back while it ran with `method`."""
+        """KV memory that one engine request gave back while it ran with `method`; below 0 it took some."""
         label = _method_label(method)
         self._evicted_tokens.labels(label).inc(tokens)
-        self._freed_blocks.labels(label).inc(blocks)
+        self._freed_blocks.labels(label).inc(max(blocks, 0))
+        self._taken_blocks.labels(label).inc(max(-blocks, 0))
 
 
 def _method_label(method: object) -> str:

@@ -1,6 +1,7 @@
 import asyncio
 from collections.abc import Iterable, Mapping
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from heed_interventions.method import CacheClass
@@ -75,14 +76,18 @@ def test_an_eviction_reports_means_over_heads_and_what_its_blocks_saved() -> Non
     }
 
 
-def test_the_metrics_count_the_blocks_that_all_choices_of_a_prompt_gained_together() -> None:
+@pytest.mark.parametrize("last", [18, 3])
+def test_the_metrics_count_the_blocks_that_all_choices_of_a_prompt_gained_together(
+    last: int,
+) -> None:
+    """Where they took more than they gave back, another counter goes up."""
     registry = CollectorRegistry()
     metrics = Metrics("cpu", registry)
     reports = ({"method": "streaming_llm"},)
     resolution = Resolution((), CacheClass.SHARED, None, None, reports, (None,))
     request = EngineRequest(resolution, 800, {0: 4, 1: 4})
     scope = {"scope": [800, OPEN], "computed": [[800, 803]], "evicted_tokens": 600.5}
-    freed = {0: -7, 1: 18}
+    freed = {0: -7, 1: last}
     answer: asyncio.Future[dict[int, Report]] = asyncio.Future(loop=asyncio.new_event_loop())
     answer.set_result(
         {
@@ -92,7 +97,8 @@ def test_the_metrics_count_the_blocks_that_all_choices_of_a_prompt_gained_togeth
     )
     count_edited_tokens(request, metrics, answer)
     label = {"method": "streaming_llm"}
-    assert registry.get_sample_value("heed_kv_blocks_freed_total", label) == 11
+    assert registry.get_sample_value("heed_kv_blocks_freed_total", label) == max(last - 7, 0)
+    assert registry.get_sample_value("heed_kv_blocks_taken_total", label) == max(7 - last, 0)
     assert registry.get_sample_value("heed_kv_tokens_evicted_total", label) == 1201
 
 

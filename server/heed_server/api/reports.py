@@ -93,8 +93,7 @@ def count_edited_tokens(
                 tokens_evicted[method] = evicted
                 blocks_freed[method] += measured["freed_blocks"]
     for method, evicted in tokens_evicted.items():
-        # Choices of one prompt share its blocks: only the last of them gives these back.
-        metrics.released(method, tokens=evicted, blocks=max(blocks_freed[method], 0))
+        metrics.released(method, tokens=evicted, blocks=blocks_freed[method])
 
 
 def row_counts(
