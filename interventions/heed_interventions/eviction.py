@@ -9,6 +9,7 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -34,6 +35,11 @@ _EITHER: list[JsonValue] = [
     {"required": [one], "properties": {one: {"type": kind}, other: {"type": "null"}}}
     for one, kind, other in (("budget", "integer", "keep"), ("keep", "number", "budget"))
 ]
+
+
+def as_written(number: float) -> Fraction:
+    """The decimal fraction that a request means by `number`: 0.29 of 100 is 29, and a little less in binary."""
+    return Fraction(str(number))
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,7 @@ class EvictionMethod(Method):
     def resolved(self, prompt: int) -> Budget:
         """The budget for a prompt of `prompt` tokens; a share is rounded down, but never below what is
         protected."""
-        share = max(1, math.floor((self.keep or 0) * prompt))
+        share = max(1, math.floor(as_written(self.keep or 0) * prompt))
         count = self.budget or share
         recent = self._recent(count)
         return Budget(prompt, self.budget or max(share, self.sinks + recent), self.sinks, recent)

@@ -10,11 +10,12 @@ that the layers together keep more than L times the budget; here the parts are r
 keep exactly that.
 """
 
+import math
 from typing import Literal
 
 from pydantic import Field
 
-from heed_interventions.eviction import Budget
+from heed_interventions.eviction import Budget, as_written
 from heed_interventions.observation_window import WindowedEviction
 from heed_interventions.views import ModelView
 
@@ -35,7 +36,7 @@ class PyramidKV(WindowedEviction):
         free, layers = budget.free, model.layers
         if budget.prompt < 2 * free or layers == 1:
             return super().counts(budget, model)
-        most = min(2 * free - int(free / self.beta), budget.candidates)
+        most = min(2 * free - math.floor(free / as_written(self.beta)), budget.candidates)
         least = 2 * free - most
         # In units of 1 / (layers - 1), so that nothing is lost: the parts add up to layers * free.
         parts = [most * (layers - 1) - (most - least) * layer for layer in range(layers)]

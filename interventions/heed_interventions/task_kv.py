@@ -17,7 +17,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from heed_interventions.eviction import Budget, Recent, Sinks
+from heed_interventions.eviction import Budget, Recent, Sinks, as_written
 from heed_interventions.observation_window import Kernel, WindowedEviction
 from heed_interventions.views import ModelView, RequestView
 from heed_kernels.evict import KindShare, Share
@@ -67,13 +67,12 @@ class TaskKV(WindowedEviction):
 
     def far_heads(self, model: ModelView) -> tuple[int, ...]:
         """f(r) of each layer; the method's own m is clipped to n * beta, so that f never rises."""
-        first, steps = model.kv_heads * self.beta, model.layers - 1
+        first, steps = model.kv_heads * as_written(self.beta), model.layers - 1
         last = self.m if self.wrote("m") else min(self.m, math.floor(first))
         if steps == 0:
             return (min(model.kv_heads, math.floor(first)),)
-        # Products of decimal fractions end a little below the integer that is meant.
         return tuple(
-            math.floor((first * (steps - layer) + last * layer) / steps + 1e-9)
+            math.floor((first * (steps - layer) + last * layer) / steps)
             for layer in range(model.layers)
         )
 

@@ -109,6 +109,16 @@ def test_a_share_is_rounded_down_and_a_budget_is_taken_as_it_is(name: str) -> No
     assert sum(evict(name, budget=317).counts) == 317 * MODEL.layers
 
 
+def test_a_share_is_the_decimal_fraction_that_was_written() -> None:
+    for hundredths in range(1, 100):
+        for length in (100, 700, 1000):
+            edit = evict("knorm", length, keep=hundredths / 100)
+            assert edit.counts[0] == hundredths * length // 100
+    budget = METHODS["knorm"].model_validate({"method": "knorm", "keep": 1e-6})
+    assert isinstance(budget, EvictionMethod)
+    assert budget.resolved(3_000_000).count == 3
+
+
 @each_method
 def test_a_share_keeps_at_least_one_token_and_the_protected_ones(name: str) -> None:
     edit = evict(name, keep=1e-6, sinks=3, recent=0)
@@ -249,6 +259,8 @@ def test_budgets_of_layers_fall_in_a_line_and_add_up_with_pyramidkv() -> None:
     # The code's rule for short prompts: all layers the same.
     assert evict("pyramidkv", 160, model, budget=130).counts == (130,) * 7
     assert evict("pyramidkv", 500, replace(MODEL, layers=1), budget=100).counts == (100,)
+    # 11 keys by 1.1 are 10 ones, also in binary.
+    assert evict("pyramidkv", 500, model, budget=43, beta=1.1).counts[-1] == 32 + 10
 
 
 @pytest.mark.parametrize(("floor", "most"), [(1, 100), (0.5, 134), (0, 168)])
@@ -263,6 +275,12 @@ def test_far_heads_fall_from_beta_to_m_with_task_kv() -> None:
     share = evict("task_kv", model=model, budget=390, m=4).share
     assert isinstance(share, KindShare)
     assert share.far == (8, 7, 6, 5, 4)
+    # 0.29 of 100 heads are 29, and a little less in binary.
+    for hundredths in range(101):
+        wide = replace(MODEL, query_heads=100, kv_heads=100, layers=2)
+        share = evict("task_kv", model=wide, budget=390, beta=hundredths / 100, m=0).share
+        assert isinstance(share, KindShare)
+        assert share.far == (hundredths, 0)
     share = evict("task_kv", budget=390).share
     assert isinstance(share, KindShare)
     assert share.far == (0, 0, 0, 0)  # two KV heads: only the nearest is chosen

@@ -106,7 +106,7 @@ def budget_of(parameters: Mapping[str, Any], prompt: int, end: int) -> Budget | 
     window, recent = parameters.get("window", 0), parameters["recent"]
     if parameters["keep"] == 1 or window > prompt:
         return None
-    count = parameters["budget"] or max(1, math.floor(parameters["keep"] * prompt))
+    count = parameters["budget"] or max(1, math.floor(parameters["keep"] * prompt + 1e-9))
     if recent is None:
         recent = count // 2 if parameters["method"] == "h2o" else 0
     recent = max(recent, window)
@@ -297,7 +297,7 @@ def pyramid(beta: float, layers: int, budget: Budget, prompt: int) -> list[int]:
     b = budget.free
     if prompt < 2 * b or layers == 1:
         return [budget.count] * layers
-    least = b // beta
+    least = math.floor(b / beta + 1e-9)
     most = 2 * b - least
     if most > prompt - budget.protected:
         most = prompt - budget.protected
