@@ -162,7 +162,12 @@ class Paged:
         self.row[:] = 0
         evict = next(edit for edit in self.edits if isinstance(edit, Evict))
         self.eviction = Eviction(
-            evict, self.table, self.slot, self.prompt, self.tokens.layout.block_size
+            evict,
+            self.table,
+            self.slot,
+            self.prompt,
+            self.tokens.layout.block_size,
+            positions=True,
         )
 
     def step(self, first: int, end: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from heed_server.api.exchange import EngineRequest, Report
 from heed_server.api.found_keys import sink_counts
 from heed_server.metrics import Metrics
 
-_MEMORY = ("freed_blocks", "freed_bytes", "realised_saving", "kept")
+_MEMORY = ("freed_blocks", "freed_bytes", "realised_saving", "kept", "kept_left_out")
 """What the workers measure of memory and reports pass on as it is."""
 
 Fetch = Callable[[list[str]], Awaitable[Iterable[Mapping[str, Mapping[int, Report]]]]]

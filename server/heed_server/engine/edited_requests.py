@@ -88,8 +88,7 @@ class RunRecord:
             if self.let_go.blocks_per_head:
                 saving = self.freed_blocks / self.let_go.blocks_per_head
                 measured["realised_saving"] = round(saving, 4)
-            if self.let_go.survivors is not None:
-                measured["kept"] = self.let_go.survivors
+            measured |= self.let_go.told()
         return measured
 
 

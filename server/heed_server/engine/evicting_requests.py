@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from heed_kernels.table import EditTable
 from heed_server.engine.eviction_events import rows_at_most
 from heed_server.engine.hidden_blocks import blocks_for
 from heed_server.engine.payload import Payload
+
+MOST_POSITIONS = 1_000_000
+"""Positions of survivors, over layers and KV heads, that a full report has at most."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +44,23 @@ class LetGo:
     tokens: keys, averaged over layers and KV heads.
     blocks_per_head: blocks that it would hold less if each head of each layer had a block table of its
         own, averaged over them; None where all keep the same number of keys anyway.
-    survivors: positions by layer and KV head, of the last event; None unless the report has its long parts.
+    survivors: int32 positions by layer and KV head, of the last event; None where no report has them.
+    left_out: why a full report has none.
     """
 
     tokens: float
     blocks_per_head: float | None
-    survivors: Mapping[str, Sequence[Sequence[int]]] | None
+    survivors: Sequence[Sequence[NDArray[np.int32]]] | None
+    left_out: str | None
+
+    def told(self) -> dict[str, Any]:
+        """The long part of a report, as plain values."""
+        if self.left_out is not None:
+            return {"kept_left_out": self.left_out}
+        if self.survivors is None:
+            return {}
+        layers = enumerate(self.survivors)
+        return {"kept": {str(layer): [keys.tolist() for keys in heads] for layer, heads in layers}}
 
 
 @dataclass(frozen=True)
@@ -83,12 +98,12 @@ class ScoredRows:
 class Evicting:
     """One request.
 
-    uneven: heads or layers keep different numbers of keys. detailed: its report has its long parts.
+    uneven: heads or layers keep different numbers of keys. left_out: see `LetGo`.
     """
 
     eviction: Eviction
     uneven: bool
-    detailed: bool
+    left_out: str | None
 
 
 class EvictingRequests:
@@ -111,10 +126,23 @@ class EvictingRequests:
             or rows_at_most(payload.prompt_length, max_tokens) <= payload.prompt_length
         ):
             return
+        detailed, left_out = evict.source in payload.detailed, None
+        positions = sum(evict.counts) * self._table.kv_heads
+        if detailed and positions > MOST_POSITIONS:
+            left_out = (
+                f"a report has at most {MOST_POSITIONS:,} positions, and these are {positions:,}"
+            )
         self._by_slot[slot] = Evicting(
-            Eviction(evict, self._table, slot, payload.prompt_length, self._cache.block_size),
+            Eviction(
+                evict,
+                self._table,
+                slot,
+                payload.prompt_length,
+                self._cache.block_size,
+                positions=detailed and left_out is None,
+            ),
             uneven=evict.share is not None or len(set(evict.counts)) > 1,
-            detailed=evict.source in payload.detailed,
+            left_out=left_out,
         )
 
     def leave(self, slot: int) -> None:
@@ -152,25 +180,16 @@ class EvictingRequests:
         eviction.decide(end, cache.pages, block_row, cache.layout, self._gather)
         moved = eviction.move(cache.pages, block_row, targets, cache.layout)
         possible = blocks_per_head(moved, end, cache.block_size) if request.uneven else None
-        positions = survivors_by_layer(moved) if request.detailed else None
-        return moved.most, LetGo(end - moved.kept_tokens, possible, positions)
+        let_go = LetGo(end - moved.kept_tokens, possible, moved.survivors, request.left_out)
+        return moved.most, let_go
 
 
 def blocks_per_head(moved: Moved, end: int, block_size: int) -> float:
     """Blocks that the request would hold less after the event at `end` if each head of each layer had a
     block table of its own, averaged over them."""
     whole = end // block_size
-    needed = [
-        min(blocks_for(len(keys), block_size), whole) for heads in moved.survivors for keys in heads
-    ]
+    needed = [min(blocks_for(count, block_size), whole) for count in moved.counts.ravel().tolist()]
     return whole - sum(needed) / len(needed)
-
-
-def survivors_by_layer(moved: Moved) -> dict[str, list[list[int]]]:
-    """Positions of the survivors by layer and KV head, as reports give them."""
-    return {
-        str(layer): [keys.tolist() for keys in heads] for layer, heads in enumerate(moved.survivors)
-    }
 
 
 def evict_in(edits: Sequence[Edit]) -> Evict | None:

@@ -25,15 +25,22 @@ Gather = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 class Moved:
     """What an eviction left, over the whole model.
 
-    most: keys that are kept by the head which keeps most of all.
-    kept_tokens, evicted_tokens: keys that were kept and let go, mean over layers and KV heads.
-    survivors: int64 positions, ascending, per layer and KV head.
+    counts: int32 [layers, kv_heads], keys that were kept.
+    survivors: int32 positions, ascending, per layer and KV head; None where nobody asked for them.
     """
 
-    most: int
-    kept_tokens: float
-    evicted_tokens: float
-    survivors: list[list[NDArray[np.int64]]]
+    counts: NDArray[np.int32]
+    survivors: list[list[NDArray[np.int32]]] | None
+
+    @property
+    def most(self) -> int:
+        """Keys that are kept by the head which keeps most of all."""
+        return int(self.counts.max())
+
+    @property
+    def kept_tokens(self) -> float:
+        """Keys that were kept, mean over layers and KV heads."""
+        return float(self.counts.mean())
 
 
 class Eviction:
@@ -43,13 +50,25 @@ class Eviction:
     request starts, and when it starts again after a preemption: `kept` and `evicted_end` of the slot
     are reset. What it holds between steps, per layer and KV head of the rank: 4 bytes per key for a
     `WindowScore`, 8 per key and query head for a `ColumnScore`, a `QueryMoments` for an
-    `ExpectedScore`, nothing for others; and 8 bytes per survivor and KV head of the model.
+    `ExpectedScore`, nothing for others. Over the whole model it holds 4 bytes per layer and KV head, the
+    number of survivors, and with `positions` 4 more per survivor. From `decide` to `move` 8 bytes per
+    survivor come on top.
     """
 
     def __init__(
-        self, edit: Evict, table: EditTable, slot: int, prompt_length: int, block_size: int
+        self,
+        edit: Evict,
+        table: EditTable,
+        slot: int,
+        prompt_length: int,
+        block_size: int,
+        *,
+        positions: bool = False,
     ) -> None:
-        """Raises `EditError` where `edit` is not that of such a prompt, or does not fit the rank."""
+        """positions: whether `Moved` tells them; neither scores nor later evictions need them.
+
+        Raises `EditError` where `edit` is not that of such a prompt, or does not fit the rank.
+        """
         if edit.rows.start != prompt_length:
             raise EditError(f"eviction after {edit.rows.start} tokens of {prompt_length}")
         group_heads = table.query_heads // table.kv_heads
@@ -58,8 +77,9 @@ class Eviction:
         self.edit, self._table, self._slot = edit, table, slot
         self._prompt, self._block_size = prompt_length, block_size
         self._observer = Observer(edit, table, slot, prompt_length)
-        nothing = np.zeros(0, np.int64)
-        self._positions = [[nothing] * table.kv_heads for _ in range(table.layers)]
+        self._counts = np.zeros((table.layers, table.kv_heads), np.int32)
+        nothing = [np.zeros(0, np.int32)] * table.kv_heads
+        self._positions = [nothing] * table.layers if positions else None
         self._end = 0
         self._decided: tuple[int, list[list[NDArray[np.int64]]]] | None = None
         self._failure: str | None = None
@@ -72,7 +92,7 @@ class Eviction:
         if self._failure is not None:
             return False
         if first >= self._prompt:
-            at_event = (first + rows) % self._block_size == 0
+            at_event = self._is_event(first + rows)
             return self.edit.again and self._observer.wants_generated(at_event)
         evicts = self.edit.again or min(self.edit.counts) < self._prompt
         return evicts and self._observer.wants_prompt(first, rows)
@@ -108,10 +128,7 @@ class Eviction:
 
     def due(self, computed: int) -> bool:
         """Whether an eviction takes place when so many tokens are computed."""
-        on_time = computed == self._prompt or (
-            self.edit.again and computed > self._prompt and computed % self._block_size == 0
-        )
-        return on_time and any(
+        return self._is_event(computed) and any(
             len(self._places(layer, computed)) > count
             for layer, count in enumerate(self.edit.counts)
         )
@@ -183,28 +200,43 @@ class Eviction:
         if self._decided is None:
             raise EditError("there is no decision to be carried out")
         computed, chosen = self._decided
-        counts = [len(keys) for heads in chosen for keys in heads]
+        moved = Moved(
+            np.array([[len(keys) for keys in heads] for heads in chosen], np.int32),
+            self._surviving(chosen, computed),
+        )
         into = self._targets(block_row, targets, computed)
-        if len(into) * self._block_size < max(counts):
-            raise EditError(f"{len(into)} target blocks do not hold {max(counts)} keys")
-        held = 0
+        if len(into) * self._block_size < moved.most:
+            raise EditError(f"{len(into)} target blocks do not hold {moved.most} keys")
         for layer, heads in enumerate(chosen):
-            places = self._places(layer, computed)
-            held += len(places) * len(heads)
             source = Pages.of(kv_caches[layer], block_row, layout)
-            self._move_layer(layer, source, Pages(source.kv_cache, into, layout), heads, places)
-            later = np.arange(self._end, computed)
-            self._positions[layer] = [
-                np.concatenate([before, later])[keys]
-                for before, keys in zip(self._positions[layer], heads, strict=True)
-            ]
+            target = Pages(source.kv_cache, into, layout)
+            self._move_layer(layer, source, target, heads, self._places(layer, computed))
         self._decided, self._end = None, computed
+        self._counts, self._positions = moved.counts, moved.survivors
         self._table.evicted_end[self._slot] = computed
         if not self.edit.again:
             self._observer.forget()
-        positions = [list(heads) for heads in self._positions]
-        kept = sum(counts)
-        return Moved(max(counts), kept / len(counts), (held - kept) / len(counts), positions)
+        return moved
+
+    def _is_event(self, end: int) -> bool:
+        """Whether keys may be let go when `end` tokens are computed."""
+        again = self.edit.again and end > self._prompt and end % self._block_size == 0
+        return end == self._prompt or again
+
+    def _surviving(
+        self, chosen: list[list[NDArray[np.int64]]], computed: int
+    ) -> list[list[NDArray[np.int32]]] | None:
+        """Positions of the chosen ones of the keys that heads hold; None where they are not followed."""
+        if self._positions is None:
+            return None
+        later = np.arange(self._end, computed, dtype=np.int32)
+        return [
+            [
+                np.concatenate([before, later])[keys]
+                for before, keys in zip(known, heads, strict=True)
+            ]
+            for known, heads in zip(self._positions, chosen, strict=True)
+        ]
 
     def _move_layer(
         self,
@@ -236,5 +268,5 @@ class Eviction:
 
     def _places(self, layer: int, computed: int) -> NDArray[np.int64]:
         """Places of the keys that every KV head of the layer holds, ascending."""
-        kept = len(self._positions[layer][0])
+        kept = int(self._counts[layer, 0])
         return np.concatenate([np.arange(kept), np.arange(self._end, computed)])
