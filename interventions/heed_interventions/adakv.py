@@ -10,6 +10,7 @@ is told that queries are grouped.
 """
 
 import math
+from fractions import Fraction
 from typing import Literal
 
 from pydantic import Field
@@ -39,5 +40,6 @@ class AdaKV(WindowedEviction):
 
     def most(self, budget: Budget, model: ModelView) -> int:
         highest = min(budget.candidates, model.kv_heads * budget.free)
-        count = math.floor((1 - self.floor) * highest + self.floor * budget.free) + 1
+        floor = Fraction(self.floor)
+        count = math.ceil((1 - floor) * highest + floor * budget.free)
         return budget.protected + min(count, budget.candidates)

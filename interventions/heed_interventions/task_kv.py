@@ -21,6 +21,7 @@ from heed_interventions.eviction import Budget, Recent, Sinks, as_written
 from heed_interventions.observation_window import Kernel, WindowedEviction
 from heed_interventions.views import ModelView, RequestView
 from heed_kernels.evict import KindShare, Share
+from heed_kernels.survivors import kind_counts
 
 
 class TaskKV(WindowedEviction):
@@ -78,5 +79,5 @@ class TaskKV(WindowedEviction):
 
     def _of_a_chosen_head(self, budget: Budget, model: ModelView, far: int) -> int:
         chosen = min(far + 1, model.kv_heads)
-        others = (model.kv_heads - chosen) * budget.protected
-        return min(budget.prompt, -(-(model.kv_heads * budget.count - others) // chosen))
+        others = model.kv_heads - chosen
+        return kind_counts(chosen, others, budget.prompt, budget.protected, budget.count)[0][0]

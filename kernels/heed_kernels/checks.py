@@ -139,7 +139,8 @@ def _check_evict(edit: Evict) -> None:
     protected = edit.sinks + edit.recent
     least = max(protected if edit.again else min(protected, prompt), 1)
     _check_integers(edit.counts, "counts", least)
-    _integer(edit.most, "most", min(max(edit.counts), prompt))
+    most = max(edit.counts)
+    _integer(edit.most, "most", most if edit.again else min(most, prompt))
     _boolean(edit.again, "again")
     _boolean(edit.every_row, "every_row")
     rows = _check_score(edit.score)

@@ -11,10 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
+from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict, HeadShare, KindShare, QueryShare, WindowScore
 
 NEAR = 1e-4
@@ -71,7 +73,7 @@ def _orderable(layer: LayerScores) -> LayerScores:
 
 
 def head_counts(edit: Evict, layers: Sequence[LayerScores]) -> list[list[int]]:
-    """Per layer and KV head, how many keys are kept."""
+    """Per layer and KV head, how many keys are kept. `EditError` where that is more than the edit's `most`."""
     held = [layer.scores.shape[1] for layer in layers]
     counts = [min(count, keys) for count, keys in zip(edit.counts, held, strict=True)]
     if isinstance(edit.share, QueryShare):
@@ -85,7 +87,11 @@ def head_counts(edit: Evict, layers: Sequence[LayerScores]) -> list[list[int]]:
                 heads = _by_kind(edit, edit.share, layer, count, index)
             case _:
                 heads = [count] * len(layer.scores)
-        result.append([min(head, edit.most) for head in heads])
+        if max(heads) > edit.most:
+            raise EditError(
+                f"a head of layer {index} keeps {max(heads)} keys, at most {edit.most} may be"
+            )
+        result.append(heads)
     return result
 
 
@@ -134,22 +140,31 @@ def _by_kind(
     edit: Evict, share: KindShare, layer: LayerScores, count: int, index: int
 ) -> list[int]:
     heads, keys = layer.scores.shape
-    protected, budget = _protected(edit, keys), heads * count
     assert layer.vectors is not None
     chosen = chosen_heads(layer.vectors, share.far[index])
     others = [head for head in range(heads) if head not in chosen]
+    counts = kind_counts(len(chosen), len(others), keys, _protected(edit, keys), count)
     result = [0] * heads
-    if len(chosen) * keys + len(others) * protected <= budget:
-        full, rest, sharing = chosen, budget - len(chosen) * keys, others
-        amount = keys
-    else:
-        full, rest, sharing = others, budget - len(others) * protected, chosen
-        amount = protected
-    for head in full:
-        result[head] = amount
-    for place, head in enumerate(sharing):
-        result[head] = rest // len(sharing) + (place < rest % len(sharing))
+    for head, kept in zip([*chosen, *others], chain(*counts), strict=True):
+        result[head] = kept
     return result
+
+
+def kind_counts(
+    chosen: int, others: int, keys: int, protected: int, count: int
+) -> tuple[list[int], list[int]]:
+    """Keys that each of the chosen heads and each of the others keeps, see `KindShare`.
+
+    keys, protected: of each head; count: the layer's budget for a head.
+    """
+    budget = (chosen + others) * count
+    if chosen * keys + others * protected <= budget:
+        return [keys] * chosen, _even_parts(budget - chosen * keys, others)
+    return _even_parts(budget - others * protected, chosen), [protected] * others
+
+
+def _even_parts(total: int, parts: int) -> list[int]:
+    return [total // parts + (place < total % parts) for place in range(parts)]
 
 
 def chosen_heads(vectors: NDArray[np.float64], far: int) -> list[int]:

@@ -36,7 +36,7 @@ from heed_kernels.evict import (
     QueryShare,
     WindowScore,
 )
-from heed_kernels.survivors import LayerScores, survivors
+from heed_kernels.survivors import LayerScores, head_counts, kind_counts, survivors
 from heed_kernels.table import EditTable
 
 SCORES = {
@@ -273,6 +273,25 @@ def test_two_ranks_decide_alike_and_each_moves_its_own_heads(name, share):
         else:
             outputs = [rank.step(first, end) for rank in ranks]
             assert torch.equal(torch.cat(outputs, dim=2).nan_to_num(), expected.nan_to_num())
+
+
+def test_a_head_that_keeps_more_than_the_edit_says_is_an_error():
+    scores = [LayerScores(np.zeros((2, 200)))] * 2
+    edit = evict(200, NormScore())
+    assert head_counts(edit, scores) == [[90, 90], [70, 70]]
+    with pytest.raises(EditError, match="keeps 90 keys, at most 89"):
+        head_counts(replace(edit, most=89), scores)
+
+
+@pytest.mark.parametrize("chosen, others", [(1, 1), (1, 0), (2, 3), (3, 5)])
+def test_chosen_heads_and_others_meet_the_layers_budget(chosen, others):
+    keys, protected = 50, 12
+    for count in range(protected, keys + 1):
+        first, second = kind_counts(chosen, others, keys, protected, count)
+        assert (len(first), len(second)) == (chosen, others)
+        assert sum(first) + sum(second) == (chosen + others) * count
+        assert protected <= min(first + second) and max(first + second) <= keys
+        assert max(first) == keys or set(second) <= {protected}
 
 
 def test_nothing_is_scored_and_nothing_is_due_where_every_head_keeps_all():

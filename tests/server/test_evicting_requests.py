@@ -11,8 +11,6 @@ from heed_kernels.cpu.eviction.pages import Pages
 from heed_kernels.edits import OPEN, Rows
 from heed_kernels.evict import Evict, NormScore, WindowScore
 from heed_kernels.table import EditTable
-from heed_server.api.reports import memory_counts
-from heed_server.engine import evicting_requests
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.evicting_requests import Cache, EvictingRequests
 from heed_server.engine.payload import Payload
@@ -81,33 +79,6 @@ def test_a_short_report_has_no_positions() -> None:
     enter(requests, evict())
     requests.evict("a", PROMPT, ROW, TARGETS)
     assert "kept" not in requests.take(["r"])["r"][0]["interventions"][0]
-
-
-def test_a_full_report_says_why_it_has_no_positions_where_they_are_too_many(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    positions = KV_HEADS * (KEEP + KEEP + 10)
-    for most, told in ((positions, "kept"), (positions - 1, "kept_left_out")):
-        monkeypatch.setattr(evicting_requests, "MOST_POSITIONS", most)
-        requests, _ = book()
-        enter(requests, evict(), detailed=(0,))
-        assert requests.evict("a", PROMPT, ROW, TARGETS) == KEEP + 10
-        measured = requests.take(["r"])["r"][0]["interventions"][0]
-        assert {"kept", "kept_left_out"} & measured.keys() == {told}
-    assert f"at most {most:,} positions, and these are {positions:,}" in measured["kept_left_out"]
-    assert memory_counts(measured, PROMPT, 1)["kept_left_out"] == measured["kept_left_out"]
-
-
-def test_positions_are_held_where_a_report_has_them_alone() -> None:
-    for detailed in ((), (0,)):
-        requests, _ = book()
-        enter(requests, evict(), detailed)
-        requests.evict("a", PROMPT, ROW, TARGETS)
-        (record,) = requests._live["r"].values()
-        assert record.let_go is not None
-        assert (record.let_go.survivors is not None) == bool(detailed)
-        for heads in record.let_go.survivors or ():
-            assert all(keys.dtype == np.int32 for keys in heads)
 
 
 def test_nothing_is_moved_where_no_event_is() -> None:
