@@ -25,6 +25,11 @@ NEAR_THRESHOLD = 1e-5
 torch.set_num_threads(1)
 
 
+def evicts_later(edit: dict[str, Any]) -> bool:
+    """Whether it evicts in decode too, so that a report tells of its last eviction."""
+    return edit["method"] in ("h2o", "tova") and bool(edit.get("decode", True))
+
+
 def inner(length: int) -> dict[str, int]:
     """A span in the middle of a prompt of any length."""
     return {"start": length // 3, "end": max(length // 3 + 1, length // 2)}
@@ -135,31 +140,45 @@ DECIDED_OFTEN = {
     "causal act of prompt rows",
 }
 
+# As much is true of the keys that are kept.
+EVICTED_OFTEN = {name for name, each in EVICTION_CASES.items() if evicts_later(each(100)[0])}
+
 LENGTHS = [1, 17, 63, 129, 300]
 ALL_CASES = CASES | PRIVILEGED_CASES
 
 
 def reference_of(
-    server: LiveServer, prompt: Sequence[int], edits: Edits, completion: Completion
+    server: LiveServer,
+    prompt: Sequence[int],
+    edits: Edits,
+    completion: Completion,
+    *,
+    kept_anywhere: bool = False,
 ) -> Result:
     """The reference, along the tokens that the server chose, the keys that it reported to keep, and the
-    sinks that it found."""
+    sinks that it found.
+
+    kept_anywhere: those keys need not be the definition's, as where scores are not as exact.
+    """
     reports = completion.report or [{}] * len(edits)
     return generate(
         server.model_dir,
         prompt,
-        [edit | told(edit, report) for edit, report in zip(edits, reports, strict=True)],
+        [
+            edit | told(edit, report, kept_anywhere)
+            for edit, report in zip(edits, reports, strict=True)
+        ],
         forced_tokens=completion.tokens,
         block_size=server.block_size,
     )
 
 
-def told(edit: dict[str, Any], report: Mapping[str, Any]) -> dict[str, Any]:
+def told(edit: dict[str, Any], report: Mapping[str, Any], kept_anywhere: bool) -> dict[str, Any]:
     """What a full report says that the reference has to follow where both sides are as right."""
     if edit["method"] == "act":
         return {"sinks": sinks_of(report)}
     if "kept" in report and not evicts_later(edit):
-        return {"kept": report["kept"]}
+        return {"kept": report["kept"], "kept_anywhere": kept_anywhere}
     return {}
 
 
@@ -192,11 +211,6 @@ class NearTies:
 
     choices: int
     keys: int
-
-
-def evicts_later(edit: dict[str, Any]) -> bool:
-    """Whether it evicts in decode too, so that a report tells of its last eviction."""
-    return edit["method"] in ("h2o", "tova") and bool(edit.get("decode", True))
 
 
 def assert_conforms(

@@ -25,18 +25,28 @@ class Eviction:
     differing: int = 0
 
 
-def adopted(end: int, choice: Choice, reported: Mapping[str, Any] | None) -> Eviction:
+def adopted(
+    end: int, choice: Choice, reported: Mapping[str, Any] | None, *, anywhere: bool = False
+) -> Eviction:
     """The choice, or what a server has reported, {"layer": [positions per KV head]}, where keys at the
-    cut went the other way.
+    cut went the other way. anywhere: other keys may have, too, if there are as many in all.
 
     Raises:
-        AssertionError: other keys did.
+        AssertionError: what was reported is no such choice.
     """
     if reported is None:
         return Eviction(end, choice.kept)
     layers = range(len(choice.kept))
     found = [[np.array(kept) for kept in reported[str(layer)]] for layer in layers]
+    if anywhere:
+        assert kept_keys(found) == kept_keys(choice.kept)
+        return Eviction(end, found)
     return Eviction(end, found, differing(choice, found))
+
+
+def kept_keys(kept: Kept) -> int:
+    """Over all layers and KV heads."""
+    return sum(len(keys) for heads in kept for keys in heads)
 
 
 def ends(

@@ -8,7 +8,8 @@ import eviction_definition
 import numpy as np
 import pytest
 import torch
-from eviction_definition import PARAMETERS, Layer, choose
+from eviction_definition import PARAMETERS, Choice, Layer, choose
+from eviction_events import adopted
 from test_reference import distance, tiny_model, tokens
 from transformers_reference import Reference, with_defaults
 
@@ -137,3 +138,15 @@ def test_equal_queries_get_the_least_with_tappa() -> None:
     edit = with_defaults({"method": "tappa", "window": 4, "budget": 8})
     budget = eviction_definition.Budget(count=8, sinks=0, tail=16, end=20)
     assert eviction_definition.by_similarity(edit, layers, budget) == [4, 12]
+
+
+def test_what_was_reported_is_taken_over_at_the_cut_or_where_it_is_asked_for_anywhere() -> None:
+    choice = Choice([[np.array([0, 3])]], [np.array([[0.9, 0.5, 0.5, 0.5]])])
+    near, far, more = ({"0": [keys]} for keys in ([0, 2], [1, 2], [0, 1, 2]))
+    assert adopted(4, choice, None).kept is choice.kept
+    assert adopted(4, choice, near).differing == 2
+    with pytest.raises(AssertionError):
+        adopted(4, choice, far)
+    assert adopted(4, choice, far, anywhere=True).kept[0][0].tolist() == [1, 2]
+    with pytest.raises(AssertionError):
+        adopted(4, choice, more, anywhere=True)

@@ -205,7 +205,8 @@ class Reference:
                 edit, seen.layers, held, prompt_length, end, seen.mean_rotation
             )
             if choice is not None:
-                evictions = [*evictions, adopted(end, choice, edit.get("kept"))]
+                told, anywhere = edit.get("kept"), edit.get("kept_anywhere", False)
+                evictions = [*evictions, adopted(end, choice, told, anywhere=anywhere)]
         return evictions
 
     @torch.no_grad()
@@ -374,7 +375,7 @@ def with_defaults(intervention: Intervention) -> dict[str, Any]:
     known = PARAMETERS[method]
     filled = {**known, **intervention}
     # What a report said, and that it was asked for, are no parameters.
-    unknown = set(filled) - set(known) - {"method", "report", "kept"}
+    unknown = set(filled) - set(known) - {"method", "report", "kept", "kept_anywhere"}
     missing = {name for name, value in filled.items() if value is REQUIRED}
     if unknown or missing:
         raise ValueError(f"{method}: unknown {sorted(unknown)}, missing {sorted(missing)}")
