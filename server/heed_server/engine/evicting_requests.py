@@ -95,7 +95,7 @@ class ScoredRows:
 
 
 @dataclass
-class Evicting:
+class EvictingRequest:
     """One request.
 
     uneven: heads or layers keep different numbers of keys. left_out: see `LetGo`.
@@ -111,7 +111,7 @@ class EvictingRequests:
 
     def __init__(self, table: EditTable, cache: Cache, gather: Gather) -> None:
         self._table, self._cache, self._gather = table, cache, gather
-        self._by_slot: dict[int, Evicting] = {}
+        self._by_slot: dict[int, EvictingRequest] = {}
 
     def enter(self, slot: int, payload: Payload, max_tokens: int | None) -> None:
         """A request has got its slot; after a preemption it starts again. One whose answer ends before a row
@@ -132,7 +132,7 @@ class EvictingRequests:
             left_out = (
                 f"a report has at most {MOST_POSITIONS:,} positions, and these are {positions:,}"
             )
-        self._by_slot[slot] = Evicting(
+        self._by_slot[slot] = EvictingRequest(
             Eviction(
                 evict,
                 self._table,

@@ -14,7 +14,7 @@ from heed_kernels.cpu.eviction.scores import (
     query_similarity,
 )
 from heed_kernels.cpu.eviction.threads import one_thread
-from heed_kernels.cpu.eviction.window import Window
+from heed_kernels.cpu.eviction.window import ObservedRows
 from heed_kernels.cpu.observation import ColumnSums, observe
 from heed_kernels.edits import HeadSet, ObserveColumns, Rows
 from heed_kernels.errors import EditError
@@ -31,7 +31,7 @@ from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 
 
-class Observer:
+class KeyScorer:
     """Sees the queries of one request, and scores its keys on one rank. Used by `Eviction`."""
 
     def __init__(self, edit: Evict, table: EditTable, slot: int, prompt_length: int) -> None:
@@ -99,7 +99,7 @@ class Observer:
             self._features[layer][:, 0] = similarity.numpy()
         if self._window:
             last = query[-min(self._window, len(query)) :]
-            window = Window(
+            window = ObservedRows(
                 self._table, self._slot, layer, end - len(last), places, self._edit.recent, scale
             )
             self._score_window(window, last.float(), pages, end)
@@ -181,7 +181,9 @@ class Observer:
         )  # fmt: skip
 
     @one_thread
-    def _score_window(self, window: Window, query: torch.Tensor, pages: Pages, end: int) -> None:
+    def _score_window(
+        self, window: ObservedRows, query: torch.Tensor, pages: Pages, end: int
+    ) -> None:
         score, share, layer = self._edit.score, self._edit.share, window.layer
         assert isinstance(score, WindowScore)
         only_mean = not score.variance and layer not in self._features

@@ -33,7 +33,7 @@ class WindowStatistics:
 
 
 @dataclass(frozen=True)
-class Window:
+class ObservedRows:
     """Rows [first_row, first_row + rows) of a request in one layer, and the keys that it holds.
 
     places: int64 [keys], ascending; recent: so many of the last keys are protected; scale: on the logits.
