@@ -76,7 +76,7 @@ class Eviction:
             raise EditError("the query heads of a KV head lie on several ranks")
         self.edit, self._table, self._slot = edit, table, slot
         self._prompt, self._block_size = prompt_length, block_size
-        self._scorer = KeyScorer(edit, table, slot, prompt_length)
+        self._observer = KeyScorer(edit, table, slot, prompt_length)
         self._counts = np.zeros((table.layers, table.kv_heads), np.int32)
         nothing = [np.zeros(0, np.int32)] * table.kv_heads
         self._positions = [nothing] * table.layers if positions else None
@@ -93,9 +93,9 @@ class Eviction:
             return False
         if first >= self._prompt:
             at_event = self._is_event(first + rows)
-            return self.edit.again and self._scorer.wants_generated(at_event)
+            return self.edit.again and self._observer.wants_generated(at_event)
         evicts = self.edit.again or min(self.edit.counts) < self._prompt
-        return evicts and self._scorer.wants_prompt(first, rows)
+        return evicts and self._observer.wants_prompt(first, rows)
 
     def observe(
         self,
@@ -121,7 +121,7 @@ class Eviction:
                 raise EditError(f"{len(query)} queries are not those of {rows} rows")
             places = self._places(layer, first + rows)
             pages = Pages.of(kv_cache, block_row, layout)
-            self._scorer.observe(layer, query, pages, places, first, scale, rope)
+            self._observer.observe(layer, query, pages, places, first, scale, rope)
         except EditError as error:
             self._failure = str(error)
             raise
@@ -156,10 +156,10 @@ class Eviction:
             scores = gather(local)
             if isinstance(self.edit.score, WindowScore):
                 scores = pooled(scores, self.edit.score, self.edit.recent)
-            vectors = self._scorer.vectors(layer)
+            vectors = self._observer.vectors(layer)
             liking = 0.0
             if isinstance(self.edit.share, QueryShare):
-                features = gather(self._scorer.query_features(layer))
+                features = gather(self._observer.query_features(layer))
                 liking = preference(self.edit.share, features)
             layers.append(LayerScores(scores, None if vectors is None else gather(vectors), liking))
         self._decided = computed, survivors(self.edit, layers)
@@ -215,7 +215,7 @@ class Eviction:
         self._counts, self._positions = moved.counts, moved.survivors
         self._table.evicted_end[self._slot] = computed
         if not self.edit.again:
-            self._scorer.forget()
+            self._observer.forget()
         return moved
 
     def _is_event(self, end: int) -> bool:
@@ -254,7 +254,7 @@ class Eviction:
             key, value = source.read(local, kept, "key"), source.read(local, kept, "value")
             target.write(local, to, "key", key)
             target.write(local, to, "value", value)
-            self._scorer.keep(layer, local, kept)
+            self._observer.keep(layer, local, kept)
             self._table.kept[self._slot, layer, local] = len(kept)
 
     def _targets(
