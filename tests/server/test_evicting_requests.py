@@ -181,3 +181,14 @@ def test_every_rank_comes_to_the_exchange_of_scores_and_gives_up_with_the_others
     assert [local.tolist() for local in handed_in] == [[float(failing)] * KV_HEADS]
     failure = requests.take(["r"])["r"][0]["failure"]
     assert ("not seen" if failing else "another rank") in failure
+
+
+@pytest.mark.parametrize(("max_tokens", "observed"), [(1, 0), (2, 1), (None, 1)])
+def test_nothing_is_scored_for_an_answer_of_one_token(
+    max_tokens: int | None, observed: int
+) -> None:
+    requests, _ = book()
+    payload = Payload("r", 1, PROMPT, PROMPT, (evict(WindowScore(16)),))
+    requests.enter("a", payload, 0, max_tokens=max_tokens)
+    step = requests.plan(["a"], np.array([0, PROMPT]), np.array([0]))
+    assert step is not None and len(step.observers) == observed
