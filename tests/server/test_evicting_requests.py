@@ -14,6 +14,7 @@ from heed_kernels.table import EditTable
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.evicting_requests import Cache, EvictingRequests
 from heed_server.engine.payload import Payload
+from heed_server.engine.worker import EditsInWorker
 
 LAYERS, KV_HEADS, SIZE, PROMPT, KEEP = 2, 2, 32, 100, 40
 ROW = np.array([5, 2, 7, 1, 0], np.int32)
@@ -192,3 +193,25 @@ def test_nothing_is_scored_for_an_answer_of_one_token(
     requests.enter("a", payload, 0, max_tokens=max_tokens)
     step = requests.plan(["a"], np.array([0, PROMPT]), np.array([0]))
     assert step is not None and len(step.observers) == observed
+
+
+class Stock:
+    """A worker in whose step the request ends."""
+
+    edited: EditedRequests
+
+    def execute_model(self, scheduler_output: object) -> None:
+        self.edited.leave("a", finished=True)
+
+
+class Worker(EditsInWorker, Stock):  # type: ignore[misc]
+    pass
+
+
+def test_what_is_told_with_the_end_of_a_request_is_in_its_report() -> None:
+    worker = Worker()
+    worker.edited, _ = book()
+    enter(worker.edited, evict())
+    worker.execute_model(SimpleNamespace(heed_released={"a": (18, None)}))
+    report = worker.edited.take(["r"])["r"][0]
+    assert report["interventions"][0]["freed_blocks"] == 18
