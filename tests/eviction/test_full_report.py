@@ -29,7 +29,7 @@ def let_go(detailed: tuple[int, ...]) -> LetGo:
     pages = {layer: torch.randn(8, KV_HEADS, SIZE, 64) for layer in range(len(COUNTS))}
     requests = EvictingRequests(table, Cache(pages, layout_of(SIZE, 32), SIZE), lambda array: array)
     slot = table.insert([edit], prompt_length=PROMPT)
-    requests.enter(slot, Payload("r", 1, PROMPT, PROMPT, (edit,), detailed))
+    requests.enter(slot, Payload("r", 1, PROMPT, PROMPT, (edit,), detailed), None)
     evicted = requests.evict(slot, PROMPT, np.array([5, 2, 7, 1], np.int32), [3, 6])
     assert evicted is not None and evicted[0] == max(COUNTS)
     return evicted[1]
