@@ -120,11 +120,8 @@ class EvictingRequests:
         max_tokens: of the answer; None for no limit.
         Raises `EditError` where the eviction is not that of such a prompt.
         """
-        evict = evict_in(payload.edits)
-        if (
-            evict is None
-            or rows_at_most(payload.prompt_length, max_tokens) <= payload.prompt_length
-        ):
+        evict, rows = evict_in(payload.edits), rows_at_most(payload.prompt_length, max_tokens)
+        if evict is None or rows <= payload.prompt_length:
             return
         detailed, left_out = evict.source in payload.detailed, None
         positions = sum(evict.counts) * self._table.kv_heads
@@ -139,6 +136,7 @@ class EvictingRequests:
                 slot,
                 payload.prompt_length,
                 self._cache.block_size,
+                rows=rows,
                 positions=detailed and left_out is None,
             ),
             uneven=evict.share is not None or len(set(evict.counts)) > 1,

@@ -1,7 +1,6 @@
-"""When a request evicts, and which blocks it needs for that and lets go. No vLLM here.
+"""What a request's evictions ask of steps and blocks, and which blocks they let go. No vLLM here.
 
-Symbols as in `heed_kernels/evict.py`. An event is a number of computed tokens, its end: it takes place
-after the step that computes the row before it, and no step goes on beyond it.
+Symbols as in `heed_kernels/evict.py`; when a request evicts is said in `heed_kernels/events.py`.
 """
 
 from collections.abc import Mapping
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heed_kernels.edits import OPEN
+from heed_kernels.events import EvictionEvents
 from heed_server.engine.hidden_blocks import blocks_for
 
 EVICTING = "heed_evicting"
@@ -29,36 +29,17 @@ class Event:
 
 
 @dataclass(frozen=True)
-class EvictionPolicy:
+class EvictionPolicy(EvictionEvents):
     """What of an `Evict` concerns blocks and steps.
 
-    prompt_length: P, the end of the first event.
-    rows: no more are ever computed, the prompt's included; an event there would be for nobody.
-    fewest: the smallest budget of a layer; a request that has no more keys lets none go. Tokens.
     most: no head ever keeps more at an event. Tokens.
-    again: every multiple of the block size beyond P is an event too.
     together: the last so many prompt rows are computed in one step.
     every_row: no prompt row comes out of the prefix cache.
     """
 
-    prompt_length: int
-    rows: int
-    fewest: int
     most: int
-    again: bool
     together: int
     every_row: bool
-
-    def next_event(self, computed: int, block_size: int) -> int | None:
-        """The first event that ends beyond `computed` tokens; None where there is none."""
-        if computed < self.prompt_length:
-            return self.prompt_length
-        end = (computed // block_size + 1) * block_size
-        return end if self.again and end < self.rows else None
-
-    def evicts_at(self, end: int, block_size: int) -> bool:
-        """Whether keys may be let go when `end` tokens are computed."""
-        return end > self.fewest and self.next_event(end - 1, block_size) == end
 
     def rows_together(self, computed: int) -> int:
         """How many rows a step that begins after `computed` ones has to hold, at least."""
@@ -71,7 +52,7 @@ class EvictionPolicy:
 
         count: at least `rows_together`.
         """
-        event = self.next_event(computed, block_size)
+        event = self.next_after(computed, block_size)
         if event is not None:
             count = min(count, event - computed)
         last = max(0, self.prompt_length - self.together)
@@ -127,10 +108,10 @@ def eviction_in(
                 return None
             return EvictionPolicy(
                 prompt_length=edit["rows"][0],
-                rows=rows,
-                fewest=min(edit["counts"]),
-                most=edit["most"],
                 again=edit["again"],
+                fewest=min(edit["counts"]),
+                rows=rows,
+                most=edit["most"],
                 together=edit["together"],
                 every_row=edit["every_row"],
             )

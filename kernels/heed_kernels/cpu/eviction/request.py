@@ -11,7 +11,9 @@ from heed_kernels.cpu.eviction.observed import KeyScorer
 from heed_kernels.cpu.eviction.pages import Pages
 from heed_kernels.cpu.eviction.threads import one_thread
 from heed_kernels.cpu.layout import Layout
+from heed_kernels.edits import OPEN
 from heed_kernels.errors import EditError
+from heed_kernels.events import EvictionEvents
 from heed_kernels.evict import Evict, QueryShare, WindowScore
 from heed_kernels.rope import Rope
 from heed_kernels.survivors import LayerScores, pooled, preference, survivors
@@ -63,9 +65,11 @@ class Eviction:
         prompt_length: int,
         block_size: int,
         *,
+        rows: int = OPEN,
         positions: bool = False,
     ) -> None:
-        """positions: whether `Moved` tells them; neither scores nor later evictions need them.
+        """rows: as in `EvictionEvents`. positions: whether `Moved` tells them; neither scores nor later
+        evictions need them.
 
         Raises `EditError` where `edit` is not that of such a prompt, or does not fit the rank.
         """
@@ -76,6 +80,7 @@ class Eviction:
             raise EditError("the query heads of a KV head lie on several ranks")
         self.edit, self._table, self._slot = edit, table, slot
         self._prompt, self._block_size = prompt_length, block_size
+        self._events = EvictionEvents.of(edit, rows)
         self._observer = KeyScorer(edit, table, slot, prompt_length)
         self._counts = np.zeros((table.layers, table.kv_heads), np.int32)
         nothing = [np.zeros(0, np.int32)] * table.kv_heads
@@ -92,9 +97,9 @@ class Eviction:
         if self._failure is not None:
             return False
         if first >= self._prompt:
-            at_event = self._is_event(first + rows)
+            at_event = self._events.ends_at(first + rows, self._block_size)
             return self.edit.again and self._observer.wants_generated(at_event)
-        evicts = self.edit.again or min(self.edit.counts) < self._prompt
+        evicts = self.edit.again or self._events.fewest < self._prompt
         return evicts and self._observer.wants_prompt(first, rows)
 
     def observe(
@@ -128,10 +133,7 @@ class Eviction:
 
     def due(self, computed: int) -> bool:
         """Whether an eviction takes place when so many tokens are computed."""
-        return self._is_event(computed) and any(
-            len(self._places(layer, computed)) > count
-            for layer, count in enumerate(self.edit.counts)
-        )
+        return self._events.evicts_at(computed, self._block_size)
 
     @one_thread
     def decide(
@@ -217,11 +219,6 @@ class Eviction:
         if not self.edit.again:
             self._observer.forget()
         return moved
-
-    def _is_event(self, end: int) -> bool:
-        """Whether keys may be let go when `end` tokens are computed."""
-        again = self.edit.again and end > self._prompt and end % self._block_size == 0
-        return end == self._prompt or again
 
     def _surviving(
         self, chosen: list[list[NDArray[np.int64]]], computed: int
