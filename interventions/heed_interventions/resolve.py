@@ -1,6 +1,6 @@
 """From interventions, a model and a prompt to edits, a cache class, and a report."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -53,12 +53,14 @@ def resolve(
     *,
     sources: Sequence[Source] | None = None,
     allow_privileged: bool = False,
+    check: Callable[[Edit], None] | None = None,
     path: str = "interventions",
 ) -> Resolution:
     """Check `interventions` against the model and the prompt, and compile them to edits.
 
     sources: where each one comes from; all from the request when left out. One from the server's
         defaults that does not fit is skipped and says why; it never raises.
+    check: whether the server can carry an edit out for this prompt; raises `InterventionError`.
     path: the field's name in the request, for errors.
 
     Raises `InterventionError`: 403 for what is privileged and not allowed, 400 for all else.
@@ -74,8 +76,10 @@ def resolve(
         method, source = interventions[index], sources[index]
         view = RequestView(model, prompt, join_path(path, index), index)
         try:
-            done[index] = _resolve_one(method, view, source, list(done.values()), allow_privileged)
-            reports[index] = done[index].report
+            found = _resolve_one(method, view, source, list(done.values()), allow_privileged)
+            for edit in found.edits if check is not None else ():
+                check(edit)
+            done[index], reports[index] = found, found.report
         except InterventionError as error:
             error.method = method.name()
             if source == "request":

@@ -8,12 +8,12 @@ from prometheus_client import CollectorRegistry
 from vllm.sampling_params import SamplingParams
 
 from heed_interventions import parse
-from heed_interventions.method import CacheClass
-from heed_interventions.resolve import Resolution
+from heed_interventions.errors import InterventionError
 from heed_interventions.views import ModelView
 from heed_kernels.edits import OPEN, Rows
 from heed_kernels.evict import Evict, NormScore
 from heed_server.api.activity import Activity
+from heed_server.api.cache_room import CacheRoom
 from heed_server.api.door import Door
 from heed_server.api.errors import RefusedError
 from heed_server.api.exchange import CURRENT, Exchange
@@ -27,7 +27,7 @@ MODEL = ModelView(
 )  # fmt: skip
 
 
-def door(cache: tuple[int, int]) -> Door:
+def door(cache: CacheRoom) -> Door:
     reports: Any = None  # asked for when generation ends, which it does not here
     metrics = Metrics("cpu", CollectorRegistry())
     profiles = ProfileStore(None, None, MODEL)
@@ -48,7 +48,9 @@ def generate(cache: tuple[int, int], tokens: int, max_tokens: int) -> list[Any]:
     calls: list[Any] = []
     params = SamplingParams(max_tokens=max_tokens)
     prompt = {"prompt_token_ids": [1] * tokens}
-    door(cache).generate(lambda *given, **rest: calls.append(given), prompt, params, "id")
+    door(CacheRoom(*cache)).generate(
+        lambda *given, **rest: calls.append(given), prompt, params, "id"
+    )
     return calls
 
 
@@ -72,12 +74,40 @@ def test_an_eviction_from_a_prompt_that_the_cache_can_never_hold_is_refused(
     blocks: int, refused: bool
 ) -> None:
     edit = Evict(NormScore(), None, (200,), 200, 4, 8, False, 1, False, Rows(800, OPEN), source=1)
-    resolution = Resolution((edit,), CacheClass.SHARED, None, 800, (), ())
-    params = SamplingParams(max_tokens=10)
-    standing = door((blocks, 32))
+    room = CacheRoom(blocks, 32)
     if not refused:
-        assert standing._bounded(params, resolution, 800) == (params, None)
+        room.check(edit, 800, 810)
         return
-    with pytest.raises(RefusedError, match="24 blocks of 32 tokens") as refusal:
-        standing._bounded(params, resolution, 800)
-    assert refusal.value.parameter == "interventions.1"
+    with pytest.raises(InterventionError, match="24 blocks of 32 tokens") as refusal:
+        room.check(edit, 800, 810)
+    assert refusal.value.param == "interventions.1"
+
+
+@pytest.mark.parametrize(("blocks", "status"), [(14, "skipped"), (15, "applied")])
+def test_a_default_window_that_the_cache_can_never_hold_is_left_out_alone(
+    blocks: int, status: str
+) -> None:
+    raw = [
+        {"method": "streaming_llm", "sinks": 4, "window": 400},
+        {"method": "zerotuning", "gamma": 2},
+    ]
+    exchange = Exchange(parse(raw), "default", asked=False)
+    prompt = {"prompt_token_ids": [1] * 900}
+    resolution, _ = door(CacheRoom(blocks, 32)).resolve(exchange, prompt, 100)
+    streaming, zerotuning = resolution.reports
+    assert (streaming["status"], zerotuning["status"]) == (status, "applied")
+    assert ("15 blocks of 32 tokens" in streaming.get("reason", "")) == (status == "skipped")
+    assert {edit.source for edit in resolution.edits} == ({1} if status == "skipped" else {0, 1})
+
+
+@pytest.mark.parametrize(
+    ("max_tokens", "status"), [(None, "skipped"), (100, "skipped"), (40, "applied")]
+)
+def test_a_window_is_looked_at_where_the_request_can_outgrow_the_cache(
+    max_tokens: int | None, status: str
+) -> None:
+    raw = [{"method": "streaming_llm", "sinks": 4, "window": 400}]
+    exchange = Exchange(parse(raw), "default", asked=False)
+    prompt = {"prompt_token_ids": [1] * 400}
+    resolution, _ = door(CacheRoom(14, 32)).resolve(exchange, prompt, max_tokens)
+    assert resolution.reports[0]["status"] == status

@@ -6,7 +6,7 @@ is salted, and the compiled set travels on in the sampling parameters.
 """
 
 import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 from uuid import uuid4
@@ -18,16 +18,15 @@ from heed_interventions.method import CacheClass, Method
 from heed_interventions.resolve import Resolution, report_of, resolve
 from heed_interventions.token_text import align
 from heed_interventions.views import ModelView, PromptView
-from heed_kernels.edits import VisibleKeys
+from heed_kernels.edits import Edit, VisibleKeys
 from heed_kernels.errors import EditError
-from heed_kernels.evict import Evict
 from heed_kernels.table import EditTable
 from heed_server.api.activity import Activity
+from heed_server.api.cache_room import CacheRoom
 from heed_server.api.context_length import context_length
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
 from heed_server.api.reports import ReportCollector, count_edited_tokens
-from heed_server.engine.hidden_blocks import Window
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
@@ -42,7 +41,7 @@ class Door:
 
     table: an edit table of the served model's shape, in which each set is compiled once before it
         is admitted, so that a set that no worker could take is refused here.
-    cache: blocks of an engine's KV cache, and their size in tokens; 0 where that is not known.
+    cache: the KV cache of an engine.
     """
 
     def __init__(
@@ -55,7 +54,7 @@ class Door:
         reports: ReportCollector,
         metrics: Metrics,
         activity: Activity,
-        cache: tuple[int, int] = (0, 0),
+        cache: CacheRoom,
     ) -> None:
         self.model = model
         self.settings = settings
@@ -117,7 +116,7 @@ class Door:
             return stock(prompt, sampling_params, request_id, **rest)
         start = time.perf_counter()
         try:
-            resolution, prompt_length = self.resolve(exchange, prompt)
+            resolution, prompt_length = self.resolve(exchange, prompt, sampling_params.max_tokens)
         except InterventionError as error:
             self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
             raise refused(error) from error
@@ -151,8 +150,12 @@ class Door:
             generator = submitted(generator, length)
         return self._observed(generator, admitted, payload.report, sampling_params.output_kind)
 
-    def resolve(self, exchange: Exchange, prompt: Any) -> tuple[Resolution, int]:
+    def resolve(
+        self, exchange: Exchange, prompt: Any, max_tokens: int | None
+    ) -> tuple[Resolution, int]:
         """The exchange's interventions for one rendered prompt, and that prompt's length in tokens.
+
+        max_tokens: of the answer; None for as many as the length allows.
 
         Raises:
             InterventionError: they cannot be carried out; never for the server's defaults, which
@@ -174,6 +177,7 @@ class Door:
                 view,
                 sources=[exchange.source] * len(exchange.methods),
                 allow_privileged=self.settings.allow_privileged,
+                check=lambda edit: self._check_room(edit, length, max_tokens),
             )
             self._compile(resolution)
         except InterventionError as error:
@@ -189,14 +193,11 @@ class Door:
         the model's own.
 
         Raises:
-            RefusedError: the prompt is beyond it, or no cache could hold the window, or the prompt that
-                is to be evicted from.
+            RefusedError: the prompt is beyond it.
         """
-        longest = self.settings.max_streaming_length
-        window = next((edit for edit in resolution.edits if isinstance(edit, VisibleKeys)), None)
-        lifted = longest is not None and window is not None and window.rolling
+        lifted = self._lifted_length(resolution.edits)
         room = self.model.max_length - prompt_length
-        if longest is not None and not lifted:
+        if self.settings.max_streaming_length is not None and lifted is None:
             # A default that was to lift the limit, and was then left out of this request.
             if room < 1:
                 raise RefusedError(
@@ -207,24 +208,18 @@ class Door:
             if params.max_tokens is None or params.max_tokens > room:
                 params = params.clone()
                 params.max_tokens = room
-        blocks, size = self._cache
-        if window is not None and prompt_length + (params.max_tokens or 1) > blocks * size > 0:
-            # Two rows: one may be under way while the next is scheduled.
-            needed = Window(window.sinks, window.window).most_blocks(2, size)
-            if needed > blocks:
-                raise RefusedError(
-                    f"{window.sinks} sinks and a window of {window.window} take {needed} blocks of "
-                    f"{size} tokens in the KV cache, and it has {blocks}",
-                    f"interventions.{window.source}.window",
-                )
-        evict = next((edit for edit in resolution.edits if isinstance(edit, Evict)), None)
-        if evict is not None and prompt_length > blocks * size > 0:
-            raise RefusedError(
-                f"keys are evicted when the whole prompt is computed, and a prompt of {prompt_length} "
-                f"tokens does not fit into the KV cache of {blocks} blocks of {size} tokens",
-                f"interventions.{evict.source}",
-            )
-        return params, longest if lifted else None
+        return params, lifted
+
+    def _lifted_length(self, edits: Iterable[Edit]) -> int | None:
+        """How long a request with these edits may be where that is not the model's own length."""
+        bounded = any(isinstance(edit, VisibleKeys) and edit.rolling for edit in edits)
+        return self.settings.max_streaming_length if bounded else None
+
+    def _check_room(self, edit: Edit, prompt_length: int, max_tokens: int | None) -> None:
+        longest = self._lifted_length([edit]) or self.model.max_length
+        room = longest - prompt_length
+        answer = room if max_tokens is None else min(max_tokens, room)
+        self._cache.check(edit, prompt_length, prompt_length + answer)
 
     def _compile(self, resolution: Resolution) -> None:
         if not resolution.edits or self._table is None:

@@ -17,6 +17,7 @@ from heed_interventions.views import ModelView
 from heed_kernels.table import EditTable
 from heed_server.api import errors, profile_routes, routes
 from heed_server.api.activity import Activity
+from heed_server.api.cache_room import CacheRoom
 from heed_server.api.context_length import let_requests_differ
 from heed_server.api.door import Door
 from heed_server.api.exchange import Report
@@ -82,7 +83,7 @@ class HeedEndpointPlugin:
             reports=ReportCollector(engines.reports),
             metrics=metrics,
             activity=activity,
-            cache=(support.kv_blocks, support.block_size),
+            cache=CacheRoom(support.kv_blocks, support.block_size),
         )
         state.heed_door.stand_before(engine_client)
         if state.heed_door.settings.max_streaming_length is not None:

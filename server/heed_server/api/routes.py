@@ -126,7 +126,10 @@ async def validate_interventions(raw_request: Request) -> Response:
         return JSONResponse(rendered.model_dump(), status_code=rendered.error.code)
     request.to_sampling_params(1, {})
     prompts = rendered[1] if chat else rendered
-    results = [_validated(door, exchange, prompt) for prompt in prompts]
+    longest = request.max_tokens
+    if isinstance(request, HeedChatRequest) and request.max_completion_tokens is not None:
+        longest = request.max_completion_tokens
+    results = [_validated(door, exchange, prompt, longest) for prompt in prompts]
     return JSONResponse(
         {
             "object": "interventions.validation",
@@ -136,10 +139,12 @@ async def validate_interventions(raw_request: Request) -> Response:
     )
 
 
-def _validated(door: Door, exchange: Exchange, prompt: Any) -> dict[str, Any]:
+def _validated(
+    door: Door, exchange: Exchange, prompt: Any, max_tokens: int | None
+) -> dict[str, Any]:
     user_salt(prompt)
     try:
-        resolution, length = door.resolve(exchange, prompt)
+        resolution, length = door.resolve(exchange, prompt, max_tokens)
     except InterventionError as error:
         raise refused(error) from error
     return {
