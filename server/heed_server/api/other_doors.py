@@ -6,16 +6,20 @@ vLLM's bodies accept unknown fields. Without this, `interventions` sent to `/v1/
 
 import json
 import re
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Collection
+from urllib.parse import unquote_plus
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from heed_server.api.errors import error_response
 from heed_server.api.requests import FIELD
+from heed_server.api.reserved import reserved_path
 from heed_server.engine.payload import RESERVED_KEY
 
-_FORM_FIELD = re.compile(rf'name="?{FIELD}[";\s]'.encode())
+_PART = re.compile(
+    rf'(?i:content-disposition):[^\r\n]*[;\s](?i:name)\s*=\s*"?{FIELD}["; \t\r\n]'.encode()
+)
 
 CARRYING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/interventions/validate"})
 """Routes that take the field."""
@@ -37,28 +41,29 @@ class OtherDoors:
             await self.app(scope, receive, send)
             return
         messages, body = await _read(receive)
-        param = forbidden_field(body)
+        param = forbidden_field(body, Headers(scope=scope).get("content-type", ""))
         if param is not None:
             door = getattr(scope["app"].state, "heed_door", None)
             if door is not None:
                 door.metrics.rejected("route" if param == FIELD else "reserved")
+            takers = (
+                ", ".join(sorted(self.carrying)) or "no route of a server that generates nothing"
+            )
             refusal = error_response(
-                f"{path} cannot carry {param}: "
-                f"interventions are taken by {', '.join(sorted(self.carrying))}",
-                param,
+                f"{path} cannot carry {param}: interventions are taken by {takers}", param
             )
             await refusal(scope, receive, send)
             return
         await self.app(scope, _replay(messages, receive), send)
 
 
-def forbidden_field(body: bytes) -> str | None:
+def forbidden_field(body: bytes, content_type: str = "application/json") -> str | None:
     """The path in `body` that only Heed's own routes take, or None.
 
-    Looks at the top level of a JSON object (whatever its declared type), at the reserved key in
-    `vllm_xargs` and `sampling_params.extra_args`, and at the field names of a form.
+    Looks at the top level of a JSON object (whatever its declared type), at the places of the reserved
+    key, and, where the type is one of a form, at the names of its fields.
     """
-    if _FORM_FIELD.search(body):
+    if _is_form_with_field(body, content_type):
         return FIELD
     # A name is literal, or escaped as \\u…, or the whole body is UTF-16 or UTF-32.
     signs = (FIELD.encode(), RESERVED_KEY.encode(), b"\\u")
@@ -70,18 +75,17 @@ def forbidden_field(body: bytes) -> str | None:
         return None  # the route itself answers for what is not JSON
     if not isinstance(parsed, dict):
         return None
-    if parsed.get(FIELD) is not None:
-        return FIELD
-    for path in (("vllm_xargs",), ("extra_args",), ("sampling_params", "extra_args")):
-        if RESERVED_KEY in _at(parsed, path):
-            return ".".join((*path, RESERVED_KEY))
-    return None
+    return FIELD if parsed.get(FIELD) is not None else reserved_path(parsed)
 
 
-def _at(value: Any, path: tuple[str, ...]) -> Mapping[str, Any]:
-    for key in path:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value if isinstance(value, dict) else {}
+def _is_form_with_field(body: bytes, content_type: str) -> bool:
+    kind = content_type.partition(";")[0].strip().lower()
+    if kind == "multipart/form-data":
+        return _PART.search(body) is not None
+    if kind == "application/x-www-form-urlencoded":
+        pairs = re.split(r"[&;]", body.decode("latin-1"))
+        return any(unquote_plus(pair.partition("=")[0]) == FIELD for pair in pairs)
+    return False
 
 
 async def _read(receive: Receive) -> tuple[list[Message], bytes]:

@@ -14,7 +14,7 @@ from heed_interventions.registry import field_schema
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import Exchange
 from heed_server.api.model_names import IsServed, take_profile
-from heed_server.engine.payload import RESERVED_KEY
+from heed_server.api.reserved import reserved, reserved_path
 from heed_server.metrics import Metrics
 from heed_server.profiles.merge import merged
 from heed_server.profiles.store import ProfileStore
@@ -51,13 +51,12 @@ def exchange_of(
     Raises:
         RefusedError: the list is malformed, or comes with something that cannot carry it.
     """
-    if request.vllm_xargs and RESERVED_KEY in request.vllm_xargs:
+    # vLLM's bodies keep fields that they do not know.
+    taken = reserved_path({"vllm_xargs": request.vllm_xargs, **(request.model_extra or {})})
+    if taken is not None:
         if metrics is not None:
             metrics.rejected("reserved")
-        raise RefusedError(
-            f"the key {RESERVED_KEY!r} of vllm_xargs is reserved: send `interventions` instead",
-            f"vllm_xargs.{RESERVED_KEY}",
-        )
+        raise reserved(taken)
     raw: Any = request.interventions
     # vLLM hands the request on to handlers that know nothing of the field.
     request.interventions = None
