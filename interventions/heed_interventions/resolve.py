@@ -169,7 +169,12 @@ def report_of(
     if method.profile is not None:
         report["profile"] = method.profile
     if heads and method.report == "full":
-        report["heads"] = {
-            str(layer): list(heads.heads(layer)) for layer, mask in enumerate(heads.masks) if mask
-        }
+        report["heads"] = heads_by_layer(heads)
     return report
+
+
+def heads_by_layer(heads: HeadSet | None) -> dict[str, list[int]]:
+    """The query heads of each layer that has selected ones, as reports name them; None: no layer has."""
+    if heads is None:
+        return {}
+    return {str(layer): list(heads.heads(layer)) for layer, mask in enumerate(heads.masks) if mask}

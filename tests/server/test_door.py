@@ -4,34 +4,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from tests.server.door_maker import door
 from vllm.sampling_params import SamplingParams
 
 from heed_interventions import parse
 from heed_interventions.errors import InterventionError
-from heed_interventions.views import ModelView
 from heed_kernels.edits import OPEN, Rows
 from heed_kernels.evict import Evict, NormScore
-from heed_server.api.activity import Activity
 from heed_server.api.cache_room import CacheRoom
-from heed_server.api.door import Door
 from heed_server.api.errors import RefusedError
 from heed_server.api.exchange import CURRENT, Exchange
-from heed_server.metrics import Metrics
-from heed_server.profiles.store import ProfileStore
-from heed_server.settings import Settings
-
-MODEL = ModelView(
-    layers=2, query_heads=4, kv_heads=2, head_dim=8, max_length=2048, vision=False,
-    unsupported=None, rotary=True,
-)  # fmt: skip
-
-
-def door(cache: CacheRoom) -> Door:
-    reports: Any = None  # asked for when generation ends, which it does not here
-    metrics = Metrics("cpu", CollectorRegistry())
-    profiles = ProfileStore(None, None, MODEL)
-    return Door(MODEL, Settings(), profiles, None, None, reports, metrics, Activity(), cache)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ For others the interventions are resolved (spans to positions, rows, cache class
 is salted, and the compiled set travels on in the sampling parameters.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -25,8 +26,9 @@ from heed_server.api.activity import Activity
 from heed_server.api.cache_room import CacheRoom
 from heed_server.api.context_length import context_length
 from heed_server.api.errors import RefusedError, refused
-from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
+from heed_server.api.exchange import CURRENT, EngineRequest, Exchange, RehearsalOver
 from heed_server.api.reports import ReportCollector, count_edited_tokens
+from heed_server.api.reserved import reserved
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
@@ -95,20 +97,14 @@ class Door:
             RefusedError: the interventions cannot be carried out for this prompt, or something that
                 is Heed's own came from outside.
         """
-        extra_args = sampling_params.extra_args
-        if extra_args and RESERVED_KEY in extra_args:
-            self.metrics.rejected("reserved")
-            raise RefusedError(
-                f"the key {RESERVED_KEY!r} of vllm_xargs (extra_args) is reserved: "
-                "send `interventions` instead",
-                f"vllm_xargs.{RESERVED_KEY}",
-            )
+        exchange = CURRENT.get()
+        if exchange is not None and exchange.rehearsal:
+            return self._rehearse(exchange, prompt, sampling_params)
         try:
-            salt = user_salt(prompt)
+            salt = user_salt(prompt, sampling_params)
         except RefusedError:
             self.metrics.rejected("reserved")
             raise
-        exchange = CURRENT.get()
         if exchange is None or not exchange.methods:
             return stock(prompt, sampling_params, request_id, **rest)
         if exchange.skipped is not None and exchange.engine_requests:
@@ -116,25 +112,19 @@ class Door:
             return stock(prompt, sampling_params, request_id, **rest)
         start = time.perf_counter()
         try:
-            resolution, prompt_length = self.resolve(exchange, prompt, sampling_params.max_tokens)
+            admitted, sampling_params, length = self._admit(exchange, prompt, sampling_params)
         except InterventionError as error:
             self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
             raise refused(error) from error
         self.metrics.compiled(time.perf_counter() - start)
-        try:
-            sampling_params, length = self._bounded(sampling_params, resolution, prompt_length)
-        except RefusedError:
-            self.metrics.rejected("context", [method.method for method in exchange.methods])
-            raise
-        admitted = EngineRequest(resolution, prompt_length)
-        exchange.engine_requests.append(admitted)
+        resolution = admitted.resolution
         if not resolution.edits:
             self.metrics.resolved(resolution.reports)
             return stock(prompt, sampling_params, request_id, **rest)
         payload = Payload(
             report=uuid4().hex,
             choices=sampling_params.n,
-            prompt_length=prompt_length,
+            prompt_length=admitted.prompt_length,
             publication_limit=resolution.publication_limit,
             edits=resolution.edits,
             detailed=tuple(
@@ -142,13 +132,36 @@ class Door:
             ),
         )
         sampling_params = sampling_params.clone()
-        sampling_params.extra_args = {**(extra_args or {}), RESERVED_KEY: pack(payload)}
+        extra_args = sampling_params.extra_args or {}
+        sampling_params.extra_args = {**extra_args, RESERVED_KEY: pack(payload)}
         if resolution.digest is not None:
             prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
         generator = stock(prompt, sampling_params, request_id, **rest)
         if length is not None:
             generator = submitted(generator, length)
         return self._observed(generator, admitted, payload.report, sampling_params.output_kind)
+
+    def _admit(
+        self, exchange: Exchange, prompt: Any, params: SamplingParams
+    ) -> tuple[EngineRequest, SamplingParams, int | None]:
+        """One more engine request of the exchange, with what `_bounded` gives. Raises `InterventionError`."""
+        resolution, prompt_length = self.resolve(exchange, prompt, params.max_tokens)
+        params, length = self._bounded(params, resolution, prompt_length)
+        admitted = EngineRequest(resolution, prompt_length)
+        exchange.engine_requests.append(admitted)
+        return admitted, params, length
+
+    def _rehearse(
+        self, exchange: Exchange, prompt: Any, params: SamplingParams
+    ) -> AsyncGenerator[Any, None]:
+        """What `generate` finds out, with nothing counted and nothing sent to the engine."""
+        user_salt(prompt, params)
+        first = not exchange.engine_requests
+        try:
+            self._admit(exchange, prompt, params)
+        except InterventionError as error:
+            raise refused(error) from error
+        return end_of_rehearsal(first)
 
     def resolve(
         self, exchange: Exchange, prompt: Any, max_tokens: int | None
@@ -164,7 +177,7 @@ class Door:
         token_ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
         length = len(token_ids) if token_ids is not None else 0
         try:
-            if exchange.skipped is not None or token_ids is None:
+            if exchange.skipped is not None or (token_ids is None and exchange.methods):
                 reason = exchange.skipped or "the prompt is of embeddings, not of text or token ids"
                 raise InterventionError(reason, "interventions", reason="unsupported")
             view = PromptView(
@@ -193,17 +206,18 @@ class Door:
         the model's own.
 
         Raises:
-            RefusedError: the prompt is beyond it.
+            InterventionError: the prompt is beyond it.
         """
         lifted = self._lifted_length(resolution.edits)
         room = self.model.max_length - prompt_length
         if self.settings.max_streaming_length is not None and lifted is None:
             # A default that was to lift the limit, and was then left out of this request.
             if room < 1:
-                raise RefusedError(
+                raise InterventionError(
                     f"This model's maximum context length is {self.model.max_length} tokens. "
                     f"However, your prompt contains {prompt_length} input tokens.",
                     "input_tokens",
+                    reason="context",
                 )
             if params.max_tokens is None or params.max_tokens > room:
                 params = params.clone()
@@ -274,12 +288,22 @@ async def submitted(
         await generator.aclose()
 
 
-def user_salt(prompt: Any) -> str | None:
+async def end_of_rehearsal(first: bool) -> AsyncGenerator[Any, None]:
+    """In place of an answer. vLLM reads all prompts' answers at once, and one of them speaks for all."""
+    if not first:
+        await asyncio.Event().wait()  # until vLLM, which the first has ended, cancels it
+    raise RehearsalOver
+    yield
+
+
+def user_salt(prompt: Any, params: SamplingParams) -> str | None:
     """The request's own `cache_salt`.
 
     Raises:
-        RefusedError: it begins like one of Heed's.
+        RefusedError: it begins like one of Heed's, or the parameters hold Heed's own key.
     """
+    if RESERVED_KEY in (params.extra_args or {}):
+        raise reserved(f"vllm_xargs.{RESERVED_KEY}")
     salt: str | None = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
     if salt and salt.startswith(SALT_PREFIX):
         raise RefusedError(

@@ -33,13 +33,19 @@ class Exchange:
 
     asked: whether the client itself sent a list with something in it.
     skipped: why the server's defaults are left out of this request, if they are.
+    rehearsal: whether the request is only to find out what it would do.
     """
 
     methods: Sequence[Method]
     source: Source
     asked: bool
     skipped: str | None = None
+    rehearsal: bool = False
     engine_requests: list[EngineRequest] = field(default_factory=list)
+
+
+class RehearsalOver(Exception):
+    """A rehearsed request has got as far as the engine, and ends there."""
 
 
 CURRENT: ContextVar[Exchange | None] = ContextVar("heed_exchange", default=None)

@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import ValidationError
 from starlette.responses import Response
 from vllm.entrypoints.openai.chat_completion import api_router as chat_api
@@ -14,15 +14,17 @@ from vllm.entrypoints.openai.completion import api_router as completion_api
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
-from heed_interventions.errors import InterventionError
 from heed_interventions.registry import METHODS, catalogue, catalogue_entry
+from heed_interventions.resolve import heads_by_layer
 from heed_server.api.answers import with_reports
 from heed_server.api.context_length import context_length
-from heed_server.api.door import Door, user_salt
-from heed_server.api.errors import RefusedError, error_response, refused
-from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
+from heed_server.api.door import Door
+from heed_server.api.errors import RefusedError, error_response
+from heed_server.api.exchange import CURRENT, EngineRequest, Exchange, RehearsalOver
 from heed_server.api.reports import assemble
 from heed_server.api.requests import HeedChatRequest, HeedCompletionRequest, exchange_of
+
+Handler = Callable[..., Coroutine[Any, Any, Response]]
 
 router = APIRouter()
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -57,7 +59,7 @@ async def create_completion(request: HeedCompletionRequest, raw_request: Request
 
 
 async def _generate(
-    stock: Callable[..., Coroutine[Any, Any, Response]],
+    stock: Handler,
     request: HeedChatRequest | HeedCompletionRequest,
     raw_request: Request,
 ) -> Response:
@@ -66,13 +68,22 @@ async def _generate(
     exchange = exchange_of(request, door.profiles, serving.is_base_model, door.metrics)
     if exchange is None:
         return await stock(request, raw_request)
+    return await with_reports(await _handled(stock, request, raw_request, exchange), exchange)
+
+
+async def _handled(
+    stock: Handler,
+    request: HeedChatRequest | HeedCompletionRequest,
+    raw_request: Request,
+    exchange: Exchange,
+) -> Response:
+    """What vLLM's own handler answers, with the engine's door told of the exchange."""
     token = CURRENT.set(exchange)
     try:
-        with context_length(door.length_for(exchange)):
-            response = await stock(request, raw_request)
+        with context_length(door_of(raw_request).length_for(exchange)):
+            return await stock(request, raw_request)
     finally:
         CURRENT.reset(token)
-    return await with_reports(response, exchange)
 
 
 @router.get("/v1/interventions")
@@ -98,60 +109,54 @@ async def get_intervention(method: str, raw_request: Request) -> JSONResponse:
 async def validate_interventions(raw_request: Request) -> Response:
     """What a chat or completion request would do: the reports without rows, or the error.
 
-    Nothing is generated and nothing counted.
+    It goes the way of the request up to the engine's door; nothing is generated and nothing counted.
     """
     body = await _json_object(raw_request)
-    chat = "messages" in body
+    request: HeedChatRequest | HeedCompletionRequest
+    stock: Handler
     try:
-        request: HeedChatRequest | HeedCompletionRequest = (
-            HeedChatRequest.model_validate(body)
-            if chat
-            else HeedCompletionRequest.model_validate(body)
-        )
+        if "messages" in body:
+            stock, request = chat_api.create_chat_completion, HeedChatRequest.model_validate(body)
+        else:
+            stock = completion_api.create_completion
+            request = HeedCompletionRequest.model_validate(body)
     except ValidationError as error:
         # As FastAPI reports a body that does not fit, so that vLLM's handler words it.
         raise RequestValidationError(error.errors()) from error
     door = door_of(raw_request)
-    state = raw_request.app.state
-    is_served = state.openai_serving_models.is_base_model
-    exchange = exchange_of(request, door.profiles, is_served, None) or Exchange(
-        (), "request", False
-    )
-    with context_length(door.length_for(exchange)):
-        if chat:
-            rendered = await state.openai_serving_chat.render_chat_request(request)
-        else:
-            rendered = await state.openai_serving_completion.render_completion_request(request)
-    if isinstance(rendered, ErrorResponse):
-        return JSONResponse(rendered.model_dump(), status_code=rendered.error.code)
-    request.to_sampling_params(1, {})
-    prompts = rendered[1] if chat else rendered
-    longest = request.max_tokens
-    if isinstance(request, HeedChatRequest) and request.max_completion_tokens is not None:
-        longest = request.max_completion_tokens
-    results = [_validated(door, exchange, prompt, longest) for prompt in prompts]
+    served = raw_request.app.state.openai_serving_models
+    exchange = exchange_of(request, door.profiles, served.is_base_model, None)
+    exchange = exchange or Exchange((), "request", asked=False)
+    exchange.rehearsal = True
+    try:
+        response = await _handled(stock, request, raw_request, exchange)
+    except RehearsalOver:
+        pass
+    else:
+        # A stream that nobody has read yet has got as far.
+        if not isinstance(response, StreamingResponse):
+            return response
+    results = [_foretold(prompt) for prompt in exchange.engine_requests]
     return JSONResponse(
         {
             "object": "interventions.validation",
-            "interventions": results[0]["interventions"] if results else [],
+            "interventions": results[0]["interventions"],
             "prompts": results,
         }
     )
 
 
-def _validated(
-    door: Door, exchange: Exchange, prompt: Any, max_tokens: int | None
-) -> dict[str, Any]:
-    user_salt(prompt)
-    try:
-        resolution, length = door.resolve(exchange, prompt, max_tokens)
-    except InterventionError as error:
-        raise refused(error) from error
+def _foretold(prompt: EngineRequest) -> dict[str, Any]:
+    resolution = prompt.resolution
+    reports = assemble(prompt, 0, {})
     return {
-        "prompt_tokens": length,
+        "prompt_tokens": prompt.prompt_length,
         "cache": resolution.cache,
         "plain": not resolution.edits,
-        "interventions": assemble(EngineRequest(resolution, length), 0, {}),
+        "interventions": [
+            report | {"layers": [int(layer) for layer in heads], "heads": heads}
+            for report, heads in zip(reports, map(heads_by_layer, resolution.heads), strict=True)
+        ],
     }
 
 
