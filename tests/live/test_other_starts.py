@@ -49,3 +49,14 @@ def assert_refuses_edits_only(server: LiveServer, words: str) -> None:
     assert refused.status_code == 400, refused.text
     assert words in refused.json()["error"]["message"]
     assert refused.json()["error"]["param"].startswith("interventions.0")
+
+
+def test_a_server_that_embeds_refuses_interventions(tmp_path: Path) -> None:
+    flags = ["--runner", "pooling", "--dtype", "float32", "--enforce-eager"]
+    with serving(tmp_path / "server.log", flags) as server:
+        body = {"model": server.model, "input": "Once upon a time"}
+        embedded = server.post("/v1/embeddings", body)
+        assert embedded.status_code == 200, embedded.text
+        refused = server.post("/v1/embeddings", {**body, "interventions": EDIT})
+        assert refused.status_code == 400, refused.text
+        assert refused.json()["error"]["param"] == "interventions"

@@ -270,6 +270,12 @@ def test_the_reserved_key_is_refused_from_outside(
         assert "heed" in assert_refused(response, "vllm_xargs", below=True)
 
 
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/interventions/validate"])
+def test_the_reserved_key_is_refused_in_extra_args_too(server: LiveServer, path: str) -> None:
+    body = {"model": server.model, "prompt": "Hello", "extra_args": {"heed": 1}}
+    assert_refused(server.post(path, body), "extra_args.heed")
+
+
 def test_other_keys_of_vllm_xargs_pass(server: LiveServer) -> None:
     response = server.chat("Hello", vllm_xargs={"mine": "1"}, interventions=[ZEROTUNING])
     assert response.status_code == 200, response.text
@@ -311,3 +317,17 @@ def test_every_other_post_route_refuses_interventions(server: LiveServer) -> Non
             response = server.post(path, body)
             assert response.status_code == 400, f"{door}: {response.status_code} {response.text}"
             assert "interventions" in assert_refused(response, "interventions", below=True), door
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/tokenize", {"prompt": 'a form has name="interventions" in it'}),
+        ("/v1/responses", {"input": "name=interventions ", "max_output_tokens": 1, "store": False}),
+    ],
+)
+def test_bodies_without_interventions_pass_through_every_other_route(
+    server: LiveServer, path: str, body: dict[str, Any]
+) -> None:
+    response = server.post(path, {"model": server.model, **body})
+    assert response.status_code == 200, response.text

@@ -40,10 +40,18 @@ class HeedEndpointPlugin:
     """See `vllm.plugins.endpoint_plugins.interface.EndpointPlugin`."""
 
     name: ClassVar[str] = "heed"
-    required_tasks: ClassVar[tuple[str, ...]] = ("generate",)
+    required_tasks: ClassVar[None] = None
+    """Every server: one that only embeds has to refuse interventions."""
+
+    def __init__(self) -> None:
+        self._generates = False
 
     def attach_router(self, app: FastAPI) -> None:
-        """Routes with vLLM's paths replace vLLM's own."""
+        """Routes with vLLM's paths replace vLLM's own; a server without them only refuses."""
+        self._generates = "/v1/completions" in {getattr(route, "path", "") for route in app.routes}
+        if not self._generates:
+            app.add_middleware(OtherDoors, carrying=())
+            return
         app.include_router(routes.router)
         app.include_router(profile_routes.router)
         app.add_middleware(OtherDoors)
@@ -51,7 +59,7 @@ class HeedEndpointPlugin:
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Ask the workers what the model is, and put the door in front of the engine."""
-        if engine_client is None:
+        if engine_client is None or not self._generates:
             return
         engines = Engines(engine_client)
         support = await engines.describe()
