@@ -20,9 +20,20 @@ FLAGS = [
 ]
 
 
+# The second fits no prompt here: its span is not there.
+DEFAULTS: list[dict[str, Any]] = [
+    {"method": "zerotuning", "gamma": 2},
+    {"method": "emphasis", "spans": [{"text": "words that are nowhere"}]},
+]
+
+
 @pytest.fixture(scope="module")
 def long_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    with serving(tmp_path_factory.mktemp("long") / "server.log", FLAGS) as server:
+    directory = tmp_path_factory.mktemp("long")
+    defaults = directory / "defaults.json"
+    defaults.write_text(json.dumps(DEFAULTS))
+    flags = [*FLAGS, "--default-interventions", str(defaults)]
+    with serving(directory / "server.log", flags) as server:
         yield server
 
 
@@ -30,11 +41,11 @@ def test_a_prompt_beyond_context_and_pool_is_streamed_beside_plain_requests(
     long_server: LiveServer,
 ) -> None:
     prompt, plain = long_server.prompt(2700), long_server.prompt(200, start=3)
-    alone = long_server.fresh(plain, max_tokens=60)
+    alone = long_server.fresh(plain, [], max_tokens=60)
     found, beside = together(
         [
             lambda: long_server.fresh(prompt, STREAMING, max_tokens=100),
-            lambda: long_server.fresh(plain, max_tokens=60),
+            lambda: long_server.fresh(plain, [], max_tokens=60),
         ]
     )
     assert len(found.tokens) == 100
@@ -67,7 +78,8 @@ def test_events_of_a_stream_come_as_of_any_other_request(long_server: LiveServer
 
 
 OTHERS: dict[str, list[dict[str, Any]] | None] = {
-    "plain": None,
+    "defaults": None,
+    "plain": [],
     "zerotuning": [{"method": "zerotuning", "gamma": 2}],
     "original positions": [{"method": "streaming_llm", "window": 96, "positions": "original"}],
     "a window that hides nothing": [{"method": "streaming_llm", "sinks": 4, "window": CONTEXT}],
@@ -113,6 +125,31 @@ def test_validation_knows_the_longer_limit_too(long_server: LiveServer) -> None:
     assert streamed.status_code == 200, streamed.text
     assert streamed.json()["prompts"][0]["prompt_tokens"] == 1000
     assert long_server.post("/v1/interventions/validate", body).status_code == 400
+
+
+def test_a_request_that_says_nothing_has_the_servers_defaults(long_server: LiveServer) -> None:
+    prompt = long_server.prompt(60)
+    silent, asked, plain = (long_server.fresh(prompt, edits) for edits in (None, DEFAULTS[:1], []))
+    assert (silent.tokens, silent.logprobs) == (asked.tokens, asked.logprobs)
+    assert silent.logprobs != plain.logprobs and plain.report == []
+    assert silent.report is not None
+    zerotuning, emphasis = silent.report
+    assert (zerotuning["status"], zerotuning["source"]) == ("applied", "default")
+    assert (zerotuning["prompt_rows"], zerotuning["generated_rows"]) == (60, 11)
+    assert (emphasis["status"], emphasis["source"]) == ("skipped", "default")
+    assert "words that are nowhere" in emphasis["reason"]
+    null = long_server.raw_completion(prompt, interventions=None)
+    assert [report["source"] for report in null.json()["interventions"]] == ["default"] * 2
+
+
+def test_defaults_put_no_chunk_into_a_stream_and_nothing_into_a_beam_search(
+    long_server: LiveServer,
+) -> None:
+    streamed = long_server.raw_completion("Hello", stream=True)
+    assert streamed.status_code == 200 and "interventions" not in streamed.text
+    beams = long_server.raw_completion("Hello", use_beam_search=True, n=2)
+    assert beams.status_code == 200, beams.text
+    assert [report["status"] for report in beams.json()["interventions"]] == ["skipped"] * 2
 
 
 @pytest.mark.slow
