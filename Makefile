@@ -47,6 +47,7 @@ format: install ## Put the code into shape
 
 bench: install ## Measure speed and effects on this machine (a quarter of an hour)
 	$(BIN)/python benchmarks/host.py
+	$(BIN)/python benchmarks/host_scheduler.py
 	$(BIN)/python benchmarks/kernel_cpu.py
 	$(BIN)/python benchmarks/serving.py --starts 2 --rounds 5
 	$(BIN)/python benchmarks/effects.py

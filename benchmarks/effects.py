@@ -3,8 +3,10 @@
     python benchmarks/effects.py            # starts a server for the run; --url uses a running one
 
 Accuracy is exact match of the greedy answer. Intervals are 95 %: Wilson's for an accuracy, paired
-bootstrap for its difference from the same items without interventions. Perplexity is over a fixed
-held-out text within the trained length, from `prompt_logprobs`, by quarter of the positions.
+bootstrap for its difference from the same items without interventions. Perplexity is over fixed
+held-out texts within the trained length, from `prompt_logprobs`, by quarter of the positions; its
+interval, and that of its ratio to the same texts without interventions, are bootstrapped over pieces of
+64 tokens, because the texts are few.
 """
 
 import argparse
@@ -28,6 +30,8 @@ Interventions = list[dict[str, Any]]
 AT_ONCE = 16
 GAMMAS = (0.3, 0.6, 1.5, 2.0, 3.0, 5.0)
 ALPHAS = (0.5, 0.1, 0.01)
+RESAMPLES = 4000
+PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -46,11 +50,20 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood of the tokens, overall and by quarter of positions."""
+    """exp of the mean negative log-likelihood of the tokens, overall and by quarter of positions.
+
+    `ratio` is to no interventions, on the same texts.
+    """
 
     setting: str
+    texts: int
     tokens: int
     overall: float
+    low: float
+    high: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
     quarters: Sequence[float]
 
 
@@ -130,12 +143,9 @@ async def _accuracies(
         correct = np.array(await asyncio.gather(*answered), dtype=float)
         base = correct if base is None else base
         low, high = wilson(correct)
-        drawn = np.random.default_rng(0).integers(len(items), size=(4000, len(items)))
-        differences = (correct - base)[drawn].mean(axis=1)
-        below, above = np.quantile(differences, (0.025, 0.975))
         share, difference = float(correct.mean()), float((correct - base).mean())
         rows.append(
-            Accuracy(name, len(items), share, low, high, difference, float(below), float(above))
+            Accuracy(name, len(items), share, low, high, difference, *bootstrap(correct - base))
         )
     return rows
 
@@ -167,11 +177,32 @@ async def _perplexities(client: httpx.AsyncClient, sets: Path, length: int) -> l
         (f"4 sinks + {window - 4}, original positions", [streaming | {"positions": "original"}]),
     ]
     rows = []
+    base: np.ndarray | None = None
     for name, interventions in settings:
         losses = [await _losses(client, text, length, interventions) for text in texts]
         kept = np.array([values for values in losses if len(values) == length - 1])
+        pieces = np.array(
+            [part.mean(axis=1) for part in np.array_split(kept, length // PIECE, axis=1)]
+        )
+        pieces = pieces.ravel()
+        base = pieces if base is None else base
+        low, high = np.exp(bootstrap(pieces))
+        ratio_low, ratio_high = np.exp(bootstrap(pieces - base))
         quarters = [float(np.exp(part.mean())) for part in np.array_split(kept, 4, axis=1)]
-        rows.append(Perplexity(name, kept.size, float(np.exp(kept.mean())), quarters))
+        rows.append(
+            Perplexity(
+                setting=name,
+                texts=len(kept),
+                tokens=kept.size,
+                overall=float(np.exp(kept.mean())),
+                low=float(low),
+                high=float(high),
+                ratio=float(np.exp((pieces - base).mean())),
+                ratio_low=float(ratio_low),
+                ratio_high=float(ratio_high),
+                quarters=quarters,
+            )
+        )
     return rows
 
 
@@ -193,6 +224,13 @@ async def _losses(
     choice = response.json()["choices"][0]
     rows = zip(choice["prompt_token_ids"], choice["prompt_logprobs"], strict=True)
     return [-row[str(token)]["logprob"] for token, row in rows if row is not None]
+
+
+def bootstrap(values: np.ndarray) -> tuple[float, float]:
+    """95 % interval of a mean by percentiles of resampled means (Efron 1979). values: one per unit drawn."""
+    drawn = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
+    return float(low), float(high)
 
 
 def wilson(correct: np.ndarray) -> tuple[float, float]:
@@ -220,13 +258,15 @@ def _report(result: dict[str, dict[str, list[Any]]]) -> str:
         lines.append("")
     for task, rows in result["perplexity"].items():
         lines += [
-            f"### {task}: perplexity ({rows[0].tokens} tokens)",
+            f"### {task}: perplexity ({rows[0].tokens} tokens of {rows[0].texts} texts)",
             "",
-            "| setting | overall | by quarter of the positions |",
-            "| --- | --- | --- |",
+            "| setting | overall [95 %] | ratio [95 %] | by quarter of the positions |",
+            "| --- | --- | --- | --- |",
         ]
         lines += [
-            f"| {row.setting} | {row.overall:.2f} | {', '.join(f'{q:.2f}' for q in row.quarters)} |"
+            f"| {row.setting} | {row.overall:.2f} [{row.low:.2f}, {row.high:.2f}] "
+            f"| {row.ratio:.3f} [{row.ratio_low:.3f}, {row.ratio_high:.3f}] "
+            f"| {', '.join(f'{q:.2f}' for q in row.quarters)} |"
             for row in rows
         ]
         lines.append("")
