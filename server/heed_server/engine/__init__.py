@@ -1,1 +1,1 @@
-"""The seams in vLLM. Each file owns one and names it in its first line; nothing else imports vLLM's internals."""
+"""The seams in vLLM's engine, each named in the first line of its file, and the books that they share."""
