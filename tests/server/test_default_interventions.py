@@ -126,6 +126,8 @@ def test_defaults_that_no_worker_could_carry_out_together_are_left_out() -> None
         def insert(self, edits: Any) -> int:
             raise EditError("no room")
 
+        def release(self, slot: int) -> None: ...
+
     standing = with_defaults(ZEROTUNING, table=Full())
     made = exchange(standing)
     (params,) = sent(standing, made)

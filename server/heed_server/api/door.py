@@ -291,9 +291,9 @@ async def submitted(
 async def end_of_rehearsal(first: bool) -> AsyncGenerator[Any, None]:
     """In place of an answer. vLLM reads all prompts' answers at once, and one of them speaks for all."""
     if not first:
-        await asyncio.Event().wait()  # until vLLM, which the first has ended, cancels it
+        # Until vLLM, which the first has ended, cancels it.
+        yield await asyncio.Event().wait()
     raise RehearsalOver
-    yield
 
 
 def user_salt(prompt: Any, params: SamplingParams) -> str | None:
