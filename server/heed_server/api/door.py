@@ -182,7 +182,7 @@ class Door:
                 raise InterventionError(reason, "interventions", reason="unsupported")
             view = PromptView(
                 length=length,
-                text=partial(align, self._tokenizer, token_ids) if self._tokenizer else None,
+                text=partial(align, self._tokenizer, token_ids or ()) if self._tokenizer else None,
             )
             resolution = resolve(
                 exchange.methods,
