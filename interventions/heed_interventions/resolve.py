@@ -77,8 +77,9 @@ def resolve(
         view = RequestView(model, prompt, join_path(path, index), index)
         try:
             found = _resolve_one(method, view, source, list(done.values()), allow_privileged)
-            for edit in found.edits if check is not None else ():
-                check(edit)
+            if check is not None:
+                for edit in found.edits:
+                    check(edit)
             done[index], reports[index] = found, found.report
         except InterventionError as error:
             error.method = method.name()
