@@ -27,7 +27,7 @@ from heed_server.models import bundled_model
 
 BATCHES = (1, 16, 64, 256)
 PROMPT, STEPS, UNTIMED = 64, 600, 50
-BLOCK_SIZE, BLOCKS = 16, 20_000
+BLOCK_SIZE, BLOCKS = 32, 10_000
 KINDS = {"synchronous": (Scheduler, HeedScheduler), "async": (AsyncScheduler, HeedAsyncScheduler)}
 
 
