@@ -10,6 +10,9 @@ EXTRAS ?= cpu,dev
 export VENV EXTRAS
 
 BIN := $(VENV)/bin
+# Threads of OpenMP spin for a while when they have nothing to do. Tests and the servers that they start
+# share the cores, and would wait for each other's spinning.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
 .PHONY: help install serve test test-all kernels-check lint format bench clean
@@ -26,13 +29,13 @@ serve: install ## Serve in the foreground (PORT, HOST, MODEL, ARGS="any heed or 
 	@exec $(BIN)/heed serve $(MODEL) --host $(HOST) --port $(PORT) $(ARGS)
 
 test: lint ## Lint, type-check, and run all tests but the slow ones (ARGS for pytest)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: lint ## The same with the slow tests
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) --hypothesis-profile random $(ARGS)
 
 kernels-check: install ## Prove the Triton kernels without a GPU: interpreter, mutants, compile gate (ARGS="--all")
-	$(BIN)/python -m pytest -m "not slow" --deselect tests/kernels/triton/test_gate.py tests/kernels/triton
+	$(PYTEST) -m "not slow" --deselect tests/kernels/triton/test_gate.py tests/kernels/triton
 	$(BIN)/python tests/kernels/triton/mutants.py --sample 16
 	$(BIN)/python tests/kernels/triton/gate.py --self-test $(ARGS)
 

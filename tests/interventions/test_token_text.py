@@ -1,6 +1,5 @@
 """Which tokens a text of the prompt is, for the kinds of tokenizers that models come with."""
 
-import time
 from typing import Any
 
 import pytest
@@ -112,7 +111,7 @@ def decode(tokenizer: Fast, ids: list[int]) -> str:
 
 
 @each_tokenizer
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_ids_are_aligned_exactly(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
@@ -133,7 +132,7 @@ def test_any_ids_are_aligned_exactly(name: str, data: st.DataObject) -> None:
 
 
 @each_tokenizer
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(text=texts, data=st.data())
 def test_a_part_of_a_text_is_found_at_tokens_that_decode_to_it(
     name: str, text: str, data: st.DataObject
@@ -226,15 +225,15 @@ def test_a_text_that_cannot_be_aligned_is_an_error() -> None:
         align(Odd(), list(range(20)))
 
 
+# A second is enough; time that is quadratic in 20,000 repetitions is more than an hour.
+@pytest.mark.timeout(120)
 @each_tokenizer
 def test_alignment_takes_time_linear_in_the_prompt(name: str) -> None:
     tokenizer = TOKENIZERS[name]
     # Broken bytes are the worst case: every one of them is a replacement character.
     for token in ("é", "\ufffd"):
         ids = tokenizer(f"the a👧b {token} 漢")[2:-1] * 20_000
-        began = time.perf_counter()
         text = align(tokenizer, ids)
-        assert time.perf_counter() - began < 10
         assert len(text.starts) == len(ids)
 
 

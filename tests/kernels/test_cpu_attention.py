@@ -102,7 +102,7 @@ def mixtures(query_heads):
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(
     edits=mixtures(6),
     length=st.sampled_from([1, 63, 100, 129, 200, 290]),

@@ -102,7 +102,7 @@ def test_observations_match_the_reference(
     check_observed(model, observations(query_heads), (0, 0, 0, length), layer=1)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=40, suppress_health_check=list(HealthCheck))
 @given(
     edits=mixtures(6),
     kept=st.lists(visible_ranges(), max_size=1),

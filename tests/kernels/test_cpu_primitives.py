@@ -152,7 +152,7 @@ def transfers(query_heads):
     )  # fmt: skip
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=80, suppress_health_check=list(HealthCheck))
 @given(
     edits=mixtures(6),
     kept=st.lists(visible_ranges(), max_size=1),

@@ -126,8 +126,9 @@ def observe_all(requests: EditedRequests, cache: Cache, first: int, count: int) 
     step = requests.plan(["a"], np.array([0, count]), np.array([first]))
     assert step is not None
     for layer in range(LAYERS):
+        query = torch.randn(count, 4, 32, generator=torch.Generator().manual_seed(layer))
         inputs = SimpleNamespace(
-            query=torch.randn(count, 4, 32), kv_cache=cache.pages[layer], block_table=ROW[None],
+            query=query, kv_cache=cache.pages[layer], block_table=ROW[None],
             scale=0.125, rope=None, layout=cache.layout,
         )  # fmt: skip
         for observer in step.observers:

@@ -26,7 +26,11 @@ def let_go(detailed: tuple[int, ...]) -> LetGo:
         NormScore(), None, COUNTS, max(COUNTS), 2, 8, False, 1, False, Rows(PROMPT), source=0
     )
     table = EditTable(slots=1, layers=len(COUNTS), query_heads=4, kv_heads=KV_HEADS)
-    pages = {layer: torch.randn(8, KV_HEADS, SIZE, 64) for layer in range(len(COUNTS))}
+    generator = torch.Generator().manual_seed(0)
+    pages = {
+        layer: torch.randn(8, KV_HEADS, SIZE, 64, generator=generator)
+        for layer in range(len(COUNTS))
+    }
     requests = EvictingRequests(table, Cache(pages, layout_of(SIZE, 32), SIZE), lambda array: array)
     slot = table.insert([edit], prompt_length=PROMPT)
     requests.enter(slot, Payload("r", 1, PROMPT, PROMPT, (edit,), detailed), None)
