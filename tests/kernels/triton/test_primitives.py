@@ -143,15 +143,18 @@ def everything(query_heads, head_dim):
 
 SHAPES = [
     (6, 2, 32, 128, torch.float32),
-    (8, 1, 64, 16, torch.bfloat16),
     (7, 1, 64, 32, torch.float16),
-    (2, 2, 80, 16, torch.float32),
     (3, 1, 96, 48, torch.bfloat16),
+    (8, 1, 64, 16, torch.bfloat16),
+    (2, 2, 80, 16, torch.float32),
     (2, 1, 256, 64, torch.bfloat16),
 ]
 
 
-@pytest.mark.parametrize("query_heads, kv_heads, head_dim, block_size, dtype", SHAPES)
+@pytest.mark.parametrize(
+    "query_heads, kv_heads, head_dim, block_size, dtype",
+    [*SHAPES[:3], *(pytest.param(*shape, marks=pytest.mark.slow) for shape in SHAPES[3:])],
+)
 def test_every_shape_matches_the_reference(query_heads, kv_heads, head_dim, block_size, dtype):
     model = Model([129], query_heads, kv_heads, head_dim, block_size, dtype)
     edits = everything(query_heads, head_dim)
@@ -241,7 +244,7 @@ def mixture(seed):
 
 
 @pytest.mark.parametrize(
-    "seed", [*range(6), *(pytest.param(n, marks=pytest.mark.slow) for n in range(6, 60))]
+    "seed", [*range(2), *(pytest.param(n, marks=pytest.mark.slow) for n in range(2, 60))]
 )
 def test_random_mixtures_match_the_reference(seed):
     length = [100, 129, 200, 63, 290, 1][seed % 6]

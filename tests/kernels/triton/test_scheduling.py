@@ -24,7 +24,9 @@ from heed_kernels.edits import (
 ALL = HeadSet((0b111, 0b111))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.slow)]
+)
 def test_chunks_change_no_bit(dtype):
     model = Model([129], 3, 1, 32, 16, dtype)
     table = model.table()
