@@ -16,7 +16,7 @@ from heed_server.models import bundled_model
 
 
 def run_engine(
-    script: str, directory: Path, experiments: Sequence[str], schedules: int, ranks: int = 1
+    script: str, directory: Path, experiments: Sequence[str], schedules: int = 0, ranks: int = 1
 ) -> dict[str, Any]:
     """What the named experiments of a script in this folder found; no block is leaked after them.
 

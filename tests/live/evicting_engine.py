@@ -111,10 +111,10 @@ def engine_peak(found: dict[str, Any]) -> int:
 
 
 def concurrency(engine: EvictingEngine, schedules: int) -> dict[str, Any]:
-    """Requests of 800 + 120 tokens in a pool that holds three: four plain ones, six that keep a quarter."""
+    """Requests of 400 + 40 tokens in a pool that holds three: four plain ones, six that keep a quarter."""
     runs = {
-        "plain": engine.in_pool(POOL, [(0, (prompt(800, i), 120)) for i in range(4)]),
-        "evicting": engine.in_pool(POOL, [(0, (prompt(800, i), 120, "window")) for i in range(6)]),
+        "plain": engine.in_pool(POOL, [(0, (prompt(400, i), 40)) for i in range(4)]),
+        "evicting": engine.in_pool(POOL, [(0, (prompt(400, i), 40, "window")) for i in range(6)]),
     }
     for found in runs.values():
         del found["answers"], found["names"]

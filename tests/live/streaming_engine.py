@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-BLOCK, CHUNK, POOL = 32, 128, 3 * 29
-STREAMING = {"sinks": 4, "window": 256}
+BLOCK, CHUNK, POOL = 32, 128, 3 * 14
 SHORT = {"sinks": 4, "window": 64}
 
 
@@ -173,11 +172,11 @@ def neighbours(engine: Engine, schedules: int) -> dict[str, Any]:
 
 
 def concurrency(engine: Engine, schedules: int) -> dict[str, Any]:
-    """Requests of 800 + 120 tokens in a pool that holds three: four plain ones, six streaming ones."""
+    """Requests of 400 + 40 tokens in a pool that holds three: four plain ones, six streaming ones."""
     engine.resize(POOL)
     try:
-        plain = engine.run([(0, (prompt(800, i), 120)) for i in range(4)])
-        streaming = engine.run([(0, (prompt(800, i), 120, STREAMING)) for i in range(6)])
+        plain = engine.run([(0, (prompt(400, i), 40)) for i in range(4)])
+        streaming = engine.run([(0, (prompt(400, i), 40, SHORT)) for i in range(6)])
     finally:
         engine.resize(engine.blocks + len(engine.held))
     for run in (plain, streaming):

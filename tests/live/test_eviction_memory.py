@@ -17,9 +17,9 @@ BLOCK, LAYERS = 32, 6
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    experiments = ["neighbours", "concurrency", "sharing", "replays", "schedules"]
+    experiments = ["neighbours", "concurrency", "sharing", "replays"]
     directory = tmp_path_factory.mktemp("engine")
-    return run_engine("evicting_engine.py", directory, experiments, schedules=2)
+    return run_engine("evicting_engine.py", directory, experiments)
 
 
 def test_plain_requests_have_the_bits_that_they_have_without_evicting_neighbours(
@@ -46,15 +46,15 @@ def test_evicting_requests_have_the_same_bits_in_a_pool_that_preempts_them(
 def test_a_pool_that_holds_three_plain_requests_decodes_six_that_keep_a_quarter(
     engine: dict[str, Any],
 ) -> None:
-    """800 + 120 tokens, blocks of 32, chunks of 128, 87 blocks, 200 keys kept."""
+    """400 + 40 tokens, blocks of 32, chunks of 128, 42 blocks, 100 keys kept."""
     plain, evicting = engine["concurrency"]["plain"], engine["concurrency"]["evicting"]
     assert plain["running"] == 3
     assert evicting["running"] == 6 and evicting["preemptions"] == 0
     for report in evicting["reports"]:
-        assert report["evicted_tokens"] == 600
-        # 25 blocks of prompt; 200 survivors take 7.
-        assert report["freed_blocks"] == 18
-        assert report["freed_bytes"] == 18 * BLOCK * LAYERS * bytes_per_token_and_layer()
+        assert report["evicted_tokens"] == 300
+        # 13 blocks of prompt; 100 survivors take 4.
+        assert report["freed_blocks"] == 9
+        assert report["freed_bytes"] == 9 * BLOCK * LAYERS * bytes_per_token_and_layer()
         assert "realised_saving" not in report
 
 
@@ -107,12 +107,6 @@ def check_schedules(found: Sequence[dict[str, Any]]) -> None:
             assert answer is None or answer == expected, f"schedule {number}, request {place}"
 
 
-def test_requests_of_random_schedules_have_the_same_bits_in_small_pools(
-    engine: dict[str, Any],
-) -> None:
-    check_schedules(engine["schedules"])
-
-
 @pytest.mark.slow
 def test_requests_of_20_random_schedules_have_the_same_bits_in_small_pools(tmp_path: Path) -> None:
     found = run_engine("evicting_engine.py", tmp_path, ["schedules"], schedules=20)["schedules"]
@@ -127,7 +121,7 @@ def test_two_ranks_keep_what_one_keeps(tmp_path: Path) -> None:
     for ranks in (1, 2):
         directory = tmp_path / str(ranks)
         directory.mkdir()
-        engine = run_engine("evicting_engine.py", directory, ["kinds"], schedules=0, ranks=ranks)
+        engine = run_engine("evicting_engine.py", directory, ["kinds"], ranks=ranks)
         found.append(engine["kinds"])
     one, two = found
     assert one["reports"] == two["reports"]
