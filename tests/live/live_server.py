@@ -20,9 +20,11 @@ from types import MappingProxyType
 from typing import Any
 
 import httpx
+import psutil
 from transformers import AutoTokenizer
 
 Body = dict[str, Any]
+ROOT = Path(__file__).parents[2]
 
 # What the server under test and the stock engine have in common, so that bits can be compared:
 # the same kernels see the same rows. Splitting the keys of a row by the size of the batch is
@@ -37,6 +39,8 @@ FLAGS = [
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
 ]
 START_SECONDS = 240
+# From a signal to the end of the server and of all that it started. vLLM gives its engine five.
+STOP_SECONDS = 30
 
 TEXT = (
     "In the beginning the house stood alone on the hill. The review said that the film was good, "
@@ -67,7 +71,11 @@ class LiveServer:
     url: str
     flags: list[str] = field(default_factory=list)
     log: Path | None = None
-    pid: int | None = None
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return None if self.process is None else self.process.pid
 
     @cached_property
     def client(self) -> httpx.Client:
@@ -185,6 +193,12 @@ def together(calls: Sequence[Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 @contextmanager
 def serving(
     log: Path,
@@ -192,13 +206,25 @@ def serving(
     model: str | None = None,
     starter: Sequence[str] = ("heed_server", "serve"),
     environment: Mapping[str, str] = MappingProxyType({}),
+    port: int | None = None,
 ) -> Iterator[LiveServer]:
-    """`heed serve` on a free port, until the block ends; `starter` is another module to run."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    """`heed serve` until the block ends, on a free port where none is given.
+
+    starter: another module to run.
+    """
+    port = port or free_port()
     command = [sys.executable, "-m", *starter, *([model] if model else [])]
     command += ["--host", "127.0.0.1", "--port", str(port), *flags]
+    with started(command, log, port, {**os.environ, **ENVIRONMENT, **environment}) as server:
+        server.flags = list(flags)
+        yield server
+
+
+@contextmanager
+def started(
+    command: Sequence[str], log: Path, port: int, environment: Mapping[str, str]
+) -> Iterator[LiveServer]:
+    """What `command` serves on a port until the block ends; it then has to end cleanly."""
     with log.open("wb") as sink:
         # A session of its own, so that its workers can be ended with it and nobody else is.
         process = subprocess.Popen(
@@ -206,15 +232,18 @@ def serving(
             stdout=sink,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={**os.environ, **ENVIRONMENT, **environment},
+            env=environment,
+            cwd=ROOT,
         )
     try:
-        server = LiveServer(f"http://127.0.0.1:{port}", list(flags), log, process.pid)
+        server = LiveServer(f"http://127.0.0.1:{port}", log=log, process=process)
         wait_until_healthy(server, process)
         yield server
         server.client.close()
+        if process.poll() is None:  # a test may have ended it itself
+            assert_ends_cleanly(process)
     finally:
-        stop(process)
+        kill(process)
 
 
 def wait_until_healthy(server: LiveServer, process: subprocess.Popen[bytes]) -> None:
@@ -234,10 +263,27 @@ def wait_until_healthy(server: LiveServer, process: subprocess.Popen[bytes]) -> 
     raise RuntimeError(f"the server did not become healthy (exit {process.poll()}):\n{tail}")
 
 
-def stop(process: subprocess.Popen[bytes]) -> None:
+def assert_ends_cleanly(process: subprocess.Popen[bytes], status: int = 0) -> None:
+    """SIGTERM ends it with this exit status in time, and nothing that it started is left."""
     process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=30)
+    deadline = time.monotonic() + STOP_SECONDS
+    assert process.wait(STOP_SECONDS) == status
+    while left := session_of(process.pid):
+        assert time.monotonic() < deadline, f"still there after the server's end: {left}"
+        time.sleep(0.1)
+
+
+def session_of(leader: int) -> list[str]:
+    """Command lines of the processes that live in the session which a process has begun."""
+    found = []
+    for each in psutil.process_iter(["cmdline", "status"]):
+        with suppress(ProcessLookupError):
+            if os.getsid(each.pid) == leader and each.info["status"] != psutil.STATUS_ZOMBIE:
+                found.append(" ".join(each.info["cmdline"] or ["?"]))
+    return found
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # the group is the server's own: see above
     process.wait()
