@@ -7,11 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from conformance import CASES, Edits, assert_close, largest_difference
+from conformance import (
+    CASES,
+    ONE_OF_EACH,
+    REPEATED_TOLERANCE,
+    Edits,
+    assert_close,
+    assert_same,
+    largest_difference,
+)
 from live_server import Completion, LiveServer, together
-
-# Plain requests repeat bit for bit. Edited ones may split their work by what is in the cache.
-EDITED_TOLERANCE = 2e-5
+from tests.slow_cases import gated
 
 ZEROTUNING: Edits = [{"method": "zerotuning", "gamma": 5}]
 LOCORE: Edits = [{"method": "locore", "beta": 1, "window": 8}]
@@ -35,18 +41,10 @@ TURNS = {
 }
 
 
-def assert_same(found: Completion, expected: Completion, edits: Edits, what: str = "") -> None:
-    if edits:
-        assert_close(found.logprobs, expected.logprobs, EDITED_TOLERANCE, what)
-    else:
-        assert found.logprobs == expected.logprobs, what
-    assert found.tokens == expected.tokens, what
-
-
 def assert_apart(one: Completion, other: Completion) -> None:
     """The two differ by so much that mistaking one for the other would show."""
     worst, _ = largest_difference(one.logprobs, other.logprobs)
-    assert one.tokens != other.tokens or worst > 10 * EDITED_TOLERANCE
+    assert one.tokens != other.tokens or worst > 10 * REPEATED_TOLERANCE
 
 
 def needs_cache_details(server: LiveServer) -> None:
@@ -54,7 +52,7 @@ def needs_cache_details(server: LiveServer) -> None:
         pytest.skip("the running server does not report cached tokens")
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", gated(CASES, ONE_OF_EACH))
 def test_edited_and_plain_requests_alternate_over_one_prefix(server: LiveServer, case: str) -> None:
     """A, B, A, B: each equals the same request with a cache of its own."""
     # A prefix of this test alone: its first request is the one that fills the cache.
@@ -70,11 +68,16 @@ def test_edited_and_plain_requests_alternate_over_one_prefix(server: LiveServer,
         assert_same(found, alone[edited], asked, f"{case}, request {turn}")
 
 
-def test_different_edits_over_one_prefix_stay_apart(server: LiveServer) -> None:
+@pytest.mark.parametrize(
+    "cases",
+    [ONE_OF_EACH, pytest.param(list(CASES), marks=pytest.mark.slow)],
+    ids=["one of each", "all"],
+)
+def test_different_edits_over_one_prefix_stay_apart(server: LiveServer, cases: list[str]) -> None:
     prompt = server.prompt(290, start=60)
-    alone = {case: server.fresh(prompt, CASES[case](290)) for case in CASES}
+    alone = {case: server.fresh(prompt, CASES[case](290)) for case in cases}
     for _ in range(2):
-        for case in CASES:
+        for case in cases:
             found = server.complete(prompt, CASES[case](290))
             assert_same(found, alone[case], CASES[case](290), case)
 
@@ -113,11 +116,22 @@ def turn_pairs() -> list[tuple[str, str]]:
     return sorted({*pairs, *((name, name) for name in TURNS), ("locore", "zerotuning")})
 
 
-@pytest.mark.parametrize(("first", "second"), turn_pairs())
+# Plain after each edit; the edits that share blocks with plain rows after plain and themselves.
+FAST_TURNS = [
+    *((name, "plain") for name in TURNS),
+    ("plain", "locore"),
+    ("plain", "head gain from the last prompt row"),
+    ("head gain of generated rows", "head gain of generated rows"),
+    ("locore", "zerotuning"),
+]
+
+
+@pytest.mark.parametrize("turns", gated(turn_pairs(), FAST_TURNS), ids=", then ".join)
 def test_a_second_turn_never_reads_what_it_would_not_have_made(
-    server: LiveServer, first: str, second: str
+    server: LiveServer, turns: tuple[str, str]
 ) -> None:
     """The first turn's answer fills whole blocks, so that generated rows could be found again."""
+    first, second = turns
     salt = secrets.token_hex(8)  # the pair's own conversation
     prompt = server.prompt(100, start=100)
     answer = server.complete(prompt, TURNS[first], max_tokens=190, cache_salt=salt)
@@ -157,7 +171,7 @@ def test_a_second_turn_of_a_chat_equals_a_fresh_one(
     one, other = (
         [token["logprob"] for token in choice["logprobs"]["content"]] for choice in (found, fresh)
     )
-    assert_close(one, other, EDITED_TOLERANCE)
+    assert_close(one, other, REPEATED_TOLERANCE)
 
 
 def cached(server: LiveServer, prompt: list[int], edits: Edits, salt: str | None = None) -> int:

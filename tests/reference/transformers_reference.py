@@ -317,15 +317,16 @@ class EditedAttention:
         streaming = [edit for edit, _ in self.chosen("streaming_llm")]
         if streaming and streaming[0]["positions"] == "rolling":
             visible = self.visible(rows)
-            for row in range(rows):
-                seen = visible[row].nonzero()[:, 0]
+            # Where nothing is hidden the whole product above says it already. All other rows see as
+            # many keys, sinks and window; a few rows at a time, because each rotates its own.
+            rolled = (visible.sum(-1) <= positions).nonzero()[:, 0]
+            for part in rolled.split(32):
+                seen = visible[part].nonzero()[:, 1].view(len(part), -1)
                 # The i-th visible key stands at position i and the query at the last of them.
-                # Where nothing is hidden that is what the whole product above says already.
-                if len(seen) <= row:
-                    new = torch.arange(len(seen))
-                    row_query = self.rotate(query[:, row : row + 1], new[-1:])
-                    row_keys = self.rotate(key[:, seen], new)
-                    logits[:, row, seen] = (row_query @ row_keys.mT)[:, 0] * scaling
+                new = torch.arange(seen.shape[1])
+                row_query = self.rotate(query[:, part], new[-1:])[:, :, None]
+                row_keys = self.rotate(key[:, seen], new)  # [heads, rows, seen, head_dim]
+                logits[:, part[:, None], seen] = (row_query @ row_keys.mT)[:, :, 0] * scaling
         return logits
 
     def rotate(self, states: Tensor, positions: Tensor) -> Tensor:
