@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from heed_interventions import METHODS
+
 Edits = list[dict[str, Any]]
 Case = Callable[[int], Edits]
 
+EVICTION = [name for name, method in METHODS.items() if method.evicts]
 WINDOW: dict[str, Any] = {"window": 4, "kernel": 3}
 
 

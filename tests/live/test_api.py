@@ -307,8 +307,23 @@ def test_tools_work_beside_interventions(server: LiveServer) -> None:
             assert "look" in json.dumps(answer["choices"][0]["message"])
 
 
-def test_null_defaults_and_floats_written_as_integers_are_taken(server: LiveServer) -> None:
-    edits = [{"method": "zerotuning", "gamma": 3, "layers": "all", "heads": "all", "position": 0}]
-    prompt = server.prompt(25)
-    one, other = server.fresh(prompt, edits), server.fresh(prompt, [ZEROTUNING])
+@pytest.mark.parametrize(
+    ("short", "written_out"),
+    [
+        (
+            {"method": "zerotuning", "gamma": 3.0},
+            {"gamma": 3, "position": 0, "layers": "all", "heads": "all", "profile": None},
+        ),
+        ({"method": "act"}, {"beta": 0.4, "tau": None, "alpha_over_n": None, "report": "summary"}),
+        ({"method": "snapkv", "keep": 0.5}, {"budget": None, "recent": None, "sinks": 0}),
+    ],
+    ids=["zerotuning", "act", "snapkv"],
+)
+def test_null_defaults_and_floats_written_as_integers_are_taken(
+    server: LiveServer, short: dict[str, Any], written_out: dict[str, Any]
+) -> None:
+    prompt = server.prompt(60)
+    one, other = (server.fresh(prompt, [edit]) for edit in (short, short | written_out))
+    assert one.report is not None and one.report[0]["status"] == "applied"
+    assert one.report == other.report
     assert one.logprobs == other.logprobs

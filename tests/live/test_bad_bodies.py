@@ -6,18 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from eviction_cases import EVICTION
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from live_server import LiveServer
 
-METHODS = ["zerotuning", "head_gain", "attention_scale", "emphasis", "locore", "streaming_llm"]
-EVICTION = "snapkv h2o tova pyramidkv adakv keydiff knorm expected_attention task_kv tappa".split()
-METHODS += EVICTION
-FIELDS = [
-    *("gamma", "position", "layers", "heads", "rows", "spans", "alpha", "protect_positions"),
-    *("beta", "window", "include_prompt_tail", "gain", "q_scale", "sinks", "positions", "profile"),
-    *("budget", "keep", "recent", "kernel", "pooling", "decode", "floor", "epsilon", "m", "t"),
-]
+from heed_interventions import METHODS
+
+FIELDS = sorted({field for method in METHODS.values() for field in method.model_fields})
 
 scalars = st.one_of(
     st.none(),
@@ -52,47 +48,56 @@ interventions = st.dictionaries(
     st.sampled_from(FIELDS) | st.text(max_size=6), likely | anything, max_size=4
 ).flatmap(
     lambda fields: st.one_of(
-        st.sampled_from(METHODS), st.sampled_from(METHODS), st.text(max_size=9), anything
+        *2 * [st.sampled_from(list(METHODS))], st.text(max_size=9), anything
     ).map(lambda method: {"method": method, **fields})
 )
 # Right as they stand, or with one field spoilt: half of these are accepted, so that the bodies
 # reach the engine as well.
-selectors = {
+Fields = dict[str, st.SearchStrategy[Any]]
+selectors: Fields = {
     "layers": st.lists(st.integers(-4, 3), min_size=1, max_size=3, unique=True) | st.just("all"),
     "heads": st.lists(st.integers(0, 5), min_size=1, max_size=3, unique=True) | st.just("all"),
 }
+# What each method needs, and what it may have.
+fields_of: dict[str, tuple[Fields, Fields]] = {
+    "zerotuning": ({"gamma": st.floats(0.01, 10)}, {"position": st.integers(0, 7), **selectors}),
+    "head_gain": (
+        {"gain": st.floats(1, 4)},
+        {"rows": st.sampled_from(["all", "prompt", "generated"]), **selectors},
+    ),
+    "attention_scale": ({"q_scale": st.floats(1, 10)}, selectors),
+    "emphasis": (
+        {"spans": st.just([{"text": "there"}])},
+        {"alpha": st.floats(0.001, 1), **selectors},
+    ),
+    "locore": ({}, {"beta": st.floats(0, 1), "window": st.integers(1, 256)}),
+    "streaming_llm": (
+        {"window": st.integers(16, 500)},
+        {"sinks": st.integers(0, 64), "positions": st.sampled_from(["rolling", "original"])},
+    ),
+    "act": (
+        {},
+        {
+            "beta": st.floats(0, 1),
+            "tau": st.none() | st.floats(0.01, 1),
+            "stats": st.sampled_from(["full", "causal"]),
+            "decode": st.sampled_from(["frozen", "running", "off"]),
+            "protect": st.sampled_from(["first_flagged", "position_0"]),
+            "max_sinks": st.integers(1, 16),
+            **selectors,
+        },
+    ),
+}
+budgets: list[Fields] = [{"budget": st.integers(1, 80)}, {"keep": st.floats(0.01, 1)}]
+optional: Fields = {"sinks": st.integers(0, 4), "recent": st.integers(0, 8)}
 right = st.one_of(
-    st.fixed_dictionaries(
-        {"method": st.just("zerotuning"), "gamma": st.floats(0.01, 10)},
-        optional={"position": st.integers(0, 7), **selectors},
+    *(
+        st.fixed_dictionaries({"method": st.just(method), **needed}, optional=more)
+        for method, (needed, more) in fields_of.items()
     ),
-    st.fixed_dictionaries(
-        {"method": st.just("head_gain"), "gain": st.floats(1, 4)},
-        optional={"rows": st.sampled_from(["all", "prompt", "generated"]), **selectors},
-    ),
-    st.fixed_dictionaries(
-        {"method": st.just("emphasis"), "spans": st.just([{"text": "there"}])},
-        optional={"alpha": st.floats(0.001, 1), **selectors},
-    ),
-    st.fixed_dictionaries(
-        {"method": st.just("locore")},
-        optional={"beta": st.floats(0, 1), "window": st.integers(1, 256)},
-    ),
-    st.fixed_dictionaries(
-        {"method": st.just("streaming_llm"), "window": st.integers(16, 500)},
-        optional={
-            "sinks": st.integers(0, 64),
-            "positions": st.sampled_from(["rolling", "original"]),
-        },
-    ),
-    st.fixed_dictionaries(
-        {"method": st.sampled_from(EVICTION)},
-        optional={
-            "budget": st.integers(1, 80),
-            "keep": st.floats(0.01, 1),
-            "sinks": st.integers(0, 4),
-            "recent": st.integers(0, 8),
-        },
+    *(
+        st.fixed_dictionaries({"method": st.sampled_from(EVICTION), **budget}, optional=optional)
+        for budget in budgets
     ),
 )
 spoilt = st.builds(
@@ -128,6 +133,11 @@ settings_wrong = st.fixed_dictionaries(
 # Three times in four what stands beside the interventions is in order.
 beside = st.one_of(settings_beside, settings_beside, settings_beside, settings_wrong)
 requests = st.builds(lambda value, others: {"interventions": value, **others}, values, beside)
+
+
+def test_every_method_for_texts_has_bodies_that_are_right() -> None:
+    texts = {name for name, method in METHODS.items() if not method.needs_image}
+    assert texts == {*fields_of, *EVICTION}
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +179,7 @@ QUIET = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.
 
 @pytest.mark.usefixtures("good")
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
-@settings(
-    max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=QUIET
-)
+@settings(max_examples=200, suppress_health_check=QUIET)
 @given(fields=requests)
 def test_no_body_makes_the_server_fail(
     server: LiveServer, path: str, fields: dict[str, Any]
@@ -187,7 +195,7 @@ def test_a_good_request_has_the_same_bits_after_all_of_them(
 
 
 @pytest.mark.slow
-@settings(max_examples=2000, deadline=None, database=None, suppress_health_check=QUIET)
+@settings(max_examples=2000, suppress_health_check=QUIET)
 @given(fields=requests)
 def test_no_body_makes_a_cramped_server_fail(
     cramped_server: LiveServer, fields: dict[str, Any]

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 import pytest
+from eviction_cases import EVICTION
 from live_server import LiveServer, together
-from test_catalogue import EVICTION
 from test_refusals import assert_refused
 
 SHARING = {"pyramidkv", "adakv", "task_kv", "tappa"}
