@@ -38,7 +38,7 @@ FLAGS = [
     "--enable-prompt-tokens-details",
     *("--enable-auto-tool-choice", "--tool-call-parser", "hermes"),
 ]
-START_SECONDS = 240
+START_SECONDS = 480
 # From a signal to the end of the server and of all that it started. vLLM gives its engine five.
 STOP_SECONDS = 30
 

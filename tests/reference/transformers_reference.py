@@ -319,11 +319,11 @@ class EditedAttention:
             visible = self.visible(rows)
             # Where nothing is hidden the whole product above says it already. All other rows see as
             # many keys, sinks and window; a few rows at a time, because each rotates its own.
-            rolled = (visible.sum(-1) <= positions).nonzero()[:, 0]
-            for part in rolled.split(32):
-                seen = visible[part].nonzero()[:, 1].view(len(part), -1)
-                # The i-th visible key stands at position i and the query at the last of them.
-                new = torch.arange(seen.shape[1])
+            count = visible.sum(-1)
+            # The i-th visible key stands at position i and the query at the last of them.
+            new = torch.arange(int(count[-1]))
+            for part in (count <= positions).nonzero()[:, 0].split(32):
+                seen = visible[part].nonzero()[:, 1].view(len(part), len(new))
                 row_query = self.rotate(query[:, part], new[-1:])[:, :, None]
                 row_keys = self.rotate(key[:, seen], new)  # [heads, rows, seen, head_dim]
                 logits[:, part[:, None], seen] = (row_query @ row_keys.mT)[:, :, 0] * scaling
