@@ -16,10 +16,11 @@ from heed_interventions.method import Method
 from heed_interventions.pyramidkv import PyramidKV
 from heed_interventions.snapkv import SnapKV
 from heed_interventions.streaming_llm import StreamingLLM
+from heed_interventions.support import NOT_OBSERVED, support_matrix
 from heed_interventions.tappa import TAPPA
 from heed_interventions.task_kv import TaskKV
 from heed_interventions.tova import TOVA
-from heed_interventions.views import NOT_OBSERVED, ModelView
+from heed_interventions.views import ModelView
 from heed_interventions.zerotuning import ZeroTuning
 
 METHODS: dict[str, type[Method]] = {
@@ -80,7 +81,8 @@ def catalogue(model: ModelView) -> list[dict[str, Any]]:
 
 
 def catalogue_entry(method: type[Method], model: ModelView) -> dict[str, Any]:
-    """One entry. `privileged` is true where some parameters of the method need permission."""
+    """One entry. `available` is said of the server at hand, `support` of every path that vLLM has;
+    `privileged` is true where some parameters of the method need permission."""
     reason = unavailable(method, model)
     return {
         "method": method.name(),
@@ -91,6 +93,7 @@ def catalogue_entry(method: type[Method], model: ModelView) -> dict[str, Any]:
         "cache": method.cache.value,
         "available": reason is None,
         "reason": reason,
+        "support": support_matrix(method),
         "privileged": method.can_be_privileged,
     }
 

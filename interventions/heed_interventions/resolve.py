@@ -8,7 +8,8 @@ from heed_interventions.composition import Placed, conflict, repeated
 from heed_interventions.errors import InterventionError, join_path
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.publication import digest, lowest
-from heed_interventions.views import NOT_OBSERVED, ModelView, PromptView, RequestView
+from heed_interventions.support import NOT_OBSERVED
+from heed_interventions.views import ModelView, PromptView, RequestView
 from heed_kernels.edits import Edit, HeadSet
 
 Source = Literal["request", "default"]

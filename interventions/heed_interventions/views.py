@@ -7,8 +7,6 @@ from functools import cached_property
 from heed_interventions.errors import InterventionError, Reason, join_path
 from heed_interventions.token_text import TokenText
 
-NOT_OBSERVED = "edited attention on this server's device cannot observe attention weights yet"
-
 
 @dataclass(frozen=True)
 class ModelView:

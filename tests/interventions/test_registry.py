@@ -27,6 +27,7 @@ def test_the_catalogue_has_one_entry_per_method_with_the_keys_of_the_contract() 
             "cache",
             "available",
             "reason",
+            "support",
             "privileged",
         ]
         assert (entry["available"], entry["reason"]) == (True, None)

@@ -18,6 +18,7 @@ from vllm.model_executor.layers.rotary_embedding.yarn_scaling_rope import (
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
+from heed_interventions import support
 from heed_kernels.rope import Rope
 
 
@@ -55,11 +56,10 @@ def eviction_obstacle(config: VllmConfig, backend: str | None) -> str | None:
     """Why requests cannot evict here although they can be edited; None where they can."""
     ranks = config.parallel_config.tensor_parallel_size
     kv_heads = config.model_config.get_total_num_kv_heads()
-    if backend != "cpu":
-        return "eviction is carried out on the CPU only as yet"
-    if kv_heads % ranks:
+    reason = support.eviction_obstacle(backend)
+    if reason is None and kv_heads % ranks:
         return f"{kv_heads} KV heads cannot be divided among {ranks} tensor-parallel ranks"
-    return None
+    return reason
 
 
 def attention_layers(config: VllmConfig) -> dict[int, Attention]:
@@ -107,7 +107,7 @@ def model_support(
         rotary=bool(layers) and set(rope_by_layer(model)) >= set(layers),
         backend=backend,
         eviction_obstacle=eviction_obstacle(config, backend),
-        observes=backend == "cpu",
+        observes=support.observation_obstacle(backend) is None,
     )
 
 

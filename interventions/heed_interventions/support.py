@@ -1,0 +1,66 @@
+"""Which methods can be had on which of vLLM's paths: the one place that says so.
+
+A path is a device, a model runner and a scheduler. Most methods need nothing but edited rows. Some need
+attention weights to be observed while the model runs, and some take keys out of the cache.
+"""
+
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import Any, Literal, get_args
+
+from heed_interventions.method import Method
+
+Device = Literal["cpu", "cuda"]
+Runner = Literal["v1", "v2"]
+Scheduler = Literal["sync", "async"]
+
+NOT_OBSERVED = "edited attention on this server's device cannot observe attention weights yet"
+NOT_EVICTED = "eviction is carried out on the CPU only as yet"
+_NO_SECOND_RUNNER = "on the CPU requests are edited in vLLM's V1 runner only as yet"
+_NO_RUNNING_AHEAD = "vLLM schedules synchronously on the CPU, whatever it is asked for"
+
+
+@dataclass(frozen=True)
+class Path:
+    """How a server computes: on a device, in a model runner, fed by a scheduler."""
+
+    device: Device
+    runner: Runner
+    scheduler: Scheduler
+
+
+PATHS = tuple(
+    Path(*parts) for parts in product(get_args(Device), get_args(Runner), get_args(Scheduler))
+)
+
+
+def observation_obstacle(device: str | None) -> str | None:
+    """Why attention weights cannot be observed on a device (None: one that edits nothing);
+    None where they can."""
+    return None if device == "cpu" else NOT_OBSERVED
+
+
+def eviction_obstacle(device: str | None) -> str | None:
+    """Why keys cannot be taken out of the cache on a device (None: one that edits nothing);
+    None where they can."""
+    return None if device == "cpu" else NOT_EVICTED
+
+
+def obstacle(method: type[Method], path: Path) -> str | None:
+    """Why no request can use the method there, whatever the model; None where one can."""
+    if path.device == "cpu" and path.runner == "v2":
+        return _NO_SECOND_RUNNER
+    if path.device == "cpu" and path.scheduler == "async":
+        return _NO_RUNNING_AHEAD
+    found = observation_obstacle(path.device) if method.observes else None
+    if found is None and method.evicts:
+        found = eviction_obstacle(path.device)
+    return found
+
+
+def support_matrix(method: type[Method]) -> list[dict[str, Any]]:
+    """Every path with whether the method can be had there, and why not."""
+    reasons = ((path, obstacle(method, path)) for path in PATHS)
+    return [
+        {**asdict(path), "available": reason is None, "reason": reason} for path, reason in reasons
+    ]
