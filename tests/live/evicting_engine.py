@@ -148,13 +148,14 @@ def replays(engine: EvictingEngine, schedules: int) -> dict[str, Any]:
 
 
 def schedules(engine: EvictingEngine, schedules: int) -> list[dict[str, Any]]:
-    """Random arrivals and aborts in small pools; then all of it in a large one."""
+    """Random arrivals and aborts in small pools; then all of it in a large one, and the plain requests
+    alone in the small one."""
     found = []
     for seed in range(schedules):
         chance = random.Random(seed)
         arrivals = []
         for i in range(chance.randint(3, 7)):
-            kind = chance.choice([None, "window", "window", "heads", "again"])
+            kind = chance.choice([None, None, "window", "heads", "again"])
             text = prompt(chance.randint(40, 320), 10 * seed + i)
             if chance.random() < 0.4:
                 text = [*prompt(120, seed), *text[:200]]
@@ -162,8 +163,22 @@ def schedules(engine: EvictingEngine, schedules: int) -> list[dict[str, Any]]:
             arrivals.append((chance.randrange(20), request))
         arrivals.sort(key=lambda pair: pair[0])
         aborts = {chance.randrange(60): chance.randrange(len(arrivals)) for _ in range(2)}
-        small = engine.in_pool(chance.randint(14, 20), arrivals, aborts=aborts)
-        found.append({"small": small, "large": engine.fresh(arrivals)})
+        blocks = chance.randint(14, 20)
+        plain = [place for place, (_, request) in enumerate(arrivals) if len(request) == 2]
+        found.append(
+            {
+                "plain": plain,
+                "small": engine.in_pool(blocks, arrivals, aborts=aborts),
+                "large": engine.fresh(arrivals),
+                "without": engine.in_pool(
+                    blocks,
+                    [arrivals[place] for place in plain],
+                    aborts={
+                        step: plain.index(place) for step, place in aborts.items() if place in plain
+                    },
+                ),
+            }
+        )
     return found
 
 

@@ -100,11 +100,20 @@ def test_heads_that_keep_different_numbers_say_what_block_tables_of_their_own_wo
 
 def check_schedules(found: Sequence[dict[str, Any]]) -> None:
     for number, schedule in enumerate(found):
-        assert schedule["small"]["idle"] and schedule["large"]["idle"]
+        assert all(schedule[arm]["idle"] for arm in ("small", "large", "without"))
+        for one, other in plain_ones(schedule):
+            assert one == other, f"schedule {number}"
         answers = zip(schedule["small"]["answers"], schedule["large"]["answers"], strict=True)
         for place, (answer, expected) in enumerate(answers):
             # An aborted request has no answer.
             assert answer is None or answer == expected, f"schedule {number}, request {place}"
+
+
+def plain_ones(schedule: dict[str, Any]) -> list[tuple[Any, Any]]:
+    """Answers of the plain requests, among evicting ones and without them; aborted ones are left out."""
+    among = [schedule["small"]["answers"][place] for place in schedule["plain"]]
+    pairs = zip(among, schedule["without"]["answers"], strict=True)
+    return [(one, other) for one, other in pairs if one is not None and other is not None]
 
 
 @pytest.mark.slow
@@ -112,6 +121,7 @@ def test_requests_of_20_random_schedules_have_the_same_bits_in_small_pools(tmp_p
     found = run_engine("evicting_engine.py", tmp_path, ["schedules"], schedules=20)["schedules"]
     check_schedules(found)
     assert sum(schedule["small"]["preemptions"] for schedule in found) > 0
+    assert sum(len(plain_ones(schedule)) for schedule in found) >= 20
 
 
 @pytest.mark.slow
