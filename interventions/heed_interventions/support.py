@@ -15,7 +15,10 @@ Runner = Literal["v1", "v2"]
 Scheduler = Literal["sync", "async"]
 
 NOT_OBSERVED = "edited attention on this server's device cannot observe attention weights yet"
-NOT_EVICTED = "eviction is carried out on the CPU only as yet"
+NOT_EVICTED = (
+    "eviction is carried out on the CPU only as yet: the kernels for GPUs neither move keys nor leave out "
+    "what was evicted"
+)
 _NO_SECOND_RUNNER = "on the CPU requests are edited in vLLM's V1 runner only as yet"
 _NO_RUNNING_AHEAD = "vLLM schedules synchronously on the CPU, whatever it is asked for"
 

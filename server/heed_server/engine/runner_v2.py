@@ -4,7 +4,7 @@ A request's slot in the edit table is the runner's own index of it (`req_index`)
 entering to leaving.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any
@@ -14,6 +14,7 @@ from vllm.v1.worker.gpu import model_states
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.eviction_events import Event
 from heed_server.engine.payload import packed_in, unpack
 from heed_server.engine.step import StepEdits
 
@@ -38,7 +39,11 @@ class EditsInModelState:
         packed = packed_in(params.extra_args) if params is not None else None
         if packed is not None and self.edited is not None:
             self.edited.enter(
-                new_req_data.req_id, unpack(packed), new_req_data.num_computed_tokens, req_index
+                new_req_data.req_id,
+                unpack(packed),
+                new_req_data.num_computed_tokens,
+                req_index,
+                max_tokens=params.max_tokens,
             )
 
     def remove_request(self, req_id: str) -> None:
@@ -81,6 +86,8 @@ class EditsInRunner:
     """Put before the V2 runner class."""
 
     model_state: EditsInModelState
+    req_states: Any
+    block_tables: Any
 
     def edit_with(self, edited: EditedRequests, on_device: DeviceEdits) -> None:
         """From now on requests may be edited."""
@@ -95,6 +102,31 @@ class EditsInRunner:
         """As in `GPUModelRunner`, which removes finished and preempted requests alike."""
         self.model_state.finished = scheduler_output.finished_req_ids
         super().finish_requests(scheduler_output)  # type: ignore[misc]
+
+    def evict(self, events: Mapping[str, Event]) -> dict[str, int]:
+        """Carry out events after their step's forward. Returns what `EVICTED` tells the scheduler.
+
+        The first blocks in a request's row of the block table become the targets. All else stays: its number
+        of blocks, its positions, and so the slots of its rows to come, which lie in later blocks.
+        """
+        most_kept: dict[str, int] = {}
+        edited = self.model_state.edited
+        if edited is None:
+            return most_kept
+        table = self.block_tables.block_tables[0]
+        for request_id, event in events.items():
+            index = self.req_states.req_id_to_index[request_id]
+            row = table.gpu[index].cpu().numpy()
+            kept = edited.evict(request_id, event.end, row, event.targets)
+            if kept is None:
+                continue
+            most_kept[request_id] = kept
+            table.stage_write(index, 0, event.targets)
+        if most_kept:
+            # Not with the next step: the row may be another request's by then, and writes that are applied
+            # together have no order.
+            self.block_tables.apply_staged_writes()
+        return most_kept
 
 
 @cache
