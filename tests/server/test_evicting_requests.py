@@ -1,6 +1,7 @@
 """The worker's book of evictions: keys are moved when an event is carried out, and reports say so."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from tests.kernels.paged_model import layout_of
 
 from heed_kernels.cpu.eviction.pages import Pages
 from heed_kernels.edits import OPEN, Rows
-from heed_kernels.evict import Evict, NormScore, WindowScore
+from heed_kernels.evict import ColumnScore, Evict, NormScore, Score, WindowScore
 from heed_kernels.table import EditTable
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.evicting_requests import Cache, EvictingRequests
@@ -21,10 +22,10 @@ ROW = np.array([5, 2, 7, 1, 0], np.int32)
 TARGETS = [3, 8]
 
 
-def evict(score: NormScore | WindowScore | None = None, again: bool = False) -> Evict:
+def evict(score: Score | None = None, again: bool = False) -> Evict:
     together = score.window if isinstance(score, WindowScore) else 1
     return Evict(
-        score or NormScore(), None, (KEEP, KEEP + 10), KEEP + 10, 2, 8, again, together, False,
+        score or NormScore(), None, (KEEP, KEEP + 10), KEEP + 10, 2, 8, again, together, isinstance(score, ColumnScore),
         Rows(PROMPT, OPEN), source=0,
     )  # fmt: skip
 
@@ -48,7 +49,7 @@ def enter(requests: EditedRequests, edit: Evict, detailed: tuple[int, ...] = ())
 
 def keys(cache: Cache, layer: int, head: int, blocks: np.ndarray, count: int) -> torch.Tensor:
     pages = Pages.of(cache.pages[layer], blocks, cache.layout)
-    return pages.read(head, np.arange(count), "key")
+    return pages.read(np.arange(count), "key")[head]
 
 
 def test_survivors_are_moved_to_the_targets_and_stand_in_a_full_report() -> None:
@@ -216,3 +217,59 @@ def test_what_is_told_with_the_end_of_a_request_is_in_its_report() -> None:
     worker.execute_model(SimpleNamespace(heed_released={"a": (18, None)}))
     report = worker.edited.take(["r"])["r"][0]
     assert report["interventions"][0]["freed_blocks"] == 18
+
+
+BLOCKS = {"a": [5, 2, 7, 1, 0], "b": [9, 6, 4, 3, 8]}
+
+
+def sums_of_columns(batches: list[list[tuple[str, int, int]]]) -> dict[str, list[np.ndarray]]:
+    """Column sums by request and layer. batches: steps, of requests with their first row and row count."""
+    requests, cache = book()
+    layout = layout_of(SIZE, 32)
+    table = torch.tensor(list(BLOCKS.values()), dtype=torch.int32)
+    for name in BLOCKS:
+        edit = evict(ColumnScore(), again=True)
+        requests.enter(name, Payload(name, 1, PROMPT, PROMPT, (edit,)), 0)
+    for batch in batches:
+        names, first, rows = (list(column) for column in zip(*batch, strict=True))
+        starts = np.cumsum([0, *rows])
+        step = requests.plan(names, starts, np.array(first))
+        assert step is not None
+        (observer,) = step.observers
+        for layer in range(LAYERS):
+            query = torch.cat(
+                [
+                    torch.randn(
+                        128, 4, 32, generator=torch.Generator().manual_seed(layer + ord(name))
+                    )[start : start + count]
+                    for name, start, count in batch
+                ]
+            )
+            block_table = table[[list(BLOCKS).index(name) for name in names]]
+            inputs: Any = SimpleNamespace(
+                query=query, kv_cache=cache.pages[layer], block_table=block_table, scale=0.125,
+                rope=None, layout=layout,
+            )  # fmt: skip
+            observer.before_edits(layer, inputs)
+    assert requests.evicting is not None
+    found = {}
+    for name in BLOCKS:
+        scorer = requests.evicting._by_slot[requests._slots[name]].eviction._observer
+        found[name] = [scorer._columns[layer].sums for layer in range(LAYERS)]
+    return found
+
+
+def test_columns_of_a_batch_are_added_up_in_one_call_and_have_the_bits_of_each_request_alone() -> (
+    None
+):
+    alone = sums_of_columns(
+        [[("a", 0, 60)], [("a", 60, 40)], [("b", 0, 100)], [("a", 100, 1)], [("b", 100, 1)]]
+    )
+    together = sums_of_columns(
+        [[("b", 0, 100), ("a", 0, 30)], [("a", 30, 70), ("b", 100, 1)], [("a", 100, 1)]]
+    )
+    for name in BLOCKS:
+        for one, other in zip(alone[name], together[name], strict=True):
+            assert np.array_equal(one, other)
+            # Each of the 101 rows gives its keys 1 in all.
+            assert one.sum(axis=1) == pytest.approx(101 * 2**40, rel=1e-5)

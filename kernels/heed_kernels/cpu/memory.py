@@ -188,17 +188,21 @@ def blend(typing: Any, target: Any, count: Any, source: Any, weight: Any, factor
 
 
 @intrinsic
-def add_fixed(typing: Any, target: Any, count: Any, source: Any, factor: Any) -> Any:
-    """To `count` int64 add those floats of `source`, not negative, times `factor`, rounded."""
+def add_whole(typing: Any, target: Any, count: Any, source: Any, factor: Any) -> Any:
+    """To `count` float64 add those floats of `source`, not negative, times `factor`, rounded to whole
+    numbers. Sums are exact in any order: products are below 2^51, and the sums below 2^53."""
 
     def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
         double = ir.DoubleType()
+        # Above it doubles are whole numbers: adding it rounds.
+        whole = double(2.0**52)
 
         def body(m: Value, values: list[Value]) -> list[Value]:
             wide = builder.fpext(builder.load(_at(builder, _FLOAT, args[2], m)), double)
-            half = builder.fadd(builder.fmul(wide, args[3]), double(0.5))
-            at = _at(builder, _I64, args[0], m)
-            builder.store(builder.add(builder.load(at), builder.fptosi(half, _I64)), at)
+            product = builder.fmul(wide, args[3])
+            rounded = builder.fsub(builder.fadd(product, whole), whole)
+            at = _at(builder, double, args[0], m)
+            builder.store(builder.fadd(builder.load(at), rounded), at)
             return []
 
         loop(builder, args[1], [], body)

@@ -98,9 +98,10 @@ def observe(
 
     Raises `EditError` when shapes or dtypes do not fit, or a tensor or `columns` is too small.
     """
-    call = _prepared(query, kv_cache, block_table, table, items, scale, rope, layout, columns)
+    given = np.array(items, np.int32).reshape(-1, 5)
+    call = _prepared(query, kv_cache, block_table, table, given, scale, rope, layout)
     tokens, heads = query.shape[:2]
-    slots = np.array(items, np.int32).reshape(-1, 5)[:, SLOT]
+    slots = given[:, SLOT]
     probed = any(
         table.range_class[slot, : table.range_count[slot]].max() >= PROBE for slot in set(slots)
     )
@@ -110,7 +111,7 @@ def observe(
     )
     call.parameters[at.LOG_SUM_EXP] = address(result.log_sum_exp)
     call.parameters[at.MASS] = address(result.mass) if probed else 0
-    _run(call, columns, query, kv_cache, layer)
+    _run(call, given, columns, query, kv_cache, layer)
     return result
 
 
@@ -125,10 +126,25 @@ def add_columns(
     rope: Rope | None,
     layout: Layout,
     columns: Sequence[ColumnSums],
+    calls: dict[object, Call] | None = None,
 ) -> None:
-    """As `observe`, for the column sums alone: KV heads of which `columns` want no query head cost nothing."""
-    call = _prepared(query, kv_cache, block_table, table, items, scale, rope, layout, columns)
-    _run(call, columns, query, kv_cache, layer)
+    """As `observe`, for the column sums alone: KV heads of which `columns` want no query head cost nothing.
+
+    calls: what layers of the same step have checked and prepared, to be used by its later ones.
+    """
+    given = np.array(items, np.int32).reshape(-1, 5)
+    # All that the checks and the call look at; `Call.kept` keeps identities and addresses in use.
+    key = (
+        given.tobytes(), query.shape, query.stride(), query.dtype, kv_cache.shape, kv_cache.stride(),
+        kv_cache.dtype, block_table.data_ptr(), block_table.shape, id(table), scale, id(rope),
+        id(layout),
+    )  # fmt: skip
+    call = calls.get(key) if calls is not None else None
+    if call is None:
+        call = _prepared(query, kv_cache, block_table, table, given, scale, rope, layout)
+        if calls is not None:
+            calls[key] = call
+    _run(call, given, columns, query, kv_cache, layer)
 
 
 def _prepared(
@@ -136,15 +152,12 @@ def _prepared(
     kv_cache: torch.Tensor,
     block_table: torch.Tensor,
     table: EditTable,
-    items: ArrayLike,
+    given: NDArray[np.int32],
     scale: float,
     rope: Rope | None,
     layout: Layout,
-    columns: Sequence[ColumnSums],
 ) -> Call:
     """The call, once everything it is given has been checked; it measures nothing yet."""
-    given = np.array(items, np.int32).reshape(-1, 5)
-    heads = query.shape[1]
     slots = given[:, SLOT]
     if not len(given) or given.min() < 0 or given[:, ROWS].min() < 1:
         raise EditError("there are no rows to observe, or negative numbers")
@@ -152,27 +165,30 @@ def _prepared(
         raise EditError("rows of a slot that is not occupied cannot be observed")
     check(query, kv_cache, block_table, table, layout)
     check_reach(given, query, kv_cache, block_table, layout, table, rope)
-    ends = given[:, FIRST_POSITION] + given[:, ROWS]
-    for target in columns:
-        keys = int(ends[slots == target.slot].max(initial=0))
-        if target.sums.shape[0] != heads or target.sums.shape[1] < keys:
-            raise EditError(
-                f"column sums {target.sums.shape} are too small for {heads} heads and {keys} keys"
-            )
-    group_heads = heads // kv_cache.shape[1]
+    group_heads = query.shape[1] // kv_cache.shape[1]
     units = Pattern(given, np.zeros(0, bool), max(1, TILE_ROWS // group_heads)).units
-    return Call(units, query, kv_cache, block_table, table, scale, rope, layout)
+    call = Call(units, query, kv_cache, block_table, table, scale, rope, layout)
+    keys = int((given[:, FIRST_POSITION] + given[:, ROWS]).max())
+    call.floats += at.kept_floats(int(units[:, ROWS].max()) * group_heads, keys)
+    return call
 
 
 def _run(
     call: Call,
+    given: NDArray[np.int32],
     columns: Sequence[ColumnSums],
     query: torch.Tensor,
     kv_cache: torch.Tensor,
     layer: int,
 ) -> None:
+    ends, heads = given[:, FIRST_POSITION] + given[:, ROWS], query.shape[1]
     targets = np.zeros((len(columns), at.TARGET_FIELDS), np.int64)
     for line, target in zip(targets, columns, strict=True):
+        keys = int(ends[given[:, SLOT] == target.slot].max(initial=0))
+        if target.sums.shape[0] != heads or target.sums.shape[1] < keys:
+            raise EditError(
+                f"column sums {target.sums.shape} are too small for {heads} heads and {keys} keys"
+            )
         line[at.TARGET_SLOT] = target.slot
         line[at.TARGET_SUMS], line[at.TARGET_STEP] = address(target.sums), target.sums.strides[0]
         line[at.TARGET_FIRST], line[at.TARGET_END] = target.edit.rows.start, target.edit.rows.end

@@ -1,5 +1,6 @@
-"""The CPU kernel that observes: log-sum-exp and class masses in one pass over the keys, column sums of
-the weights in a second one. Units and tiles are those of `attend`.
+"""The CPU kernel that observes: log-sum-exp and class masses in one pass over the keys. Where column sums
+are wanted, the unit keeps its weights, and adds them up when it knows their totals. Units and tiles are
+those of `attend`.
 
 A weight enters a column sum as a whole number of 2^-40. Whole numbers add up to the same sum in any
 order, so chunks, threads and units change no bit of it.
@@ -12,15 +13,17 @@ import numpy as np
 from numba import types
 
 from heed_kernels.cpu.memory import (
-    add_fixed,
+    add_whole,
     call_begin,
     call_tile,
     fetch_add,
     fill,
+    float64_at,
     float_at,
     int64_at,
     scale,
     set_float,
+    set_float64,
     set_int64,
     uint8_at,
 )
@@ -73,14 +76,18 @@ ONE_FIXED = float(1 << 40)
 
 
 @compiled()
-def measure(p: Any, u: Any, i: Any, first_key: Any, used: Any) -> None:
-    """Take a vector's logits of this tile into its largest logit, total and class masses."""
+def measure(p: Any, u: Any, i: Any, first_key: Any, used: Any) -> Any:
+    """Take a vector's logits of this tile into its largest logit, total and class masses.
+
+    The logits become weights relative to the largest logit so far, which is returned: -inf where the
+    vector has seen no key yet, and they stay as they are.
+    """
     state = int64_at(u, STATE) + i * STATE_FIELDS * 4
     at = int64_at(u, LOGITS) + i * 4 * KEY_TILE
     before = float_at(state, LARGEST)
     largest = max(before, maximum(at, used))
     if largest == -INFINITY:
-        return
+        return largest
     total = exponential(at, used, largest)
     decay = np.float32(math.exp(before - largest))
     set_float(state, LARGEST, largest)
@@ -88,6 +95,7 @@ def measure(p: Any, u: Any, i: Any, first_key: Any, used: Any) -> None:
     if int64_at(p, MASS):
         scale(state + 4 * MASSES, PROBES, decay)
         add_classes(p, u, at, first_key, used, state + 4 * MASSES, FIRST_PROBE, PROBES)
+    return largest
 
 
 @compiled()
@@ -110,23 +118,30 @@ def write_masses(p: Any, u: Any) -> None:
 
 
 @compiled()
-def add_columns(p: Any, u: Any, target: Any, g: Any, first_key: Any) -> None:
-    """Add the weights of this tile of one query head, over the target's rows, to its column sums."""
+def add_columns(
+    p: Any, u: Any, target: Any, g: Any, first_key: Any, weights: Any, largest: Any
+) -> None:
+    """Add the weights of this tile of one query head, over the target's rows, to its column sums.
+
+    weights: of the tile, as `measure` left them; largest: what it returned, by vector.
+    """
     rows, first_row, columns = int64_at(u, ROWS), int64_at(u, FIRST_ROW), int64_at(u, COLUMNS)
     keys = min(KEY_TILE, first_row + rows - first_key)
     for t in range(keys):
-        set_int64(columns, t, 0)
+        set_float64(columns, t, 0.0)
     low = max(int64_at(target, TARGET_FIRST) - first_row, 0)
     for r in range(low, min(int64_at(target, TARGET_END) - first_row, rows)):
         i = g * rows + r
-        total = float_at(int64_at(u, STATE), i * STATE_FIELDS + TOTAL)
-        seen = min(first_row + r + 1 - first_key, KEY_TILE)
-        if total != 0 and seen > 0:
-            add_fixed(columns, seen, int64_at(u, LOGITS) + i * 4 * KEY_TILE, ONE_FIXED / total)
+        state, then = int64_at(u, STATE) + i * STATE_FIELDS * 4, float_at(largest, i)
+        total = float_at(state, TOTAL)
+        if total != 0 and then != -INFINITY:
+            seen = min(first_row + r + 1 - first_key, KEY_TILE)
+            decay = math.exp(np.float64(then) - np.float64(float_at(state, LARGEST)))
+            add_whole(columns, seen, weights + i * 4 * KEY_TILE, ONE_FIXED * decay / total)
     step, head = int64_at(target, TARGET_STEP), int64_at(u, FIRST_HEAD) + g
     sums = int64_at(target, TARGET_SUMS) + head * step + first_key * 8
     for t in range(keys):
-        value = int64_at(columns, t)
+        value = np.int64(float64_at(columns, t))
         if value != 0:
             fetch_add(sums + 8 * t, value)
 
@@ -156,35 +171,38 @@ def observe_unit(p: Any, item: Any, kv_head: Any, u: Any) -> None:
             any_wanted |= wanted(target, slot, first_row, rows, first_head + g)
     if not measured and not any_wanted:
         return
-    fill(state, rows * group_heads * STATE_FIELDS, ZERO)
-    for i in range(rows * group_heads):
+    vectors, end = rows * group_heads, first_row + rows
+    fill(state, vectors * STATE_FIELDS, ZERO)
+    for i in range(vectors):
         set_float(state, i * STATE_FIELDS + LARGEST, -INFINITY)
-    for first_key in range(0, first_row + rows, KEY_TILE):
+    # See `parameters.kept_floats`.
+    weights = state + vectors * STATE_FIELDS * 4
+    largest = weights + (end + KEY_TILE - 1) // KEY_TILE * vectors * KEY_TILE * 4
+    for first_key in range(0, end, KEY_TILE):
+        if any_wanted:
+            set_int64(u, LOGITS, weights + first_key * vectors * 4)
+            fill(largest + first_key // KEY_TILE * vectors * 4, vectors, -INFINITY)
         if call_tile(int64_at(p, TILE), p, u, first_key) == 0:
             continue
         for r in range(rows):
             q = first_row + r
             if q >= first_key:
                 for g in range(group_heads):
-                    measure(p, u, g * rows + r, first_key, used_strips(q, first_key))
+                    i = g * rows + r
+                    then = measure(p, u, i, first_key, used_strips(q, first_key))
+                    if any_wanted:
+                        set_float(largest, first_key // KEY_TILE * vectors + i, then)
     if measured:
         write_masses(p, u)
     if not any_wanted:
         return
-    for first_key in range(0, first_row + rows, KEY_TILE):
-        if call_tile(int64_at(p, TILE), p, u, first_key) == 0:
-            continue
-        for g in range(group_heads):
-            for r in range(rows):
-                i, q = g * rows + r, first_row + r
-                largest = float_at(state, i * STATE_FIELDS + LARGEST)
-                if q >= first_key and largest != -INFINITY:
-                    at = int64_at(u, LOGITS) + i * 4 * KEY_TILE
-                    exponential(at, used_strips(q, first_key), largest)
-            for n in range(count):
-                target = targets + n * TARGET_FIELDS * 8
+    for first_key in range(0, end, KEY_TILE):
+        for n in range(count):
+            target = targets + n * TARGET_FIELDS * 8
+            for g in range(group_heads):
                 if wanted(target, slot, first_row, rows, first_head + g):
-                    add_columns(p, u, target, g, first_key)
+                    add_columns(p, u, target, g, first_key, weights + first_key * vectors * 4,
+                                largest + first_key // KEY_TILE * vectors * 4)  # fmt: skip
 
 
 @compiled_for_calls(types.void(types.int64, types.int64))

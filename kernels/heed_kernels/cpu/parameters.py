@@ -48,7 +48,7 @@ the KV head, vector i = head x ROWS + row:
     QUERIES, TURNED, SUMS, SUMS_BESIDE              float32 [V, head_dim]
     LOGITS, EXTRA  float32 [V, KEY_TILE]
     SCRATCH        float32 [KEY_TILE, head_dim]
-    COLUMNS        int64 [KEY_TILE]
+    COLUMNS        float64 [KEY_TILE]
     LEFT_OUT       float32 [V, SOURCES]             logits of a transfer's source keys
     STATE          float32 [V, STATE_FIELDS]
 """
@@ -64,3 +64,12 @@ def thread_floats(vectors: int, head_dim: int) -> int:
     """Memory of a thread for units of at most so many vectors, in float32."""
     fixed = 2 * 32 + 2 * RUN_FIELDS * KEY_TILE + 2 * head_dim + KEY_TILE * (head_dim + 2)
     return fixed + vectors * (4 * head_dim + 2 * KEY_TILE + SOURCES + STATE_FIELDS)
+
+
+def kept_floats(vectors: int, keys: int) -> int:
+    """What follows `thread_floats` where column sums are wanted, in float32, for units that see `keys` keys:
+
+    weights float32 [tiles, V, KEY_TILE]; largest float32 [tiles, V], the logit that a tile's weights are
+    relative to.
+    """
+    return -(-keys // KEY_TILE) * vectors * (KEY_TILE + 1)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from heed_kernels.cpu.eviction import Eviction, Gather, Moved
 from heed_kernels.cpu.layout import Layout
+from heed_kernels.cpu.observation import add_columns
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import Edit
 from heed_kernels.errors import EditError
@@ -20,6 +21,7 @@ from heed_kernels.table import EditTable
 from heed_server.engine.eviction_events import rows_at_most
 from heed_server.engine.hidden_blocks import blocks_for
 from heed_server.engine.payload import Payload
+from heed_server.engine.step import Observer
 
 MOST_POSITIONS = 1_000_000
 """Positions of survivors, over layers and KV heads, that a full report has at most."""
@@ -94,6 +96,44 @@ class ScoredRows:
             )
 
 
+@dataclass(frozen=True)
+class SummedColumns:
+    """Rows of a step that add to the column sums of several requests: an observer of the step, with one call of
+    the kernel for all of them.
+
+    items: int32 [requests, 5], as in `plan.Pattern.items`, one for each of `evictions`.
+    calls: what the step's layers have in common, see `add_columns`.
+    """
+
+    table: EditTable
+    evictions: tuple[Eviction, ...]
+    items: NDArray[np.int32]
+    calls: dict[object, Any] = field(default_factory=dict)
+
+    def before_edits(self, layer: int, inputs: LayerInputs) -> None:
+        """See `step.Observer`."""
+        columns = [
+            eviction.columns(layer, int(item[FIRST_POSITION]), int(item[ROWS]))
+            for eviction, item in zip(self.evictions, self.items, strict=True)
+        ]
+        wanted = [place for place, sums in enumerate(columns) if sums is not None]
+        if not wanted:
+            return
+        add_columns(
+            inputs.query,
+            inputs.kv_cache,
+            inputs.block_table,
+            self.table,
+            self.items[wanted],
+            layer,
+            inputs.scale,
+            inputs.rope,
+            inputs.layout,
+            [sums for sums in columns if sums is not None],
+            self.calls,
+        )
+
+
 @dataclass
 class EvictingRequest:
     """One request.
@@ -147,18 +187,26 @@ class EvictingRequests:
         """The slot's request is gone."""
         self._by_slot.pop(slot, None)
 
-    def observers(self, items: NDArray[np.int32]) -> tuple[ScoredRows, ...]:
+    def observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """Which rows of a step are scored.
 
         items: int32 [requests, 5], all rows that the step has of each edited request, see
         `plan.Pattern.items`.
         """
-        found = []
+        found: list[Observer] = []
+        summed: list[tuple[Eviction, NDArray[np.int32]]] = []
         for item in items if self._by_slot else ():
             request = self._by_slot.get(int(item[SLOT]))
             rows = int(item[FIRST_POSITION]), int(item[ROWS])
-            if request is not None and request.eviction.wants(*rows):
+            if request is None or not request.eviction.wants(*rows):
+                continue
+            if request.eviction.sums_columns:
+                summed.append((request.eviction, item))
+            else:
                 found.append(ScoredRows(request.eviction, item))
+        if summed:
+            evictions, rows_of = zip(*summed, strict=True)
+            found.append(SummedColumns(self._table, evictions, np.array(rows_of)))
         return tuple(found)
 
     def evict(

@@ -123,6 +123,8 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
 def gathered(local: NDArray[Any]) -> NDArray[Any]:
     """[local_kv_heads, ...] of every tensor-parallel rank, put together in the order of the ranks."""
     group = get_tp_group()
+    if group.world_size == 1:
+        return local
     mine = torch.from_numpy(local).contiguous()
     parts = [torch.empty_like(mine) for _ in range(group.world_size)]
     # Not the group's own method: the one for shared memory takes no float64.

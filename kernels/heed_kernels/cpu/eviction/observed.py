@@ -15,11 +15,12 @@ from heed_kernels.cpu.eviction.scores import (
 )
 from heed_kernels.cpu.eviction.threads import one_thread
 from heed_kernels.cpu.eviction.window import ObservedRows
-from heed_kernels.cpu.observation import ColumnSums, observe
+from heed_kernels.cpu.observation import ColumnSums
 from heed_kernels.edits import HeadSet, ObserveColumns, Rows
 from heed_kernels.errors import EditError
 from heed_kernels.evict import (
     ColumnScore,
+    DifferenceScore,
     Evict,
     ExpectedScore,
     KindShare,
@@ -73,19 +74,17 @@ class KeyScorer:
         scale: float,
         rope: Rope | None,
     ) -> None:
-        """See `Eviction.observe`. places: of the keys that each KV head holds, these rows' included."""
-        if self._every_row:
+        """See `Eviction.observe`. places: of the keys that each KV head holds, these rows' included. A
+        `ColumnScore` takes them through `columns`."""
+        score = self._edit.score
+        if isinstance(score, ExpectedScore):
             self._follow(layer, first, len(query))
-        match self._edit.score:
-            case ColumnScore():
-                self._add_columns(layer, query, pages, first, scale, rope)
-            case ExpectedScore() as score:
-                if rope is None:
-                    raise EditError("expected attention needs the model's rotary embedding")
-                if layer not in self._moments:
-                    self._moments[layer] = QueryMoments(score, *query.shape[1:])
-                self._moments[layer].add(query, first, rope)
-                self._turning[layer] = rope, scale
+            if rope is None:
+                raise EditError("expected attention needs the model's rotary embedding")
+            if layer not in self._moments:
+                self._moments[layer] = QueryMoments(score, *query.shape[1:])
+            self._moments[layer].add(query, first, rope)
+            self._turning[layer] = rope, scale
         end = first + len(query)
         if not self._last or end <= self._prompt - self._last:
             return
@@ -104,6 +103,19 @@ class KeyScorer:
             )
             self._score_window(window, last.float(), pages, end)
 
+    def columns(self, layer: int, first: int, rows: int) -> ColumnSums:
+        """Where a `ColumnScore` has the weights of the next rows added, with room for their keys."""
+        self._follow(layer, first, rows)
+        columns = self._columns.get(layer)
+        if columns is None:
+            every = HeadSet(((1 << self._table.query_heads) - 1,) * self._table.layers)
+            edit = ObserveColumns(every, Rows(), self._edit.source)
+            columns = ColumnSums(self._table, self._slot, edit, layer, self._prompt)
+            self._columns[layer] = columns
+        if columns.sums.shape[1] < first + rows:
+            columns.sums = np.pad(columns.sums, ((0, 0), (0, first + rows)))
+        return columns
+
     def scores(
         self, layer: int, pages: Pages, places: NDArray[np.int64], computed: int
     ) -> NDArray[np.float64]:
@@ -121,17 +133,18 @@ class KeyScorer:
             columns = self._columns[layer].as_float()[:, places]
             by_group = columns.reshape(-1, self._group_heads, len(places))
             return np.asarray(by_group.mean(axis=1))
-        result = np.zeros((self._table.local_kv_heads, len(places)))
-        for head in range(len(result)):
-            key = pages.read(head, places, "key").double()
-            if isinstance(score, NormScore):
-                result[head] = norm_scores(key)
-            elif isinstance(score, ExpectedScore):
-                value = pages.read(head, places, "value").double()
-                result[head] = self._expected(score, layer, head, key, value, computed)
-            else:
-                result[head] = difference_scores(key)
-        return result
+        key = pages.read(places, "key").double()
+        if isinstance(score, NormScore):
+            return np.asarray(norm_scores(key).numpy())
+        if isinstance(score, DifferenceScore):
+            return np.asarray(difference_scores(key).numpy())
+        value = pages.read(places, "value").double()
+        return np.array(
+            [
+                self._expected(score, layer, head, key[head], value[head], computed)
+                for head in range(len(key))
+            ]
+        )
 
     def vectors(self, layer: int) -> NDArray[np.float64] | None:
         """float64 [local_kv_heads, head_dim], the semantic vectors of `KindShare`; None for others."""
@@ -156,30 +169,6 @@ class KeyScorer:
             raise EditError(f"row {first} comes after row {self._seen.get(layer, 0) - 1}")
         self._seen[layer] = first + rows
 
-    def _add_columns(
-        self,
-        layer: int,
-        query: torch.Tensor,
-        pages: Pages,
-        first: int,
-        scale: float,
-        rope: Rope | None,
-    ) -> None:
-        end = first + len(query)
-        if layer not in self._columns:
-            every = HeadSet(((1 << self._table.query_heads) - 1,) * self._table.layers)
-            edit = ObserveColumns(every, Rows(), self._edit.source)
-            self._columns[layer] = ColumnSums(self._table, self._slot, edit, layer, self._prompt)
-        columns = self._columns[layer]
-        if columns.sums.shape[1] < end:
-            columns.sums = np.pad(columns.sums, ((0, 0), (0, end)))
-        items = (self._slot, 0, len(query), first, 0)
-        blocks = torch.from_numpy(pages.blocks)[None]
-        observe(
-            query, pages.kv_cache, blocks, self._table, items, layer, scale, rope, pages.layout,
-            [columns],
-        )  # fmt: skip
-
     @one_thread
     def _score_window(
         self, window: ObservedRows, query: torch.Tensor, pages: Pages, end: int
@@ -187,23 +176,20 @@ class KeyScorer:
         score, share, layer = self._edit.score, self._edit.share, window.layer
         assert isinstance(score, WindowScore)
         only_mean = not score.variance and layer not in self._features
-        scores, vectors = [], []
-        for head in range(self._table.local_kv_heads):
-            key = pages.read(head, window.places, "key").float()
-            own = head * self._group_heads
-            seen = window.statistics(
-                query[:, own : own + self._group_heads], key, own, only_mean=only_mean
+        key = pages.read(window.places, "key").float()
+        seen = window.statistics(query, key, only_mean=only_mean)
+        self._scores[layer] = end, seen.mean + np.float32(score.variance) * seen.variance
+        if layer in self._features:
+            self._features[layer][:, 1], self._features[layer][:, 2] = (
+                seen.entropy,
+                seen.total_variance,
             )
-            scores.append(seen.mean + np.float32(score.variance) * seen.variance)
-            if layer in self._features:
-                self._features[layer][head, 1:] = seen.entropy, seen.total_variance
-            if isinstance(share, KindShare):
-                top = np.argsort(-seen.mean, kind="stable")[: share.top]
-                value = pages.read(head, window.places[top], "value").double().numpy()
-                vectors.append(seen.mean[top].astype(np.float64) @ value)
-        self._scores[layer] = end, np.array(scores)
-        if vectors:
-            self._vectors[layer] = np.array(vectors)
+        if isinstance(share, KindShare):
+            value = pages.read(window.places, "value").double().numpy()
+            top = np.argsort(-seen.mean, axis=1, kind="stable")[:, : share.top]
+            weight = np.take_along_axis(seen.mean, top, axis=1).astype(np.float64)
+            best = np.take_along_axis(value, top[:, :, None], axis=1)
+            self._vectors[layer] = np.einsum("gk,gkd->gd", weight, best)
 
     def _expected(
         self,

@@ -29,21 +29,41 @@ class Pages:
         """With the blocks of a list, an array or a tensor on the CPU."""
         return cls(kv_cache, np.asarray(blocks, np.int32), layout)
 
-    def read(self, head: int, places: NDArray[np.int64], half: Half) -> torch.Tensor:
-        """A copy of a KV head's keys or values, [places, head_dim] in the cache's dtype."""
-        return self._elements()[self._index(head, places, half)]
+    def read(self, places: NDArray[np.int64], half: Half) -> torch.Tensor:
+        """A copy of all KV heads' keys or values, [local_kv_heads, places, head_dim] in the cache's dtype.
 
-    def write(self, head: int, places: NDArray[np.int64], half: Half, values: torch.Tensor) -> None:
-        """Put `values` [places, head_dim] there."""
-        self._elements()[self._index(head, places, half)] = values
-
-    def _elements(self) -> torch.Tensor:
-        return self.kv_cache.view(*self.kv_cache.shape[:2], -1)
-
-    def _index(
-        self, head: int, places: NDArray[np.int64], half: Half
-    ) -> tuple[torch.Tensor, int, torch.Tensor]:
-        size = self.layout.block_size
+        places: ascending. Blocks without any of them are not read.
+        """
+        size, head_dim = self.layout.block_size, self.layout.head_dim
+        block, token = places // size, places % size
+        begins = np.diff(block, prepend=-1) > 0
+        pages = torch.from_numpy(self.blocks[block[begins]].astype(np.int64))
+        heads = self.kv_cache.shape[1]
+        halves = self.kv_cache.view(*self.kv_cache.shape[:2], 2, size * head_dim)
         offset = self.layout.key_offset if half == "key" else self.layout.value_offset
-        block = torch.from_numpy(self.blocks[places // size].astype(np.int64))
-        return block[:, None], head, torch.from_numpy(offset[places % size].astype(np.int64))
+        inside = torch.from_numpy(offset.ravel() % (size * head_dim))
+        read = halves[:, :, int(half == "value")].index_select(0, pages).index_select(2, inside)
+        by_head = read.view(len(pages), heads, size, head_dim).transpose(0, 1)
+        rows = by_head.reshape(heads, len(pages) * size, head_dim)
+        if len(places) and places[-1] + 1 == len(places):
+            return rows[:, : len(places)]
+        at = (np.cumsum(begins) - 1) * size + token
+        return rows.index_select(1, torch.from_numpy(at))
+
+    def keys_and_values(self, head: int, places: NDArray[np.int64]) -> torch.Tensor:
+        """A copy of a KV head's keys and values, flat, for `put`."""
+        return torch.take(self.kv_cache, self._elements(head, places))
+
+    def put(self, head: int, places: NDArray[np.int64], both: torch.Tensor) -> None:
+        """Put what `keys_and_values` gave of as many other places there."""
+        self.kv_cache.put_(self._elements(head, places), both)
+
+    def _elements(self, head: int, places: NDArray[np.int64]) -> torch.Tensor:
+        """Where the elements lie among those of `kv_cache`, int64 [places * 2 * head_dim]."""
+        size, layout = self.layout.block_size, self.layout
+        page = self.kv_cache.shape[2] * self.kv_cache.shape[3]
+        block = self.blocks[places // size].astype(np.int64)
+        token = places % size
+        inside = np.concatenate([layout.key_offset[token], layout.value_offset[token]], axis=1)
+        start = (block * self.kv_cache.shape[1] + head) * page
+        return torch.from_numpy((start[:, None] + inside).ravel())

@@ -11,10 +11,11 @@ from heed_kernels.cpu.eviction.observed import KeyScorer
 from heed_kernels.cpu.eviction.pages import Pages
 from heed_kernels.cpu.eviction.threads import one_thread
 from heed_kernels.cpu.layout import Layout
+from heed_kernels.cpu.observation import ColumnSums, add_columns
 from heed_kernels.edits import OPEN
 from heed_kernels.errors import EditError
 from heed_kernels.events import EvictionEvents
-from heed_kernels.evict import Evict, QueryShare, WindowScore
+from heed_kernels.evict import ColumnScore, Evict, QueryShare, WindowScore
 from heed_kernels.rope import Rope
 from heed_kernels.survivors import LayerScores, pooled, preference, survivors
 from heed_kernels.table import EditTable
@@ -124,12 +125,35 @@ class Eviction:
         try:
             if len(query) != rows:
                 raise EditError(f"{len(query)} queries are not those of {rows} rows")
+            if isinstance(self.edit.score, ColumnScore):
+                item, blocks = (self._slot, 0, rows, first, 0), np.asarray(block_row, np.int32)
+                add_columns(
+                    query, kv_cache, torch.from_numpy(blocks)[None], self._table, item, layer, scale,
+                    rope, layout, [self._observer.columns(layer, first, rows)],
+                )  # fmt: skip
             places = self._places(layer, first + rows)
             pages = Pages.of(kv_cache, block_row, layout)
             self._observer.observe(layer, query, pages, places, first, scale, rope)
         except EditError as error:
             self._failure = str(error)
             raise
+
+    @property
+    def sums_columns(self) -> bool:
+        """Whether all that is observed are sums of weights: `columns` then does as `observe`, and the rows of
+        several requests may be added up at once."""
+        return isinstance(self.edit.score, ColumnScore) and self.edit.share is None
+
+    def columns(self, layer: int, first: int, rows: int) -> ColumnSums | None:
+        """Where the weights of rows [first, first + rows) in `layer` are to be added; None after an error,
+        which `decide` tells."""
+        if self._failure is not None:
+            return None
+        try:
+            return self._observer.columns(layer, first, rows)
+        except EditError as error:
+            self._failure = str(error)
+            return None
 
     def due(self, computed: int) -> bool:
         """Whether an eviction takes place when so many tokens are computed."""
@@ -247,10 +271,8 @@ class Eviction:
         for local in range(self._table.local_kv_heads):
             kept = places[heads[self._table.kv_head_start + local]]
             to = np.arange(len(kept))
-            # Both are read before either is written: source and target may be the same blocks.
-            key, value = source.read(local, kept, "key"), source.read(local, kept, "value")
-            target.write(local, to, "key", key)
-            target.write(local, to, "value", value)
+            # All is read before anything is written: source and target may be the same blocks.
+            target.put(local, to, source.keys_and_values(local, kept))
             self._observer.keep(layer, local, kept)
             self._table.kept[self._slot, layer, local] = len(kept)
 

@@ -1,4 +1,4 @@
-"""Scores that need no attention weights: of one KV head, from its keys, values and past queries."""
+"""Scores that need no attention weights, from keys, values and past queries."""
 
 import torch
 
@@ -11,15 +11,16 @@ GROUP = 128
 
 
 def norm_scores(key: torch.Tensor) -> torch.Tensor:
-    """float64 [keys] from [keys, head_dim]."""
-    norm: torch.Tensor = torch.linalg.vector_norm(key, dim=1)
+    """float64 [kv_heads, keys] from [kv_heads, keys, head_dim]."""
+    norm: torch.Tensor = torch.linalg.vector_norm(key, dim=2)
     return -norm
 
 
 def difference_scores(key: torch.Tensor) -> torch.Tensor:
-    """float64 [keys] from [keys, head_dim]."""
-    unit = torch.nn.functional.normalize(key, dim=1)
-    return -torch.nn.functional.cosine_similarity(key, unit.mean(dim=0, keepdim=True), dim=1)
+    """float64 [kv_heads, keys] from [kv_heads, keys, head_dim]."""
+    unit = torch.nn.functional.normalize(key, dim=2)
+    mean = unit.mean(dim=1, keepdim=True)
+    return -torch.nn.functional.cosine_similarity(key, mean, dim=2)
 
 
 def query_similarity(query: torch.Tensor) -> torch.Tensor:

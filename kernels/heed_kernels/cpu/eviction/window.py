@@ -12,24 +12,30 @@ from heed_kernels.table import EditTable
 EPSILON = 1e-10
 """Added to a weight before its logarithm is taken."""
 
-_NOT_EDITED = np.array([[1, 0, 0]], np.float32)
+MOST_WEIGHTS = 1 << 20
+"""Weights that are computed at once, of at least one KV head's query heads."""
+
+_NOT_EDITED = np.array([1, 0, 0], np.float32)
 """Scale, absolute and bias of keys without an edit."""
 
 
 @dataclass(frozen=True)
 class WindowStatistics:
-    """Of the weights of some rows and one KV head; sums and means over its query heads.
+    """Of the weights of some rows, by KV head; sums and means over the query heads of each.
 
-    mean: float32 [keys], mean weight over rows and query heads.
-    variance: float32 [keys], the n - 1 variance over rows, mean over query heads; 0 for a single row.
-    total_variance: sum of the variances over query heads and the keys before the recent ones.
-    entropy: sum of -w ln(w + EPSILON) over rows, query heads and the keys before the recent ones.
+    mean: float32 [kv_heads, keys], mean weight over rows and query heads.
+    variance: float32 [kv_heads, keys], the n - 1 variance over rows, mean over query heads; 0 for a single
+        row.
+    total_variance: float64 [kv_heads], sum of the variances over query heads and the keys before the
+        recent ones.
+    entropy: float64 [kv_heads], sum of -w ln(w + EPSILON) over rows, query heads and the keys before the
+        recent ones.
     """
 
     mean: NDArray[np.float32]
     variance: NDArray[np.float32]
-    total_variance: float
-    entropy: float
+    total_variance: NDArray[np.float64]
+    entropy: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -48,60 +54,75 @@ class ObservedRows:
     scale: float
 
     def statistics(
-        self, query: torch.Tensor, key: torch.Tensor, first_head: int, *, only_mean: bool
+        self, query: torch.Tensor, key: torch.Tensor, *, only_mean: bool
     ) -> WindowStatistics:
-        """query: [rows, query heads of one KV head, head_dim], the first of which is `first_head` of this
-        rank; key: [keys, head_dim]; both float32. only_mean: leave the rest 0. Memory: some 12 bytes per
-        row and key, for one query head at a time."""
-        rows, heads, _ = query.shape
-        counted = max(len(key) - self.recent, 0)
-        mean, variance = torch.zeros(len(key)), torch.zeros(len(key))
-        total_variance = entropy = 0.0
-        for index in range(heads):
-            weights = self.weights(query[:, index], key, first_head + index)
-            mean += weights.mean(dim=0)
+        """query: [rows, local_query_heads, head_dim]; key: [local_kv_heads, keys, head_dim]; both float32.
+        only_mean: leave the rest 0. Memory: some 12 bytes for each of the weights that are computed at
+        once, which are those of rows, keys and a KV head's query heads, and of more KV heads up to
+        MOST_WEIGHTS."""
+        rows, (groups, keys, _) = len(query), key.shape
+        group_heads = query.shape[1] // groups
+        counted = max(keys - self.recent, 0)
+        mean, variance = torch.zeros(groups, keys), torch.zeros(groups, keys)
+        sums = torch.zeros(2, groups, dtype=torch.float64)  # variances, -entropies
+        at_once = max(1, MOST_WEIGHTS // max(1, group_heads * rows * keys))
+        for first in range(0, groups, at_once):
+            part = slice(first, first + at_once)
+            first_head = first * group_heads
+            heads = query[:, first_head : (first + at_once) * group_heads]
+            weights = self.weights(heads, key[part], first_head)
+            by_group = weights.view(-1, group_heads, rows, keys)
+            mean[part] = by_group.mean(dim=(1, 2))
             if only_mean:
                 continue
             if rows > 1:
-                spread = weights.var(dim=0)
-                variance += spread
-                total_variance += float(spread[:counted].sum(dtype=torch.float64))
-            inside = weights[:, :counted]
-            entropy -= float((inside * (inside + EPSILON).log()).sum(dtype=torch.float64))
-        return WindowStatistics(
-            (mean / heads).numpy(), (variance / heads).numpy(), total_variance, entropy
-        )
+                spread = by_group.var(dim=2)
+                variance[part] = spread.mean(dim=1)
+                sums[0, part] = spread[:, :, :counted].sum(dim=(1, 2), dtype=torch.float64)
+            inside = by_group[..., :counted]
+            logarithm = (inside + EPSILON).log_()
+            sums[1, part] = logarithm.mul_(inside).sum(dim=(1, 2, 3), dtype=torch.float64)
+        return WindowStatistics(mean.numpy(), variance.numpy(), sums[0].numpy(), -sums[1].numpy())
 
-    def weights(self, query: torch.Tensor, key: torch.Tensor, head: int) -> torch.Tensor:
-        """float32 [rows, keys]: weights of the edited attention before any mass transfer, by query head
-        `head` of this rank; 0 where a row does not see a key. query: [rows, head_dim]."""
-        row = np.arange(self.first_row, self.first_row + len(query))
-        logits = (query * self.scale) @ key.T
+    def weights(self, query: torch.Tensor, key: torch.Tensor, first_head: int) -> torch.Tensor:
+        """float32 [query heads, rows, keys]: weights of the edited attention before any mass transfer; 0
+        where a row does not see a key.
+
+        query: [rows, query heads, head_dim], the first of which is `first_head` of this rank; key: [KV heads
+        that they are of, keys, head_dim].
+        """
+        rows, heads, head_dim = query.shape
+        row = np.arange(self.first_row, self.first_row + rows)
+        by_group = (query * self.scale).transpose(0, 1).reshape(len(key), -1, head_dim)
+        logits = torch.bmm(by_group, key.transpose(1, 2)).view(heads, rows, -1)
         phase = np.searchsorted(self.table.phase_start[self.slot], row, side="right") - 1
         for each in np.unique(phase):
             held = slice(*np.searchsorted(phase, [each, each + 1]))
-            self._edit(logits[held], row[held], int(each), head)
+            self._edit(logits[:, held], row[held], int(each), slice(first_head, first_head + heads))
         later = int(np.searchsorted(self.places, self.first_row, side="right"))
         hidden = torch.from_numpy(self.places[later:] > row[:, None])
-        logits[:, later:].masked_fill_(hidden, -torch.inf)
-        return logits.softmax(dim=1)
+        logits[:, :, later:].masked_fill_(hidden, -torch.inf)
+        return logits.softmax(dim=2)
 
-    def _edit(self, logits: torch.Tensor, row: NDArray[np.int64], phase: int, head: int) -> None:
+    def _edit(self, logits: torch.Tensor, row: NDArray[np.int64], phase: int, heads: slice) -> None:
         """Scales, absolutes and biases of one phase on the logits of its rows, in place."""
         table, slot = self.table, self.slot
         line = table.lines.rows[table.line[slot, self.layer, phase]]
-        vectors = table.vectors.rows[:, head]
-        by_group = vectors[line[GROUP_FIELDS:]].reshape(-1, 3)  # [groups - 1, fields]
+        vectors = table.vectors.rows[:, heads]
+        fields = vectors[line[GROUP_FIELDS:]].reshape(-1, 3, logits.shape[0])
+        by_group = fields.transpose(2, 0, 1)  # [heads, groups - 1, fields]
         if (by_group != _NOT_EDITED).any():
-            by_group = np.concatenate([_NOT_EDITED, by_group])
+            plain = np.broadcast_to(_NOT_EDITED, (len(by_group), 1, 3))
+            by_group = np.concatenate([plain, by_group], axis=1)
             start = table.range_start[slot, : table.range_count[slot]]
             ranges = np.searchsorted(start, self.places, side="right") - 1
-            of_key = torch.from_numpy(by_group[table.range_group[slot, ranges]])  # [keys, fields]
-            added = logits.abs().mul_(of_key[:, ABSOLUTE]).add_(of_key[:, BIAS])
-            logits.mul_(of_key[:, SCALE]).add_(added)
-        trailing = float(vectors[line[TRAILING_BIAS]])
-        if trailing:
+            group = table.range_group[slot, ranges]
+            of_key = torch.from_numpy(by_group[:, group])[:, None]  # [heads, 1, keys, fields]
+            added = logits.abs().mul_(of_key[..., ABSOLUTE]).add_(of_key[..., BIAS])
+            logits.mul_(of_key[..., SCALE]).add_(added)
+        trailing = vectors[line[TRAILING_BIAS]]
+        if trailing.any():
             first, width = table.trailing[slot]
             behind = row[:, None] - self.places
             inside = (behind > 0) & (behind <= width) & (self.places >= first)
-            logits.add_(torch.from_numpy(inside), alpha=trailing)
+            logits.add_(torch.from_numpy(inside) * torch.from_numpy(trailing)[:, None, None])
