@@ -122,3 +122,21 @@ def test_what_was_let_go_is_counted_by_method(server: LiveServer) -> None:
         time.sleep(0.5)
     assert after[0] - before[0] == 3 * (P - 90)
     assert after[1] - before[1] == 3 * ((P // server.block_size) - -(-90 // server.block_size))
+
+
+@pytest.mark.slow
+@each_method
+def test_in_bfloat16_budgets_are_met_and_a_crowd_changes_no_kept_key(
+    bfloat16_server: LiveServer, method: str
+) -> None:
+    """Which keys score highest is decided from rounded ones: alike alone, again, and beside others."""
+    server, edits = bfloat16_server, [edit(method, report="full")]
+    prompts = [server.prompt(P, start=6 + i) for i in range(3)]
+    alone = [server.fresh(prompt, edits, max_tokens=TOKENS) for prompt in prompts]
+    crowd = together([lambda p=p: server.fresh(p, edits, max_tokens=TOKENS) for p in prompts])
+    for one, other in zip(alone, crowd, strict=True):
+        (report,), (beside,) = one.report or [], other.report or []
+        sizes = [len(keys) for heads in report["kept"].values() for keys in heads]
+        assert sum(sizes) == 90 * len(sizes)
+        assert report["evicted_tokens"] == P - 90
+        assert report["kept"] == beside["kept"] and one.tokens == other.tokens
