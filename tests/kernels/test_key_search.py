@@ -100,7 +100,7 @@ def test_chunks_change_no_bit(ahead, decode):
     for chunk in (1, 7, 63):
         cut_output, cut_search, _ = run(model, edits, 0, chunk)
         assert torch.equal(cut_output, whole)
-        assert cut_search.mass() == search.mass() > 0
+        assert cut_search.mass(0) == search.mass(0) > 0
         assert cut_search.rows == search.rows == (LENGTH if decode == "running" else PROMPT)
 
 
@@ -128,7 +128,7 @@ def test_the_mass_is_what_rows_give_to_the_keys_found_for_them():
             for (start, found), end in zip(starts, ends, strict=True)
             for head, keys in enumerate(found)
         )
-        assert search.mass() == pytest.approx(mass, abs=1e-3)
+        assert search.mass(0) == pytest.approx(mass, abs=1e-3)
 
 
 def test_rows_sum_to_one_sinks_keep_beta_and_the_rest_keeps_its_ratios():
@@ -161,7 +161,7 @@ def test_where_nothing_is_found_and_in_unselected_heads_the_bits_are_the_kernels
     nothing, search, _ = run(model, act(True, threshold=1e6), 0, LENGTH)
     table = model.table()
     (unedited,) = model.run(table, [(0, table.insert(edits[:1]), 0, LENGTH)])
-    assert torch.equal(nothing, unedited) and search.mass() == 0
+    assert torch.equal(nothing, unedited) and search.mass(0) == 0
     untouched = [head for head in range(6) if head not in found[0]]
     assert set(untouched) >= set(range(6)) - set(on_some(6).heads(0)) and found[0]
     assert torch.equal(output[:, untouched], unedited[:, untouched])
@@ -186,7 +186,7 @@ def test_a_rank_finds_what_all_heads_find_together():
         search_keys([search], table, 0, inputs)
         parts.append(search)
     assert parts[0].found(0) | parts[1].found(0) == whole.found(0)
-    assert sum(part.mass() for part in parts) == pytest.approx(whole.mass())
+    assert sum(part.mass(0) for part in parts) == pytest.approx(whole.mass(0))
 
 
 @pytest.mark.parametrize("decode", ["frozen", "running", "off"])
@@ -213,7 +213,7 @@ def test_a_search_that_goes_on_from_counted_rows_ends_like_one_from_the_start(ke
             outputs += model.run(table, [(0, slot, first, end)], 0)
             assert resumed.found(0) == found[first]
     assert torch.equal(torch.cat(outputs), whole[kept:])
-    assert (resumed.mass(), resumed.rows) == (search.mass(), search.rows)
+    assert (resumed.mass(0), resumed.rows) == (search.mass(0), search.rows)
 
 
 @pytest.mark.parametrize("chunk", [1, 40, LENGTH])
@@ -237,8 +237,8 @@ def test_the_mass_may_exceed_64_bits():
     assert len(heads) > 1
     sums = np.zeros((len(heads), 32), np.int64)
     sums[:, :2] = (1 << 63) // len(heads) - 1
-    search.resume(Counted(32, {0: sums}, 1 << 64))
-    assert search.mass() == 2.0**24
+    search.resume(Counted(32, {0: sums}, {0: 1 << 64}))
+    assert search.mass(0) == 2.0**24
     search.advance(np.array([slot, 0, 32, 32, 0], np.int32))
     inputs = LayerInputs(
         model.query[0][32:64].contiguous(), model.pages, model.block_table, model.scale, model.rope,
@@ -247,7 +247,7 @@ def test_the_mass_may_exceed_64_bits():
     search_keys([search], table, 0, inputs)
     assert search.found(0) == {head: [1] for head in heads}
     given = model.weights(0, edits, 0).before[list(heads), 32:, 1].sum()
-    assert search.mass() - 2.0**24 == pytest.approx(float(given), abs=1e-3)
+    assert search.mass(0) - 2.0**24 == pytest.approx(float(given), abs=1e-3)
 
 
 def test_rows_out_of_turn_are_an_error():

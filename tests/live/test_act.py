@@ -18,6 +18,11 @@ def test_the_report_says_how_many_sinks_there_are_and_what_they_gave(server: Liv
     assert (report["prompt_rows"], report["cached_rows"], report["generated_rows"]) == (200, 0, 5)
     assert set(report["sinks"]) == {str(layer) for layer in range(server.shape.num_hidden_layers)}
     assert sum(report["sinks"].values()) > 0 and 0 < report["moved_mass"] < 1
+    by_layer = report["layer_moved_mass"]
+    assert list(by_layer) == list(report["sinks"])
+    # Every layer has as many heads here.
+    assert sum(by_layer.values()) / len(by_layer) == pytest.approx(report["moved_mass"], abs=2e-6)
+    assert all((by_layer[layer] > 0) == (count > 0) for layer, count in report["sinks"].items())
     for layer, positions in report["sink_positions"].items():
         assert positions == sorted(positions) and len(positions) <= min(8, report["sinks"][layer])
         assert len(positions) > 0 and positions[-1] < 200
@@ -66,6 +71,7 @@ def test_without_sinks_the_counts_are_zero_and_the_result_is_plain(
     edited = server.fresh(prompt, edits, prompt_logprobs=True)
     (report,) = edited.report or []
     assert report["status"] == "applied" and report["moved_mass"] == 0
+    assert not any(report["layer_moved_mass"].values())
     assert not any(report["sinks"].values()) and not report["sink_positions"]
     assert_close(edited.logprobs, plain.logprobs, 1e-5)
     assert_close(edited.prompt_logprobs, plain.prompt_logprobs, 1e-5)

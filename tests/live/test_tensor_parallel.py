@@ -37,6 +37,8 @@ def test_two_ranks_equal_one(cramped_server: LiveServer, two_ranks: LiveServer, 
     assert one.tokens == two.tokens
     assert_close(two.logprobs, one.logprobs, TOLERANCE, case)
     # A measured weight is rounded, and may be rounded to the other side.
-    moved = [[report.pop("moved_mass", 0) for report in each.report or []] for each in (one, two)]
-    assert moved[0] == pytest.approx(moved[1], abs=TOLERANCE)
+    for name, nothing in (("moved_mass", 0), ("layer_moved_mass", {})):
+        moved = [[report.pop(name, nothing) for report in e.report or []] for e in (one, two)]
+        for mine, other in zip(*moved, strict=True):
+            assert mine == pytest.approx(other, abs=TOLERANCE), name
     assert one.report == two.report

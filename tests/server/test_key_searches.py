@@ -127,7 +127,8 @@ def test_what_was_found_is_told_while_the_request_runs_and_after_it() -> None:
         "counts": {0: 2},
         "positions": {0: [2, 4]},
         "keys": {0: {1: [2, 4]}},
-        "moved": 0.0,
+        "moved": {0: 0.0},
+        "heads": {0: 2},
         "rows": 5,
     }
     running = edited.take(["report"])["report"][0]
@@ -150,22 +151,27 @@ def test_a_preempted_request_begins_its_search_again() -> None:
 
 
 def test_ranks_are_put_together() -> None:
-    one = {"counts": {0: 2, 1: 0}, "positions": {0: [4, 9], 1: []}, "moved": 1.5, "rows": 10}
-    other = {
+    both = {"heads": {0: 3, 1: 1}, "rows": 10}
+    one = both | {
+        "counts": {0: 2, 1: 0},
+        "positions": {0: [4, 9], 1: []},
+        "moved": {0: 1.2, 1: 0.0},
+    }
+    other = both | {
         "counts": {0: 1, 1: 3},
         "positions": {0: [4], 1: [*range(10)]},
-        "moved": 0.5,
-        "rows": 10,
+        "moved": {0: 0.3, 1: 0.5},
     }
     keys = {"keys": {0: {0: [4, 9]}, 1: {}}}, {"keys": {0: {2: [4]}, 1: {3: [*range(10)]}}}
     merged = of_all_ranks(one | keys[0], other | keys[1])
-    assert sink_counts({"found": merged}, {"head_count": 4}) == {
+    assert sink_counts({"found": merged}) == {
         "sinks": {"0": 3, "1": 3},
         "sink_positions": {"0": [4, 9], "1": [0, 1, 2, 3, 4, 5, 6, 7]},
         "moved_mass": 0.05,
+        "layer_moved_mass": {"0": 0.05, "1": 0.05},
         "sink_keys": {"0": {"0": [4, 9], "2": [4]}, "1": {"3": [*range(10)]}},
     }
-    assert sink_counts({"found": of_all_ranks(one, other)}, {"head_count": 4}).keys() == {
-        "sinks", "sink_positions", "moved_mass",
+    assert sink_counts({"found": of_all_ranks(one, other)}).keys() == {
+        "sinks", "sink_positions", "moved_mass", "layer_moved_mass",
     }  # fmt: skip
-    assert sink_counts({}, {}) == sink_counts(None, {}) == {}
+    assert sink_counts({}) == sink_counts(None) == {}

@@ -40,13 +40,13 @@ class LayerInputs:
 class Counted:
     """What a search has counted in the rows [0, rows), for another one to go on from.
 
-    sums: by layer int64 [searched heads, rows]; mass: of the keys found for these rows, over all layers
-        and heads, in the same units. It may exceed 64 bits.
+    sums: by layer int64 [searched heads, rows]; mass: by layer of the keys found for these rows, over all
+        heads, in the same units. It may exceed 64 bits.
     """
 
     rows: int
     sums: dict[int, NDArray[np.int64]]
-    mass: int
+    mass: dict[int, int]
 
 
 class KeySearch:
@@ -65,7 +65,7 @@ class KeySearch:
         self._columns: dict[int, ColumnSums] = {}
         self._found: dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]] = {}
         self._held: dict[int, int] = {}
-        self._mass = 0
+        self._mass: dict[int, int] = {}
         own = (1 << table.local_query_heads) - 1
         self._searched = [bool(mask >> table.head_start & own) for mask in edit.on.masks]
 
@@ -91,11 +91,11 @@ class KeySearch:
             layer: columns.sums[columns.heads.astype(bool), :rows].copy()
             for layer, columns in self._columns.items()
         }
-        return Counted(rows, sums, self._mass)
+        return Counted(rows, sums, dict(self._mass))
 
     def resume(self, counted: Counted) -> None:
         """Go on from what an equal search has counted, before the first step."""
-        self._next_row, self._mass = counted.rows, counted.mass
+        self._next_row, self._mass = counted.rows, dict(counted.mass)
         for layer, sums in counted.sums.items():
             columns = self._with_room(layer, counted.rows)
             columns.sums[columns.heads.astype(bool), : counted.rows] = sums
@@ -125,7 +125,8 @@ class KeySearch:
         ahead = self.segments.ahead and int(self.item[FIRST_POSITION]) == 0
         if ahead:
             self._find(layer, self.segments.prompt)
-        self._mass += self._on_found(layer) - self._held.pop(layer)
+        given = self._on_found(layer) - self._held.pop(layer)
+        self._mass[layer] = self._mass.get(layer, 0) + given
         if ahead and not self.segments.running:
             del self._columns[layer]
 
@@ -139,10 +140,10 @@ class KeySearch:
             for head in np.flatnonzero(counts)
         }
 
-    def mass(self) -> float:
-        """Sum, over the counted rows and all searched heads, of what a row would give to the keys found for
-        it if nothing were transferred."""
-        return weight_of(self._mass)
+    def mass(self, layer: int) -> float:
+        """Sum, over the counted rows and the searched heads of a layer, of what a row would give to the keys
+        found for it if nothing were transferred."""
+        return weight_of(self._mass.get(layer, 0))
 
     def _find(self, layer: int, rows_seen: int) -> None:
         sums = self._columns[layer].sums

@@ -17,7 +17,8 @@ def of_all_ranks(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
             layer: sorted({*one["positions"][layer], *other["positions"][layer]})
             for layer in layers
         },
-        "moved": one["moved"] + other["moved"],
+        "moved": {layer: one["moved"][layer] + other["moved"][layer] for layer in layers},
+        "heads": one["heads"],
         "rows": one["rows"],
     }
     if "keys" in one:
@@ -25,21 +26,21 @@ def of_all_ranks(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, 
     return merged
 
 
-def sink_counts(measured: Mapping[str, Any] | None, resolved: Mapping[str, Any]) -> dict[str, Any]:
-    """The report's part on sinks; empty for interventions that look for none.
-
-    resolved: the rest of the report.
-    """
+def sink_counts(measured: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The report's part on sinks; empty for interventions that look for none."""
     found = (measured or {}).get("found")
     if found is None:
         return {}
-    rows = found["rows"] * resolved["head_count"]
+    moved, heads, rows = found["moved"], found["heads"], found["rows"]
     report: dict[str, Any] = {
         "sinks": {str(layer): count for layer, count in found["counts"].items()},
         "sink_positions": {
             str(layer): keys[:POSITIONS] for layer, keys in found["positions"].items() if keys
         },
-        "moved_mass": round(found["moved"] / rows, _DIGITS) if rows else 0.0,
+        "moved_mass": _mean(sum(moved.values()), rows * sum(heads.values())),
+        "layer_moved_mass": {
+            str(layer): _mean(mass, rows * heads[layer]) for layer, mass in moved.items()
+        },
     }
     if "keys" in found:
         report["sink_keys"] = {
@@ -48,3 +49,7 @@ def sink_counts(measured: Mapping[str, Any] | None, resolved: Mapping[str, Any])
             if heads
         }
     return report
+
+
+def _mean(mass: float, count: int) -> float:
+    return round(mass / count, _DIGITS) if count else 0.0

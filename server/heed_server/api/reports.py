@@ -64,7 +64,7 @@ def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> 
         resolved
         | row_counts(per_source.get(index), request.prompt_length, tokens)
         | memory_counts(per_source.get(index), request.prompt_length, tokens)
-        | sink_counts(per_source.get(index), resolved)
+        | sink_counts(per_source.get(index))
         | lost
         for index, resolved in enumerate(request.resolution.reports)
     ]

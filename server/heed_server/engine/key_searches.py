@@ -105,8 +105,9 @@ class KeySearches:
 
         detailed: interventions whose reports have their long parts. counts: by layer the number of
         pairs of head and found key; positions: by layer the keys that some head found; keys: by layer
-        and head, where detailed; moved: mass taken from the found keys, summed over heads and rows, of
-        which there are `rows`. Of this rank's heads.
+        and head, where detailed; moved: by layer the mass taken from the found keys, summed over heads and
+        rows, of which there are `rows`; heads: by layer how many are searched on all ranks. The rest is
+        of this rank's heads.
         """
         search = self._by_slot.get(slot)
         if search is None:
@@ -119,7 +120,8 @@ class KeySearches:
                 layer: sorted(set(chain.from_iterable(heads.values())))
                 for layer, heads in found.items()
             },
-            "moved": self._fraction[slot] * search.mass(),
+            "moved": {layer: self._fraction[slot] * search.mass(layer) for layer in layers},
+            "heads": {layer: search.edit.on.masks[layer].bit_count() for layer in layers},
             "rows": search.rows,
         }
         if search.edit.source in detailed:
