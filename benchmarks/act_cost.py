@@ -5,7 +5,7 @@
 Medians of ratios to the stock kernel of the same round: Heed's kernel with the sinks' mass moved, and
 before it the search (column sums of the chosen heads, and the sinks in them), by how many heads of the
 layer are chosen. Times are processor times, which a shared machine disturbs least; on one core, because
-threads that wait for each other use some too. Below, the extra work by counting multiplications.
+threads that wait for each other use some too. `act_prefill.py` has what it comes to in a whole prefill.
 """
 
 import argparse
@@ -30,10 +30,6 @@ from heed_kernels.edits import (
 from heed_kernels.plan import SLOT
 
 PROMPTS = (256, 1024)
-CHOSEN = (25, 74, 184)
-LAYERS = HEADS = 32
-MODEL_WEIGHTS = 6.5e9
-"""Weights in the matrices of a Llama-2-7B, whose head counts these are."""
 
 
 def act(chosen: int, prompt: int) -> list[Edit]:
@@ -86,25 +82,10 @@ def measured(repeats: int) -> None:
                 print(f"| {name} | {prompt} | {heads} | {attended:.2f} | {searched:.2f} |")
 
 
-def counted() -> None:
-    """The search multiplies queries and keys twice; stock attention once, and weights and values once."""
-    print(f"\nby multiplications, {LAYERS} layers of {HEADS} heads of 128 dimensions, no groups")
-    print("| heads | of all attention | of the whole prefill, 2,048 tokens | 16,384 tokens |")
-    print("| --- | --- | --- | --- |")
-    for chosen in CHOSEN:
-        share = chosen / (LAYERS * HEADS)
-        of_all = []
-        for tokens in (2048, 16384):
-            attention = LAYERS * HEADS * 128 * tokens  # per token: half the keys, two products
-            of_all.append(share * attention / (MODEL_WEIGHTS + attention))
-        print(f"| {chosen} | {share:.1%} | {of_all[0]:.2%} | {of_all[1]:.1%} |")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=15)
     measured(parser.parse_args().repeats)
-    counted()
 
 
 if __name__ == "__main__":

@@ -38,16 +38,21 @@ class Pattern:
     @cached_property
     def units(self) -> NDArray[np.int32]:
         """int32 [units, 5]: the items cut into row tiles, the longest work first."""
-        tile = self._tile_rows
-        tiles = -(-self.items[:, ROWS] // tile)
-        item = np.repeat(np.arange(len(tiles)), tiles)
-        offset = (np.arange(len(item)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * tile
-        units = self.items[item]
-        units[:, FIRST_TOKEN] += offset
-        units[:, FIRST_POSITION] += offset
-        units[:, ROWS] = np.minimum(units[:, ROWS] - offset, tile)
-        cost = units[:, ROWS].astype(np.int64) * (units[:, FIRST_POSITION] + units[:, ROWS])
-        return np.ascontiguousarray(units[np.argsort(-cost, kind="stable")])
+        return row_tiles(self.items, np.full(len(self.items), self._tile_rows))
+
+
+def row_tiles(items: NDArray[np.int32], most_rows: NDArray[np.integer]) -> NDArray[np.int32]:
+    """`items`, int32 [items, 5 and more], each cut into tiles of at most so many rows; the longest work first."""
+    tiles = -(-items[:, ROWS] // most_rows)
+    item = np.repeat(np.arange(len(tiles)), tiles)
+    tile = most_rows[item]
+    offset = (np.arange(len(item)) - np.repeat(np.cumsum(tiles) - tiles, tiles)) * tile
+    units = items[item]
+    units[:, FIRST_TOKEN] += offset
+    units[:, FIRST_POSITION] += offset
+    units[:, ROWS] = np.minimum(units[:, ROWS] - offset, tile)
+    cost = units[:, ROWS].astype(np.int64) * (units[:, FIRST_POSITION] + units[:, ROWS])
+    return np.ascontiguousarray(units[np.argsort(-cost, kind="stable")])
 
 
 class Plan:

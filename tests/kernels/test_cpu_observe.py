@@ -14,7 +14,8 @@ from tests.kernels.test_cpu_attention import cut, every_head, key_ranges, mixtur
 from tests.kernels.test_cpu_primitives import mixture, on_some, visible_ranges
 
 from heed_kernels import reference
-from heed_kernels.cpu import ColumnSums, find_keys, observe
+from heed_kernels.cpu import ColumnSums, add_columns, find_keys, observe
+from heed_kernels.cpu.observation import head_runs
 from heed_kernels.cpu.observe_kernel import ONE_FIXED
 from heed_kernels.edits import (
     ALL_KEYS,
@@ -64,11 +65,10 @@ def check_observed(model, edits, entry, layer=0):
     for target in columns:
         before = made.before.masked_fill(outside[:, None], 0)
         expected = reference.observed_columns(target.edit, before)[:, :end]
-        on = torch.zeros(model.query_heads, 1, dtype=torch.bool)
-        on[list(target.edit.on.heads(layer))] = True
+        assert target.heads.tolist() == list(target.edit.on.heads(layer))
         actual = torch.from_numpy(target.as_float())
         tolerance = 1e-5 * (end - first) ** 0.5
-        torch.testing.assert_close(actual, expected * on, rtol=0, atol=tolerance)
+        torch.testing.assert_close(actual, expected[target.heads], rtol=0, atol=tolerance)
 
 
 def observations(query_heads):
@@ -236,7 +236,8 @@ def test_a_rank_observes_its_own_heads():
     part = model.observe(table, (0, slot, 0, 100), 0, [own])
     find_keys(table, slot, 0, edits[1], own.sums, 100)
     assert np.array_equal(part.log_sum_exp, seen.log_sum_exp[:, 3:])
-    assert np.array_equal(own.sums, every.sums[3:])
+    assert (own.heads + 3).tolist() == [head for head in every.heads if head >= 3] != []
+    assert np.array_equal(own.sums, every.sums[every.heads >= 3])
     assert np.array_equal(table.found_keys[slot, 0], whole.found_keys[0, 0, 3:])
 
 
@@ -266,6 +267,67 @@ def test_requests_observed_together_are_observed_as_alone():
         assert np.array_equal(np.delete(together, range(169, 174), axis=0), apart)
     for one, other in zip(again, sums, strict=True):
         assert one.sums.any() and np.array_equal(one.sums, other.sums)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "group", "runs"),
+    [
+        ("111111", 3, [(0, 3), (3, 3)]),
+        ("011110", 3, [(1, 2), (3, 2)]),
+        ("101", 3, [(0, 1), (2, 1)]),
+        ("0011", 1, [(2, 1), (3, 1)]),
+        ("0000", 4, []),
+    ],
+)
+def test_runs_of_wanted_heads_end_where_a_kv_head_does(wanted, group, runs):
+    found = head_runs(np.array([head == "1" for head in wanted]), group)
+    assert found.tolist() == [list(run) for run in runs]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("query_heads, kv_heads", [(6, 2), (7, 1), (3, 3)])
+@pytest.mark.parametrize("sizes", [(300,), (1, 100, 7)])
+def test_sums_of_chosen_heads_are_the_bits_of_all_heads(query_heads, kv_heads, dtype, sizes):
+    model = Model(layout_of(32, 64, dtype), query_heads, kv_heads, [300, 129])
+    edits = [*mixture(query_heads, 64), *act(query_heads)[:1]]
+    table = model.table()
+    slots = [table.insert(edits), table.insert(edits[:1])]
+    every = ObserveColumns(every_head(query_heads), Rows(20, 250), 0)
+    whole = ColumnSums(table, slots[0], every, 0, 300)
+    for first, end in cut(300, *sizes):
+        model.observe(table, (0, slots[0], first, end), 0, [whole])
+    for chosen in (0b1, 0b101, 0b110, 0b100 << query_heads - 3):
+        on = HeadSet((chosen, 0))
+        own = ColumnSums(table, slots[0], ObserveColumns(on, Rows(20, 250), 0), 0, 300)
+        # A neighbour in the same call wants other heads.
+        other = ColumnSums(table, slots[1], every, 0, 129)
+        for first, end in cut(300, *sizes):
+            query = torch.cat([model.query[0][first:end], model.query[1]])
+            items = [(slots[0], 0, end - first, first, 0), (slots[1], end - first, 129, 0, 1)]
+            add_columns(
+                query, model.pages, model.block_table, table, items, 0, model.scale, model.rope,
+                model.layout, [own, other],
+            )  # fmt: skip
+        assert own.sums.any() and np.array_equal(own.sums, whole.sums[list(on.heads(0))])
+
+
+def test_heads_that_are_not_wanted_are_not_looked_at():
+    """Their queries, and keys that only they share, are not numbers: nothing of it comes up anywhere."""
+    model = Model(layout_of(32, 64), 6, 2, [129])
+    table = model.table()
+    edit = ObserveColumns(HeadSet((0b000101, 0)), Rows(), 0)
+    slot = table.insert([edit])
+    expected = ColumnSums(table, slot, edit, 0, 129)
+    model.observe(table, (0, slot, 0, 129), 0, [expected])
+    model.query[0][:, [1, 3, 4, 5]] = torch.nan
+    model.pages[:, 1] = torch.nan
+    columns = ColumnSums(table, slot, edit, 0, 129)
+    add_columns(
+        model.query[0], model.pages, model.block_table, table, [(slot, 0, 129, 0, 0)], 0,
+        model.scale, model.rope, model.layout, [columns],
+    )  # fmt: skip
+    assert columns.sums.shape == (2, 129)
+    assert expected.sums.any() and np.array_equal(columns.sums, expected.sums)
 
 
 def test_blocks_that_no_row_sees_are_not_observed():

@@ -12,7 +12,7 @@ from heed_kernels.cpu.layout import Layout
 from heed_kernels.cpu.observation import ColumnSums, observe
 from heed_kernels.edits import ALL_KEYS, HeadGain, HeadSet, ObserveColumns, ObserveMass, Rows
 from heed_kernels.errors import EditError
-from heed_kernels.plan import Plan
+from heed_kernels.plan import ROWS, Plan
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 
@@ -60,7 +60,8 @@ def attend(
         if output.stride()[1:] != (layout.head_dim, 1):
             raise EditError("heads and dimensions of the output must be contiguous")
         check_reach(work.items, query, kv_cache, block_table, layout, table, rope)
-        call = Call(work.units, query, kv_cache, block_table, table, scale, rope, layout)
+        vectors = int(work.units[:, ROWS].max()) * (query.shape[1] // kv_cache.shape[1])
+        call = Call(work.units, vectors, query, kv_cache, block_table, table, scale, rope, layout)
         call.parameters[at.OUTPUT_STEP] = output.stride(0) * output.itemsize
         work.calls[key] = call
     call.parameters[at.OUTPUT] = output.data_ptr()

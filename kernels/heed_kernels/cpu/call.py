@@ -30,12 +30,14 @@ _workspace_at = 0
 class Call:
     """What calls of compiled code with the same units and the same kind of tensors have in common.
 
+    units: int32 [units, 5 and more]; vectors: rows times query heads of the largest one.
     parameters: int64 [PARAMETERS], see `parameters`. `kept` holds what its addresses point into.
     """
 
     def __init__(
         self,
         units: NDArray[np.int32],
+        vectors: int,
         query: torch.Tensor,
         kv_cache: torch.Tensor,
         block_table: torch.Tensor,
@@ -100,7 +102,7 @@ class Call:
         self.parameters = np.zeros(at.PARAMETERS, np.int64)
         self.parameters[list(values)] = list(values.values())
         self.parameters.view(np.float64)[at.SCALE_BITS] = scale
-        self.floats = at.thread_floats(int(units[:, ROWS].max()) * group_heads, head_dim)
+        self.floats = at.thread_floats(vectors, head_dim)
         self.lines_at = address(table.line)
         self.address = address(self.parameters)
         self.kept = (units, block_table, table, rope, inv_freq, layout)

@@ -34,6 +34,7 @@ from heed_kernels.cpu.parameters import (
     FIRST_TOKEN,
     GROUP_HEADS,
     HEAD_DIM,
+    HEADS,
     KV_HEADS,
     LARGEST,
     LOCAL_HEADS,
@@ -121,7 +122,7 @@ def write_row(p: Any, u: Any, r: Any) -> None:
     line = line_of(p, slot, phase_of(p, slot, q))
     target = int64_at(p, OUTPUT) + (int64_at(u, FIRST_TOKEN) + r) * int64_at(p, OUTPUT_STEP)
     mix_line = int32_at(line, MIX)
-    for g in range(int64_at(p, GROUP_HEADS)):
+    for g in range(int64_at(u, HEADS)):
         i, head = g * rows + r, int64_at(u, FIRST_HEAD) + g
         state, sums = (
             int64_at(u, STATE) + i * STATE_FIELDS * 4,
@@ -147,9 +148,10 @@ def write_row(p: Any, u: Any, r: Any) -> None:
 @compiled()
 def attend_unit(p: Any, item: Any, kv_head: Any, u: Any) -> None:
     """All rows of one unit, for the query heads of one KV head. u: the thread's memory."""
-    call_begin(int64_at(p, BEGIN), p, item, kv_head, u)
-    rows, first_row, first_head = int64_at(u, ROWS), int64_at(u, FIRST_ROW), int64_at(u, FIRST_HEAD)
     group_heads, head_dim = int64_at(p, GROUP_HEADS), int64_at(p, HEAD_DIM)
+    first_head = kv_head * group_heads
+    call_begin(int64_at(p, BEGIN), p, item, first_head, group_heads, u)
+    rows, first_row = int64_at(u, ROWS), int64_at(u, FIRST_ROW)
     vectors, head_bytes, tile_bytes = rows * group_heads, 4 * head_dim, 4 * KEY_TILE
     sums, logits, state = int64_at(u, SUMS), int64_at(u, LOGITS), int64_at(u, STATE)
     fill(sums, vectors * head_dim, ZERO)

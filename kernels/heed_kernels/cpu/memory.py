@@ -238,14 +238,16 @@ def call_thread(typing: Any, function: Any, parameters: Any, thread: Any) -> Any
 
 
 @intrinsic
-def call_begin(typing: Any, function: Any, p: Any, item: Any, kv_head: Any, u: Any) -> Any:
+def call_begin(
+    typing: Any, function: Any, p: Any, item: Any, first_head: Any, heads: Any, u: Any
+) -> Any:
     """See `unit.begin`."""
 
     def codegen(context: Any, builder: Builder, signature: Any, args: Any) -> Value:
         _call(builder, args)
         return context.get_dummy_value()
 
-    return types.void(*[_WORD] * 5), codegen
+    return types.void(*[_WORD] * 6), codegen
 
 
 @intrinsic

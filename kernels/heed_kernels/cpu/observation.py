@@ -22,7 +22,7 @@ from heed_kernels.cpu.layout import Layout
 from heed_kernels.cpu.observe_kernel import ONE_FIXED, observe_thread
 from heed_kernels.edits import SOURCES, FindKeys, ObserveColumns
 from heed_kernels.errors import EditError
-from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT, TILE_ROWS, Pattern
+from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT, TILE_ROWS, row_tiles
 from heed_kernels.ranges import PROBE, PROBES
 from heed_kernels.rope import Rope
 from heed_kernels.segments import threshold_at
@@ -32,9 +32,11 @@ from heed_kernels.table import EditTable
 class ColumnSums:
     """Column sums of one request, layer and observation, while its rows come in.
 
-    sums: int64 [local_query_heads, capacity], in units of 2^-40; heads that are not observed stay 0.
-    A weight is rounded to the nearest unit, so a sum over n rows is within n * 2^-41 of the sum of the
-    weights; 2^23 - 1 rows of weight 1 fit.
+    heads: int64 [heads], the local query heads that are observed, ascending.
+    sums: int64 [heads, capacity], a line for each of them, in units of 2^-40. A weight is rounded to the
+    nearest unit, so a sum over n rows is within n * 2^-41 of the sum of the weights; 2^23 - 1 rows of
+    weight 1 fit.
+    lines: int32 [local_query_heads], the line of each head, -1 for those that are not observed.
     """
 
     def __init__(
@@ -47,12 +49,13 @@ class ColumnSums:
     ) -> None:
         """capacity: most keys that will be seen."""
         self.slot, self.edit = slot, edit
-        self.sums = np.zeros((table.local_query_heads, capacity), np.int64)
-        own = edit.on.masks[layer] >> table.head_start
-        self.heads = np.array([own >> h & 1 for h in range(table.local_query_heads)], np.uint8)
+        self.heads = _local_heads(edit, table, layer)
+        self.sums = np.zeros((len(self.heads), capacity), np.int64)
+        self.lines = np.full(table.local_query_heads, -1, np.int32)
+        self.lines[self.heads] = np.arange(len(self.heads))
 
     def as_float(self) -> NDArray[np.float64]:
-        """float64 [local_query_heads, capacity], in units of weight."""
+        """float64 [heads, capacity], in units of weight."""
         return column_weights(self.sums)
 
 
@@ -98,8 +101,7 @@ def observe(
 
     Raises `EditError` when shapes or dtypes do not fit, or a tensor or `columns` is too small.
     """
-    given = np.array(items, np.int32).reshape(-1, 5)
-    call = _prepared(query, kv_cache, block_table, table, given, scale, rope, layout)
+    given = _checked(query, kv_cache, block_table, table, items, rope, layout)
     tokens, heads = query.shape[:2]
     slots = given[:, SLOT]
     probed = any(
@@ -109,6 +111,9 @@ def observe(
         np.full((tokens, heads), np.nan, np.float32),
         np.full((tokens, heads, PROBES), np.nan if probed else 0, np.float32),
     )
+    whole = head_runs(np.ones(heads, bool), heads // kv_cache.shape[1])
+    units = _units(given, [whole] * len(given))
+    call = _call(units, query, kv_cache, block_table, table, scale, rope, layout)
     call.parameters[at.LOG_SUM_EXP] = address(result.log_sum_exp)
     call.parameters[at.MASS] = address(result.mass) if probed else 0
     _run(call, given, columns, query, kv_cache, layer)
@@ -128,36 +133,64 @@ def add_columns(
     columns: Sequence[ColumnSums],
     calls: dict[object, Call] | None = None,
 ) -> None:
-    """As `observe`, for the column sums alone: KV heads of which `columns` want no query head cost nothing.
+    """As `observe`, for the column sums alone: query heads that `columns` do not want cost nothing.
 
     calls: what layers of the same step have checked and prepared, to be used by its later ones.
     """
     given = np.array(items, np.int32).reshape(-1, 5)
+    wanted = np.zeros((table.slots, query.shape[1]), bool)
+    for target in columns:
+        wanted[target.slot, target.heads] = True
+    if not wanted.any():
+        return
     # All that the checks and the call look at; `Call.kept` keeps identities and addresses in use.
     key = (
-        given.tobytes(), query.shape, query.stride(), query.dtype, kv_cache.shape, kv_cache.stride(),
-        kv_cache.dtype, block_table.data_ptr(), block_table.shape, id(table), scale, id(rope),
-        id(layout),
+        given.tobytes(), wanted.tobytes(), query.shape, query.stride(), query.dtype, kv_cache.shape,
+        kv_cache.stride(), kv_cache.dtype, block_table.data_ptr(), block_table.shape, id(table), scale,
+        id(rope), id(layout),
     )  # fmt: skip
     call = calls.get(key) if calls is not None else None
     if call is None:
-        call = _prepared(query, kv_cache, block_table, table, given, scale, rope, layout)
+        _checked(query, kv_cache, block_table, table, given, rope, layout)
+        group_heads = query.shape[1] // kv_cache.shape[1]
+        units = _units(given, [head_runs(wanted[slot], group_heads) for slot in given[:, SLOT]])
+        call = _call(units, query, kv_cache, block_table, table, scale, rope, layout)
         if calls is not None:
             calls[key] = call
     _run(call, given, columns, query, kv_cache, layer)
 
 
-def _prepared(
+def head_runs(wanted: NDArray[np.bool_], group_heads: int) -> NDArray[np.int32]:
+    """int32 [runs, 2]: first and number of neighbouring wanted query heads that share a KV head.
+
+    wanted: [query_heads].
+    """
+    edges = np.pad(wanted.reshape(-1, group_heads), ((0, 0), (1, 1))).astype(np.int8)
+    steps = np.diff(edges, axis=1)
+    group, first = np.nonzero(steps == 1)
+    end = np.nonzero(steps == -1)[1]
+    return np.column_stack([group * group_heads + first, end - first]).astype(np.int32)
+
+
+def _units(items: NDArray[np.int32], runs: Sequence[NDArray[np.int32]]) -> NDArray[np.int32]:
+    """int32 [units, 7]: each item cut into tiles, once for each of its runs of heads, which is written behind
+    it. Tiles have as many vectors whatever the run, so that a key is read for as many of them."""
+    item = np.repeat(np.arange(len(items)), [len(each) for each in runs])
+    with_heads = np.column_stack([items[item], np.concatenate(runs)])
+    return row_tiles(with_heads, np.maximum(1, TILE_ROWS // with_heads[:, -1]))
+
+
+def _checked(
     query: torch.Tensor,
     kv_cache: torch.Tensor,
     block_table: torch.Tensor,
     table: EditTable,
-    given: NDArray[np.int32],
-    scale: float,
+    items: ArrayLike,
     rope: Rope | None,
     layout: Layout,
-) -> Call:
-    """The call, once everything it is given has been checked; it measures nothing yet."""
+) -> NDArray[np.int32]:
+    """`items` as int32 [items, 5], once everything but the columns has been checked."""
+    given = np.array(items, np.int32).reshape(-1, 5)
     slots = given[:, SLOT]
     if not len(given) or given.min() < 0 or given[:, ROWS].min() < 1:
         raise EditError("there are no rows to observe, or negative numbers")
@@ -165,11 +198,24 @@ def _prepared(
         raise EditError("rows of a slot that is not occupied cannot be observed")
     check(query, kv_cache, block_table, table, layout)
     check_reach(given, query, kv_cache, block_table, layout, table, rope)
-    group_heads = query.shape[1] // kv_cache.shape[1]
-    units = Pattern(given, np.zeros(0, bool), max(1, TILE_ROWS // group_heads)).units
-    call = Call(units, query, kv_cache, block_table, table, scale, rope, layout)
-    keys = int((given[:, FIRST_POSITION] + given[:, ROWS]).max())
-    call.floats += at.kept_floats(int(units[:, ROWS].max()) * group_heads, keys)
+    return given
+
+
+def _call(
+    units: NDArray[np.int32],
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    table: EditTable,
+    scale: float,
+    rope: Rope | None,
+    layout: Layout,
+) -> Call:
+    """units: see `_units`. The call measures nothing yet."""
+    vectors = int((units[:, ROWS] * units[:, -1]).max())
+    keys = int((units[:, FIRST_POSITION] + units[:, ROWS]).max())
+    call = Call(units, vectors, query, kv_cache, block_table, table, scale, rope, layout)
+    call.floats += at.kept_floats(vectors, keys)
     return call
 
 
@@ -185,14 +231,15 @@ def _run(
     targets = np.zeros((len(columns), at.TARGET_FIELDS), np.int64)
     for line, target in zip(targets, columns, strict=True):
         keys = int(ends[given[:, SLOT] == target.slot].max(initial=0))
-        if target.sums.shape[0] != heads or target.sums.shape[1] < keys:
+        if len(target.lines) != heads or target.sums.shape[1] < keys:
             raise EditError(
-                f"column sums {target.sums.shape} are too small for {heads} heads and {keys} keys"
+                f"column sums {target.sums.shape} of {len(target.lines)} heads are too small for "
+                f"{heads} heads and {keys} keys"
             )
         line[at.TARGET_SLOT] = target.slot
         line[at.TARGET_SUMS], line[at.TARGET_STEP] = address(target.sums), target.sums.strides[0]
         line[at.TARGET_FIRST], line[at.TARGET_END] = target.edit.rows.start, target.edit.rows.end
-        line[at.TARGET_HEADS] = address(target.heads)
+        line[at.TARGET_LINES] = address(target.lines)
     call.parameters[at.TARGETS], call.parameters[at.TARGET_COUNT] = address(targets), len(columns)
     call.run(observe_thread(), query, kv_cache, layer)
 
@@ -207,8 +254,8 @@ def find_keys(
 ) -> None:
     """Write what `edit` finds in `layer` to the table's found keys, as `reference.found_keys` defines.
 
-    columns: int64 [local_query_heads, at least rows_seen], `ColumnSums.sums` over the request's
-    first `rows_seen` rows.
+    columns: int64 [heads, at least rows_seen], `ColumnSums.sums` over the request's first `rows_seen`
+    rows: a line for each of the heads that `edit` names.
     """
     key = np.arange(rows_seen)
     end = min(edit.rows.end, rows_seen)
@@ -219,17 +266,21 @@ def find_keys(
     for first, after in edit.protected.ranges:
         protected[first:after] = True
     count = table.range_count[slot]
-    for local in range(table.local_query_heads):
-        if not edit.on.masks[layer] >> (table.head_start + local) & 1:
-            table.found_count[slot, layer, local] = 0
-            continue
-        above = (mean[local] > threshold) & (support >= edit.least_rows)
+    table.found_count[slot, layer] = 0
+    for own, local in zip(mean, _local_heads(edit, table, layer), strict=True):
+        above = (own > threshold) & (support >= edit.least_rows)
         flagged = np.flatnonzero(above)[1 if edit.protect_first else 0 :]
         flagged = flagged[~protected[flagged]]
-        order = np.argsort(-mean[local, flagged], kind="stable")
+        order = np.argsort(-own[flagged], kind="stable")
         kept = np.sort(flagged[order[: min(edit.most, SOURCES)]])
         table.found_count[slot, layer, local] = len(kept)
         table.found_keys[slot, layer, local, : len(kept)] = kept
         table.found_range[slot, layer, local, : len(kept)] = (
             np.searchsorted(table.range_start[slot, :count], kept, side="right") - 1
         )
+
+
+def _local_heads(edit: ObserveColumns | FindKeys, table: EditTable, layer: int) -> NDArray[np.intp]:
+    """This rank's query heads that `edit` names in `layer`, by their local numbers, ascending."""
+    own = edit.on.masks[layer] >> table.head_start
+    return np.flatnonzero([own >> head & 1 for head in range(table.local_query_heads)])

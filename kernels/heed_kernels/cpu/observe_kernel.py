@@ -1,6 +1,6 @@
 """The CPU kernel that observes: log-sum-exp and class masses in one pass over the keys. Where column sums
-are wanted, the unit keeps its weights, and adds them up when it knows their totals. Units and tiles are
-those of `attend`.
+are wanted, the unit keeps its weights, and adds them up when it knows their totals. Tiles are those of
+`attend`; units hold the query heads that are looked at, so that others cost nothing.
 
 A weight enters a column sum as a whole number of 2^-40. Whole numbers add up to the same sum in any
 order, so chunks, threads and units change no bit of it.
@@ -20,12 +20,12 @@ from heed_kernels.cpu.memory import (
     fill,
     float64_at,
     float_at,
+    int32_at,
     int64_at,
     scale,
     set_float,
     set_float64,
     set_int64,
-    uint8_at,
 )
 from heed_kernels.cpu.parameters import (
     BEGIN,
@@ -33,8 +33,8 @@ from heed_kernels.cpu.parameters import (
     FIRST_HEAD,
     FIRST_ROW,
     FIRST_TOKEN,
-    GROUP_HEADS,
-    KV_HEADS,
+    HEADS,
+    ITEM_FIELDS,
     LARGEST,
     LOCAL_HEADS,
     LOG_SUM_EXP,
@@ -50,7 +50,7 @@ from heed_kernels.cpu.parameters import (
     TARGET_END,
     TARGET_FIELDS,
     TARGET_FIRST,
-    TARGET_HEADS,
+    TARGET_LINES,
     TARGET_SLOT,
     TARGET_STEP,
     TARGET_SUMS,
@@ -102,7 +102,7 @@ def measure(p: Any, u: Any, i: Any, first_key: Any, used: Any) -> Any:
 def write_masses(p: Any, u: Any) -> None:
     """Log-sum-exp and masses of the unit's rows."""
     rows, first_token, heads = int64_at(u, ROWS), int64_at(u, FIRST_TOKEN), int64_at(p, LOCAL_HEADS)
-    for g in range(int64_at(p, GROUP_HEADS)):
+    for g in range(int64_at(u, HEADS)):
         for r in range(rows):
             state = int64_at(u, STATE) + (g * rows + r) * STATE_FIELDS * 4
             to = (first_token + r) * heads + int64_at(u, FIRST_HEAD) + g
@@ -138,8 +138,8 @@ def add_columns(
             seen = min(first_row + r + 1 - first_key, KEY_TILE)
             decay = math.exp(np.float64(then) - np.float64(float_at(state, LARGEST)))
             add_whole(columns, seen, weights + i * 4 * KEY_TILE, ONE_FIXED * decay / total)
-    step, head = int64_at(target, TARGET_STEP), int64_at(u, FIRST_HEAD) + g
-    sums = int64_at(target, TARGET_SUMS) + head * step + first_key * 8
+    line = int32_at(int64_at(target, TARGET_LINES), int64_at(u, FIRST_HEAD) + g)
+    sums = int64_at(target, TARGET_SUMS) + line * int64_at(target, TARGET_STEP) + first_key * 8
     for t in range(keys):
         value = np.int64(float64_at(columns, t))
         if value != 0:
@@ -153,25 +153,26 @@ def wanted(target: Any, slot: Any, first_row: Any, rows: Any, head: Any) -> Any:
         int64_at(target, TARGET_SLOT) == slot
         and int64_at(target, TARGET_FIRST) < first_row + rows
         and int64_at(target, TARGET_END) > first_row
-        and uint8_at(int64_at(target, TARGET_HEADS), head) != 0
+        and int32_at(int64_at(target, TARGET_LINES), head) >= 0
     )
 
 
 @compiled()
-def observe_unit(p: Any, item: Any, kv_head: Any, u: Any) -> None:
-    """All rows of one unit, for the query heads of one KV head. u: the thread's memory."""
-    call_begin(int64_at(p, BEGIN), p, item, kv_head, u)
-    rows, first_row, first_head = int64_at(u, ROWS), int64_at(u, FIRST_ROW), int64_at(u, FIRST_HEAD)
-    group_heads, state, slot = int64_at(p, GROUP_HEADS), int64_at(u, STATE), int64_at(u, SLOT)
+def observe_unit(p: Any, item: Any, u: Any) -> None:
+    """All rows and heads of one unit. item: its address; u: the thread's memory."""
+    first_head, heads = int32_at(item, ITEM_FIELDS), int32_at(item, ITEM_FIELDS + 1)
+    call_begin(int64_at(p, BEGIN), p, item, first_head, heads, u)
+    rows, first_row = int64_at(u, ROWS), int64_at(u, FIRST_ROW)
+    state, slot = int64_at(u, STATE), int64_at(u, SLOT)
     targets, count = int64_at(p, TARGETS), int64_at(p, TARGET_COUNT)
     measured, any_wanted = int64_at(p, LOG_SUM_EXP) != 0, False
     for n in range(count):
-        for g in range(group_heads):
+        for g in range(heads):
             target = targets + n * TARGET_FIELDS * 8
             any_wanted |= wanted(target, slot, first_row, rows, first_head + g)
     if not measured and not any_wanted:
         return
-    vectors, end = rows * group_heads, first_row + rows
+    vectors, end = rows * heads, first_row + rows
     fill(state, vectors * STATE_FIELDS, ZERO)
     for i in range(vectors):
         set_float(state, i * STATE_FIELDS + LARGEST, -INFINITY)
@@ -187,7 +188,7 @@ def observe_unit(p: Any, item: Any, kv_head: Any, u: Any) -> None:
         for r in range(rows):
             q = first_row + r
             if q >= first_key:
-                for g in range(group_heads):
+                for g in range(heads):
                     i = g * rows + r
                     then = measure(p, u, i, first_key, used_strips(q, first_key))
                     if any_wanted:
@@ -199,7 +200,7 @@ def observe_unit(p: Any, item: Any, kv_head: Any, u: Any) -> None:
     for first_key in range(0, end, KEY_TILE):
         for n in range(count):
             target = targets + n * TARGET_FIELDS * 8
-            for g in range(group_heads):
+            for g in range(heads):
                 if wanted(target, slot, first_row, rows, first_head + g):
                     add_columns(p, u, target, g, first_key, weights + first_key * vectors * 4,
                                 largest + first_key // KEY_TILE * vectors * 4)  # fmt: skip
@@ -208,10 +209,8 @@ def observe_unit(p: Any, item: Any, kv_head: Any, u: Any) -> None:
 @compiled_for_calls(types.void(types.int64, types.int64))
 def observe_thread(p: Any, thread: Any) -> None:
     """Take units from the shared counter until none is left. p: address of the parameters."""
-    kv_heads, work = int64_at(p, KV_HEADS), int64_at(p, WORK) + thread * int64_at(p, WORK_STEP)
-    end = int64_at(p, UNIT_COUNT) * kv_heads
+    work = int64_at(p, WORK) + thread * int64_at(p, WORK_STEP)
     index = fetch_add(p + 8 * TAKEN, 1)
-    while index < end:
-        item = int64_at(p, UNITS) + index // kv_heads * 20
-        observe_unit(p, item, index % kv_heads, work)
+    while index < int64_at(p, UNIT_COUNT):
+        observe_unit(p, int64_at(p, UNITS) + index * 4 * (ITEM_FIELDS + 2), work)
         index = fetch_add(p + 8 * TAKEN, 1)

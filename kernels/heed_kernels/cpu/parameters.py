@@ -17,7 +17,8 @@ from heed_kernels.edits import SOURCES
     KEPT, EVICTED_END, PARAMETERS,
 ) = range(63)  # fmt: skip
 """Columns of a call's parameters. *_STEP: bytes from a token, block, KV head, block-table row, slot of
-this layer's lines or thread's memory to the next; QUERY_TYPE, CACHE_TYPE: codes of `vector`;
+this layer's lines or thread's memory to the next; UNITS: int32 [UNIT_COUNT, `ITEM_FIELDS` and more];
+GROUP_HEADS: query heads of a KV head; QUERY_TYPE, CACHE_TYPE: codes of `vector`;
 SCALE_BITS: a float64; KEY_ROW, VALUE_ROW and the offsets are the layout's, in elements; TAKEN: units
 that threads have taken, 0 at the start; MULTIPLY_ADD, PRODUCT, BEGIN, TILE: addresses of the functions
 of these names; LOG_SUM_EXP, MASS, TARGETS: where `observe` writes, 0: nowhere. The rest is the edit
@@ -25,23 +26,28 @@ table's, the plan's, the rope's.
 """
 
 (
-    TARGET_SLOT, TARGET_SUMS, TARGET_STEP, TARGET_FIRST, TARGET_END, TARGET_HEADS, TARGET_FIELDS,
+    TARGET_SLOT, TARGET_SUMS, TARGET_STEP, TARGET_FIRST, TARGET_END, TARGET_LINES, TARGET_FIELDS,
 ) = range(7)  # fmt: skip
-"""A target of column sums: of which slot, int64 [local_heads, keys], bytes from head to head, rows [first, end), and
-uint8 [local_heads]: which heads are wanted."""
+"""A target of column sums: of which slot, int64 [wanted heads, keys], bytes from head to head, rows [first, end),
+and int32 [local_heads]: each head's line of the sums, -1 where it is not wanted."""
+
+ITEM_FIELDS = 5
+"""int32 of a unit of attention, see `plan.Pattern.items`. One of an observation has two more: its first query
+head, and how many."""
 
 (
     SLOT, FIRST_TOKEN, ROWS, FIRST_ROW, BLOCK_ROW, PAGES, FIRST_HEAD, SINKS, WINDOW, ROLLING,
     EDITED, HIDING, WALKED, SPLIT, PHASES_HERE, CURSOR, TURNED_BY, RUNS, ANGLES, QUERIES, TURNED,
     SUMS, SUMS_BESIDE, LOGITS, EXTRA, SCRATCH, COLUMNS, LEFT_OUT, STATE, HOLE_START, HOLE_END,
-    UNIT_FIELDS,
-) = range(32)  # fmt: skip
+    HEADS, UNIT_FIELDS,
+) = range(33)  # fmt: skip
 """Fields of a unit. BLOCK_ROW: its line of the block table; PAGES: the KV head's part of the cache;
+FIRST_HEAD, HEADS: its query heads, neighbours that share a KV head;
 EDITED: logits may change; HIDING: some row does not see some range; WALKED: runs follow ranges and hole;
 SPLIT: the destination of a transfer has sums of its own; PHASES_HERE: bits of the rows' phases; CURSOR:
 the range that the tile begins in; TURNED_BY: the shift that TURNED holds; [HOLE_START, HOLE_END): keys
-that an eviction let go. From RUNS to STATE, addresses in the thread's memory, V = ROWS x query heads of
-the KV head, vector i = head x ROWS + row:
+that an eviction let go. From RUNS to STATE, addresses in the thread's memory, V = ROWS x HEADS, vector
+i = head x ROWS + row:
 
     RUNS           int64 [KEY_TILE, RUN_FIELDS]     keys of the tile that some row sees
     ANGLES         float64 [head_dim]               cosines, sines

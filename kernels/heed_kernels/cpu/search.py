@@ -1,7 +1,7 @@
 """The search for a transfer's keys while a request's rows come in, layer by layer.
 
 For each step `KeySearch.advance` says which rows it holds; then, within each layer's forward,
-`search_keys` stands before `attend`. Memory: int64 [local_query_heads, keys] for each layer that is
+`search_keys` stands before `attend`. Memory: int64 [searched local heads, keys] for each layer that is
 searched, until its keys can change no more; up to twice the keys where generated rows are counted.
 """
 
@@ -63,7 +63,8 @@ class KeySearch:
         self.rows = 0
         self._next_row = 0
         self._columns: dict[int, ColumnSums] = {}
-        self._found: dict[int, tuple[NDArray[np.intp], NDArray[np.intp]]] = {}
+        # By layer the places of the found keys in the sums: lines and columns.
+        self._found: dict[int, tuple[NDArray[np.int32], NDArray[np.intp]]] = {}
         self._held: dict[int, int] = {}
         self._mass: dict[int, int] = {}
         own = (1 << table.local_query_heads) - 1
@@ -87,10 +88,7 @@ class KeySearch:
     def counted(self) -> Counted:
         """What has been counted so far, when not all that can be: before a step in which rows are."""
         rows = self._next_row
-        sums = {
-            layer: columns.sums[columns.heads.astype(bool), :rows].copy()
-            for layer, columns in self._columns.items()
-        }
+        sums = {layer: columns.sums[:, :rows].copy() for layer, columns in self._columns.items()}
         return Counted(rows, sums, dict(self._mass))
 
     def resume(self, counted: Counted) -> None:
@@ -98,7 +96,7 @@ class KeySearch:
         self._next_row, self._mass = counted.rows, dict(counted.mass)
         for layer, sums in counted.sums.items():
             columns = self._with_room(layer, counted.rows)
-            columns.sums[columns.heads.astype(bool), : counted.rows] = sums
+            columns.sums[:, : counted.rows] = sums
 
     def searched(self, layer: int) -> bool:
         """Whether keys are sought in `layer`, in this rank's heads."""
@@ -146,13 +144,13 @@ class KeySearch:
         return weight_of(self._mass.get(layer, 0))
 
     def _find(self, layer: int, rows_seen: int) -> None:
-        sums = self._columns[layer].sums
-        find_keys(self.table, self.slot, layer, self.edit, sums, rows_seen)
+        columns = self._columns[layer]
+        find_keys(self.table, self.slot, layer, self.edit, columns.sums, rows_seen)
         counts = self.table.found_count[self.slot, layer]
         keys = self.table.found_keys[self.slot, layer]
-        heads = np.repeat(np.arange(len(counts)), counts)
+        lines = np.repeat(columns.lines, counts)
         at = [keys[head, :count] for head, count in enumerate(counts)]
-        self._found[layer] = heads, np.concatenate(at).astype(np.intp)
+        self._found[layer] = lines, np.concatenate(at).astype(np.intp)
 
     def _on_found(self, layer: int) -> int:
         """Column sums of the layer's found keys, in the units of `ColumnSums`."""

@@ -33,8 +33,8 @@ from heed_kernels.cpu.parameters import (
     EXTRA,
     FIRST_HEAD,
     FIRST_ROW,
-    GROUP_HEADS,
     HEAD_DIM,
+    HEADS,
     HIDING,
     HOLE_END,
     HOLE_START,
@@ -335,8 +335,8 @@ def tile_logits(p: Any, u: Any, first_key: Any) -> Any:
     Row q has `used_strips(q, first_key)` of them. Tiles are taken in ascending order, from 0 on.
     """
     slot, rows, first_row = int64_at(u, SLOT), int64_at(u, ROWS), int64_at(u, FIRST_ROW)
-    group_heads, first_head = int64_at(p, GROUP_HEADS), int64_at(u, FIRST_HEAD)
-    vectors = rows * group_heads
+    heads, first_head = int64_at(u, HEADS), int64_at(u, FIRST_HEAD)
+    vectors = rows * heads
     keys = min(KEY_TILE, first_row + rows - first_key)
     starts = int64_at(p, RANGE_START) + slot * 4 * RANGES
     ranges = int32_at(int64_at(p, RANGE_COUNT), slot)
@@ -364,7 +364,7 @@ def tile_logits(p: Any, u: Any, first_key: Any) -> Any:
             hide_to = min(q - window + 1 - first_key, used)
         phase = phase_of(p, slot, q) if edited else 0
         line = line_of(p, slot, phase) if edited else 0
-        for g in range(group_heads):
+        for g in range(heads):
             at = logits + (g * rows + r) * 4 * KEY_TILE
             if edited:
                 edit_row(p, at, slot, q, first_key, seen, first_head + g, line, cursor)

@@ -33,8 +33,8 @@ from heed_kernels.cpu.parameters import (
     FOUND_COUNT,
     FOUND_KEYS,
     FOUND_RANGE,
-    GROUP_HEADS,
     HEAD_DIM,
+    HEADS,
     LARGEST,
     LAYER,
     LAYERS,
@@ -93,7 +93,7 @@ def prepare_transfer(p: Any, u: Any) -> None:
     state, split = int64_at(u, STATE), 0
     for r in range(rows):
         fraction_at = int32_at(line_of(p, slot, phase_of(p, slot, first_row + r)), FRACTION)
-        for g in range(int64_at(p, GROUP_HEADS)):
+        for g in range(int64_at(u, HEADS)):
             i, head = g * rows + r, first_head + g
             fraction = ZERO
             if fraction_at:
@@ -107,9 +107,7 @@ def prepare_transfer(p: Any, u: Any) -> None:
                 fill(state + 4 * (i * STATE_FIELDS + MASSES), 3, ZERO)
     if split:
         set_int64(u, SPLIT, 1)
-        fill(
-            int64_at(u, SUMS_BESIDE), rows * int64_at(p, GROUP_HEADS) * int64_at(p, HEAD_DIM), ZERO
-        )
+        fill(int64_at(u, SUMS_BESIDE), rows * int64_at(u, HEADS) * int64_at(p, HEAD_DIM), ZERO)
 
 
 @compiled()
@@ -160,7 +158,7 @@ def add_values_split(p: Any, u: Any, first_key: Any, run: Any) -> None:
 
     The sums of a vector without one are the same as if nobody had one.
     """
-    vectors, state = int64_at(u, ROWS) * int64_at(p, GROUP_HEADS), int64_at(u, STATE)
+    vectors, state = int64_at(u, ROWS) * int64_at(u, HEADS), int64_at(u, STATE)
     head_bytes, tile_bytes = 4 * int64_at(p, HEAD_DIM), 4 * KEY_TILE
     start, end = int64_at(run, RUN_START), int64_at(run, RUN_END)
     i = 0

@@ -1,4 +1,5 @@
-"""A unit of work: a tile of query rows of one KV head, made ready for going over the keys."""
+"""A unit of work: a tile of query rows of some query heads that share a KV head, made ready for going over
+the keys."""
 
 import math
 from typing import Any
@@ -35,6 +36,7 @@ from heed_kernels.cpu.parameters import (
     HALF_ROTARY,
     HEAD_DIM,
     HEAD_STEP,
+    HEADS,
     HIDING,
     HOLE_END,
     HOLE_START,
@@ -171,17 +173,16 @@ def set_hole(p: Any, u: Any, slot: Any, kv_head: Any) -> None:
     set_int64(u, HOLE_END, end)
 
 
-@compiled_for_calls(types.void(*[types.int64] * 4))
-def begin(p: Any, item: Any, kv_head: Any, u: Any) -> None:
+@compiled_for_calls(types.void(*[types.int64] * 5))
+def begin(p: Any, item: Any, first_head: Any, heads: Any, u: Any) -> None:
     """Set the unit's fields at `u`, the start of the thread's memory, and load its queries.
 
-    item: address of int32 [5], see `Pattern.items`.
+    item: address of int32 [5], see `Pattern.items`. first_head, heads: query heads of one KV head.
     """
     slot, first_token, rows = int32_at(item, 0), int32_at(item, 1), int32_at(item, 2)
     first_row = int32_at(item, 3)
-    group_heads, head_dim = int64_at(p, GROUP_HEADS), int64_at(p, HEAD_DIM)
-    vectors = rows * group_heads
-    first_head = kv_head * group_heads
+    kv_head, head_dim = first_head // int64_at(p, GROUP_HEADS), int64_at(p, HEAD_DIM)
+    vectors = rows * heads
     block_row = int64_at(p, BLOCK_TABLE) + int32_at(item, 4) * int64_at(p, BLOCK_TABLE_STEP)
     set_int64(u, SLOT, slot)
     set_int64(u, FIRST_TOKEN, first_token)
@@ -190,6 +191,7 @@ def begin(p: Any, item: Any, kv_head: Any, u: Any) -> None:
     set_int64(u, BLOCK_ROW, block_row)
     set_int64(u, PAGES, int64_at(p, CACHE) + kv_head * int64_at(p, HEAD_STEP))
     set_int64(u, FIRST_HEAD, first_head)
+    set_int64(u, HEADS, heads)
 
     # The sum of these sizes is `parameters.thread_floats`.
     at = u + 32 * 8
@@ -225,7 +227,7 @@ def begin(p: Any, item: Any, kv_head: Any, u: Any) -> None:
         if rolling:
             hidden = first_row + r - int64_at(u, WINDOW) - int64_at(u, SINKS) + 1
             set_angles(p, u, max(hidden, 0))
-        for g in range(group_heads):
+        for g in range(heads):
             i = g * rows + r
             load_scaled(dtype, source + (first_head + g) * head_dim * item_bytes,
                         queries + i * head_dim * 4, head_dim, factor)  # fmt: skip
