@@ -1,6 +1,7 @@
 """The door without an engine: what it lets through to a stand-in for `generate`."""
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from heed_kernels.evict import Evict, NormScore
 from heed_server.api.cache_room import CacheRoom
 from heed_server.api.errors import RefusedError
 from heed_server.api.exchange import CURRENT, Exchange
+from heed_server.engine.payload import RESERVED_KEY
 
 
 @pytest.fixture
@@ -93,3 +95,37 @@ def test_a_window_is_looked_at_where_the_request_can_outgrow_the_cache(
     prompt = {"prompt_token_ids": [1] * 400}
     resolution, _ = door(CacheRoom(14, 32)).resolve(exchange, prompt, max_tokens)
     assert resolution.reports[0]["status"] == status
+
+
+def ask_adapter(source: Any, **fields: Any) -> list[Any]:
+    """Calls of the stock `generate`, for an adapter and a list of one intervention."""
+    calls: list[Any] = []
+    raw = [{"method": "zerotuning", "gamma": 2.0, **fields}]
+    token = CURRENT.set(Exchange(parse(raw), source, asked=source == "request"))
+    try:
+        door(CacheRoom(24, 32)).generate(
+            lambda *given, **rest: calls.append((given[1], rest)),
+            {"prompt_token_ids": [1] * 40},
+            SamplingParams(max_tokens=4),
+            "id",
+            lora_request=SimpleNamespace(lora_name="adapted"),
+        )
+    finally:
+        CURRENT.reset(token)
+    return calls
+
+
+def test_an_adapter_does_not_get_heads_that_were_found_without_it() -> None:
+    with pytest.raises(RefusedError, match=r"without an adapter.*adapted") as refusal:
+        ask_adapter("request", profile="sentiment")
+    assert refusal.value.parameter == "interventions.0.profile"
+
+
+def test_an_adapter_gets_parameters_that_were_written_out() -> None:
+    ((params, rest),) = ask_adapter("request")
+    assert RESERVED_KEY in params.extra_args and rest["lora_request"].lora_name == "adapted"
+
+
+def test_defaults_with_a_profile_are_left_out_for_an_adapter() -> None:
+    ((params, _),) = ask_adapter("default", profile="sentiment")
+    assert not params.extra_args

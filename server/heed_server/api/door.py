@@ -31,6 +31,7 @@ from heed_server.api.reports import ReportCollector, count_edited_tokens
 from heed_server.api.reserved import reserved
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
+from heed_server.profiles.fit import check_adapter
 from heed_server.profiles.store import ProfileStore
 from heed_server.salt import SALT_PREFIX, salted
 from heed_server.settings import Settings
@@ -99,7 +100,7 @@ class Door:
         """
         exchange = CURRENT.get()
         if exchange is not None and exchange.rehearsal:
-            return self._rehearse(exchange, prompt, sampling_params)
+            return self._rehearse(exchange, prompt, sampling_params, rest.get("lora_request"))
         try:
             salt = user_salt(prompt, sampling_params)
         except RefusedError:
@@ -112,7 +113,9 @@ class Door:
             return stock(prompt, sampling_params, request_id, **rest)
         start = time.perf_counter()
         try:
-            admitted, sampling_params, length = self._admit(exchange, prompt, sampling_params)
+            admitted, sampling_params, length = self._admit(
+                exchange, prompt, sampling_params, rest.get("lora_request")
+            )
         except InterventionError as error:
             self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
             raise refused(error) from error
@@ -142,33 +145,35 @@ class Door:
         return self._observed(generator, admitted, payload.report, sampling_params.output_kind)
 
     def _admit(
-        self, exchange: Exchange, prompt: Any, params: SamplingParams
+        self, exchange: Exchange, prompt: Any, params: SamplingParams, lora: Any
     ) -> tuple[EngineRequest, SamplingParams, int | None]:
         """One more engine request of the exchange, with what `_bounded` gives. Raises `InterventionError`."""
-        resolution, prompt_length = self.resolve(exchange, prompt, params.max_tokens)
+        adapter = lora.lora_name if lora is not None else None
+        resolution, prompt_length = self.resolve(exchange, prompt, params.max_tokens, adapter)
         params, length = self._bounded(params, resolution, prompt_length)
         admitted = EngineRequest(resolution, prompt_length)
         exchange.engine_requests.append(admitted)
         return admitted, params, length
 
     def _rehearse(
-        self, exchange: Exchange, prompt: Any, params: SamplingParams
+        self, exchange: Exchange, prompt: Any, params: SamplingParams, lora: Any
     ) -> AsyncGenerator[Any, None]:
         """What `generate` finds out, with nothing counted and nothing sent to the engine."""
         user_salt(prompt, params)
         first = not exchange.engine_requests
         try:
-            self._admit(exchange, prompt, params)
+            self._admit(exchange, prompt, params, lora)
         except InterventionError as error:
             raise refused(error) from error
         return end_of_rehearsal(first)
 
     def resolve(
-        self, exchange: Exchange, prompt: Any, max_tokens: int | None
+        self, exchange: Exchange, prompt: Any, max_tokens: int | None, adapter: str | None = None
     ) -> tuple[Resolution, int]:
         """The exchange's interventions for one rendered prompt, and that prompt's length in tokens.
 
         max_tokens: of the answer; None for as many as the length allows.
+        adapter: the LoRA adapter that the request asks for, if it does.
 
         Raises:
             InterventionError: they cannot be carried out; never for the server's defaults, which
@@ -180,6 +185,8 @@ class Door:
             if exchange.skipped is not None or (token_ids is None and exchange.methods):
                 reason = exchange.skipped or "the prompt is of embeddings, not of text or token ids"
                 raise InterventionError(reason, "interventions", reason="unsupported")
+            if adapter is not None:
+                check_adapter(exchange.methods, adapter)
             view = PromptView(
                 length=length,
                 text=partial(align, self._tokenizer, token_ids or ()) if self._tokenizer else None,

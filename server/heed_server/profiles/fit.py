@@ -1,8 +1,9 @@
 """Whether a profile can be used on the model being served."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from heed_interventions.errors import InterventionError
+from heed_interventions.errors import InterventionError, quote
 from heed_interventions.method import Method
 from heed_interventions.parse import parse_one
 from heed_interventions.registry import METHODS
@@ -31,16 +32,32 @@ def check_fit(profile: Profile, served: ModelIdentity, view: ModelView) -> bool:
     try:
         method = parse_one(item | missing, "parameters")
         if view.unsupported is None:
-            # Which heads and layers there are; permission is a matter of each request.
-            resolve(
-                [method],
-                view,
-                PromptView(min(_STAND_IN_LENGTH, view.max_length)),
-                allow_privileged=True,
-            )
+            # Which heads and layers there are; permission and length are matters of each request.
+            length = min(_STAND_IN_LENGTH, view.max_length, view.longest_step or view.max_length)
+            resolve([method], view, PromptView(length), allow_privileged=True)
     except InterventionError as error:
         raise ProfileError(f"its parameters cannot be used: {error}") from error
     return not missing
+
+
+def check_adapter(methods: Sequence[Method], adapter: str) -> None:
+    """Refuse profiles for a request to a LoRA adapter of the model.
+
+    Heads were found on the model without it, and no fingerprint covers an adapter: used on other
+    weights, nothing would fail, and the answers would only get worse.
+
+    Raises:
+        InterventionError: naming the first intervention that takes its parameters from a profile.
+    """
+    for index, method in enumerate(methods):
+        if method.profile is not None:
+            raise InterventionError(
+                f"profile {method.profile} was made for the model without an adapter, and this request "
+                f"asks for {quote(adapter)}: write the parameters out to use them there",
+                f"interventions.{index}.profile",
+                reason="profile",
+                method=method.method,
+            )
 
 
 def _missing(profile: Profile, item: dict[str, Any]) -> dict[str, Any]:
