@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tests.server.simulated_keys import LONGEST, keys_of, keys_seen, search_of
+from tests.server.simulated_keys import LONGEST, first_rows, keys_of, keys_seen, search_of
 from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
@@ -32,9 +32,10 @@ from heed_kernels.evict import Evict
 from heed_kernels.segments import Segments
 from heed_server.engine.eviction_events import EVICTED, EVICTING, Event
 from heed_server.engine.hidden_blocks import Window
-from heed_server.engine.kept_counts import ORDERS, Orders
+from heed_server.engine.kept_counts import NOT_KEPT, ORDERS, Orders
 from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
+from heed_server.engine.publication import FAILED
 from heed_server.engine.scheduler import HeedAsyncScheduler, HeedScheduler
 from heed_server.models import bundled_model
 
@@ -142,7 +143,7 @@ def scheduler_for(setting: Setting) -> Any:
 
 
 class Simulator:
-    """An engine: `add`, `step` until `idle`."""
+    """An engine: `add`, `step` until `idle`. Requests in `failing` are computed without their edits."""
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -163,6 +164,7 @@ class Simulator:
         self.resumed = 0
         self.events = 0
         self.in_place = 0
+        self.failing: set[str] = set()
 
     @property
     def idle(self) -> bool:
@@ -242,7 +244,8 @@ class Simulator:
             self.check_chunk(self.rows[name], first[name], first[name] + count, name in entering)
             self.write(self.rows[name], range(first[name], first[name] + count))
         for name, count in scheduled.items():
-            self.read(self.rows[name], first[name], first[name] + count - 1)
+            if name not in self.failing:
+                self.read(self.rows[name], first[name], first[name] + count - 1)
         sampled = [
             self.sample(self.rows[name], first[name] + scheduled[name]) for name in scheduled
         ]
@@ -252,6 +255,11 @@ class Simulator:
             req_id_to_index={name: i for i, name in enumerate(names)},
             sampled_token_ids=sampled,
         )
+        setattr(answer, FAILED, [name for name in scheduled if name in self.failing])
+        orders = getattr(output, ORDERS, Orders())
+        not_kept = [key for name, key in orders.keep.items() if name in self.failing]
+        setattr(answer, NOT_KEPT, not_kept)
+        self.counted = {key: at for key, at in self.counted.items() if key not in not_kept}
         events: dict[str, Event] = getattr(output, EVICTING, {})
         kept = {name: self.evict(self.rows[name], event) for name, event in events.items()}
         setattr(answer, EVICTED, {name: most for name, most in kept.items() if most is not None})
@@ -287,7 +295,7 @@ class Simulator:
         at = np.arange(positions.start, positions.stop)
         blocks, offsets = self.places(row, at)
         assert (blocks != 0).all(), f"{row.plan.name} writes into the null block"
-        self.memory[blocks, offsets] = row.keys[at]
+        self.memory[blocks, offsets] = -1 if row.plan.name in self.failing else row.keys[at]
 
     def read(self, row: Row, first: int, last: int) -> None:
         """Every key that one of the rows [first, last] sees."""
@@ -390,10 +398,3 @@ class Simulator:
         assert not self.scheduler._streams and not self.scheduler._evicting
         assert not self.manager._pending_cow_copies
         assert not self.scheduler._segments and not self.scheduler._passed
-
-
-def first_rows(output: Any) -> dict[str, int]:
-    """The first row of each request in a step."""
-    cached = output.scheduled_cached_reqs
-    first = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
-    return first | {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}

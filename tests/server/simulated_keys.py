@@ -1,6 +1,7 @@
 """The numbers that stand for keys in `schedule_simulator.py`, which of them a row sees, and how they are sought."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -35,3 +36,10 @@ def search_of(segments: Segments) -> FindKeys:
         HeadSet((1,)), rows, 0.1, 1, 8, KeyRanges(()), True, 0,
         prompt=segments.prompt, ahead=segments.ahead, until=segments.until,
     )  # fmt: skip
+
+
+def first_rows(output: Any) -> dict[str, int]:
+    """The first row of each request in a step."""
+    cached = output.scheduled_cached_reqs
+    first = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+    return first | {new.req_id: new.num_computed_tokens for new in output.scheduled_new_reqs}

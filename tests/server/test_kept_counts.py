@@ -13,6 +13,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from heed_kernels.edits import OPEN
 from heed_kernels.segments import Segments
 from heed_server.engine import kept_counts
+from heed_server.engine.hidden_blocks import Window
 
 
 def causal(name: str, prompt: int, shared: int, answer: int = 5, running: bool = False) -> Plan:
@@ -87,6 +88,29 @@ def test_what_a_worker_has_not_kept_is_not_gone_on_from() -> None:
     assert first_row(simulator, causal("third", 290, 280)) == 256
 
 
+@pytest.mark.parametrize("segments", [True, False], ids=["act", "streaming"])
+def test_what_a_worker_could_not_edit_is_nobody_elses(segments: bool) -> None:
+    """An equal request computes its rows itself, and what it computes is found as ever."""
+    simulator = Simulator(Setting(pool=400, block_size=16, chunk=64))
+
+    def plan(name: str) -> Plan:
+        made = causal(name, 300, 280)
+        if not segments:
+            made.segments, made.window = None, Window(4, 2000)
+        return made
+
+    simulator.add(plan("failing"))
+    simulator.step()
+    assert any(block.block_hash for block in simulator.pool.blocks)
+    simulator.failing = {"failing"}
+    while not simulator.idle:
+        simulator.step()
+        assert not any(block.block_hash for block in simulator.pool.blocks)
+    assert not simulator.scheduler._withheld
+    assert first_row(simulator, plan("second")) == 0
+    assert first_row(simulator, plan("third")) >= 256
+
+
 @pytest.mark.parametrize(("until", "kept"), [(OPEN, [32, 64]), (64, [32])])
 def test_nothing_is_kept_where_no_segment_begins(until: int, kept: list[int]) -> None:
     """A request preempted behind its prompt would go on from there, and not know what was found before."""
@@ -126,6 +150,8 @@ def test_random_schedules_go_on_from_the_very_rows_that_were_counted(
             simulator.step()
         if chance.random() < 0.1 and not simulator.under_way:
             simulator.preempt_all()
+        if chance.random() < 0.2 and not setting.run_ahead:
+            simulator.failing |= {f"r{i}"}
     simulator.finish(20_000)
 
 

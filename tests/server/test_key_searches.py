@@ -72,12 +72,14 @@ def test_a_prompt_cut_in_two_is_a_failure_that_the_report_carries() -> None:
     assert step(edited, ["searching"], [(0, 3)]).observers == ()
     report = edited.take(["report"])["report"][0]
     assert "more than one step" in report["failure"]
+    assert edited.take_failed() == ["searching"] and edited.take_failed() == []
 
 
 def test_cached_rows_are_a_failure() -> None:
     edited = book()
     edited.enter("searching", payload(5), 4)
     assert "prefix cache" in edited.take(["report"])["report"][0]["failure"]
+    assert edited.take_failed() == ["searching"]
 
 
 def test_a_request_goes_on_from_what_another_one_has_counted() -> None:

@@ -105,6 +105,7 @@ class EditedRequests:
         self._keys: dict[str, tuple[str, int]] = {}
         self._live: dict[str, dict[int, RunRecord]] = {}
         self._finished: OrderedDict[str, dict[int, RunRecord]] = OrderedDict()
+        self._failed: list[str] = []
 
     def enter(
         self,
@@ -148,6 +149,7 @@ class EditedRequests:
         except EditError as error:
             self.leave(request_id, finished=False)
             record.failure = str(error)
+            self._failed.append(request_id)
             return
         record.computed.append([computed_tokens, computed_tokens])
 
@@ -227,6 +229,7 @@ class EditedRequests:
         for name, slot in self._slots.items() if failures else ():
             if slot in failures:
                 self._record(name).failure = failures[slot]
+                self._failed.append(name)
         return scored if step is None else (step, *scored)
 
     def evict(
@@ -251,6 +254,11 @@ class EditedRequests:
         kept, let_go = evicted
         record.let_go, record.evicted_tokens = let_go, let_go.tokens
         return kept
+
+    def take_failed(self) -> list[str]:
+        """Requests whose prompts have rows, since this was last asked, that are not edited as they should be."""
+        failed, self._failed = self._failed, []
+        return failed
 
     def released(self, totals: Mapping[str, tuple[int, int | None]]) -> None:
         """What the scheduler says of the memory of requests that run (`kv_release.RELEASED`)."""

@@ -24,6 +24,8 @@ class EditsInWorker:
     """None until the model is loaded, and on a model whose requests cannot be edited."""
 
     _support: ModelSupport
+    _failed: list[str]
+    """Requests that the last step could not edit (`publication.FAILED`)."""
 
     def execute_model(self, scheduler_output: Any) -> Any:
         """As in vLLM's workers; what the scheduler says of kept counts and of freed memory is carried out."""
@@ -37,6 +39,7 @@ class EditsInWorker:
         # Afterwards: a request that is new in this step has been entered by now.
         if self.edited is not None:
             self.edited.released(released)
+        self._failed = self.edited.take_failed() if self.edited is not None else []
         return result
 
     def heed_describe(self) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from heed_server.engine.longer_streams import (
     streaming_length,
 )
 from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
+from heed_server.engine.publication import FAILED
 from heed_server.engine.runner_v1 import EditsInRunner
 from heed_server.engine.seeded_chunks import SeededChunks
 from heed_server.engine.worker import EditsInWorker
@@ -111,12 +112,15 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
         return result
 
     def sample_tokens(self, grammar_output: Any) -> Any:
-        """As in vLLM's worker; tells the scheduler what evictions have kept, and searches have not."""
+        """As in vLLM's worker; tells the scheduler what evictions have kept, searches have not, and which
+        requests were not edited as they should be."""
         output = super().sample_tokens(grammar_output)
         if self._most_kept:
             setattr(output, EVICTED, self._most_kept)
         if self._not_kept:
             setattr(output, NOT_KEPT, self._not_kept)
+        if self._failed:
+            setattr(output, FAILED, self._failed)
         return output
 
 
