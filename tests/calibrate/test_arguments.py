@@ -1,8 +1,49 @@
-"""What the command line of a calibration refuses before anything starts."""
+"""What the command line of a calibration says, and what it refuses before anything starts."""
+
+import argparse
+from typing import Any
 
 import pytest
 
+from heed_server.calibrate.arguments import add_parser
+from heed_server.calibrate.command import method_parameters
 from heed_server.cli import main
+
+
+def parsed(*arguments: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    given = ["calibrate", *arguments, "--task", "sentiment", "--name", "x", "--out", "y"]
+    return parser.parse_args(given)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "changed"),
+    [
+        ((), {}),
+        (("--alpha-over-n", "2"), {"alpha_over_n": 2.0}),
+        (("--tau", "0.1", "--beta", "0"), {"tau": 0.1, "beta": 0.0}),
+        (("--stats", "causal", "--decode", "off"), {"stats": "causal", "decode": "off"}),
+        (("--protect", "position_0"), {"protect": "position_0"}),
+        (("--max-sinks", "8", "--min-rows", "4"), {"max_sinks": 8, "min_rows": 4}),
+    ],
+    ids=str,
+)
+def test_the_profile_of_act_has_all_that_its_heads_were_tried_with(
+    arguments: tuple[str, ...], changed: dict[str, Any]
+) -> None:
+    expected: dict[str, Any] = {
+        "beta": 0.4, "stats": "full", "decode": "frozen", "protect": "first_flagged",
+        "max_sinks": 64, "min_rows": 1,
+    }  # fmt: skip
+    if "tau" not in changed:
+        expected["alpha_over_n"] = 5.0
+    assert method_parameters(parsed("act", *arguments)) == expected | changed
+
+
+def test_layers_are_ids_and_ranges() -> None:
+    assert parsed("act").layers is None
+    assert parsed("zerotuning", "--layers", "5,0,2-4,3").layers == (0, 2, 3, 4, 5)
 
 
 @pytest.mark.parametrize(
@@ -16,6 +57,12 @@ from heed_server.cli import main
         ("emphasis", "--alpha", "-0.1"),
         ("act", "--beta", "1.5"),
         ("act", "--tau", "nan"),
+        ("act", "--max-sinks", "65"),
+        ("act", "--min-rows", "0.5"),
+        ("act", "--stats", "partial"),
+        ("act", "--layers", "4-2"),
+        ("act", "--layers", "-1"),
+        ("head_gain", "--layers", "0-99999999999"),
         ("head_gain", "--gain", "5"),
         ("sinks", "--tokens", "1"),
     ],

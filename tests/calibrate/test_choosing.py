@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ def run(
     objective: Objective = "likelihood",
     tasks: tuple[str, ...] = ("t",),
     answers: Rule = rule,
+    layers: Sequence[int] | None = None,
 ) -> Any:
     client = StandIn(answers)
 
@@ -65,7 +66,9 @@ def run(
             runner = Runner(
                 client, book, Progress(io.StringIO()), served="m", batch=16, most_tokens=4
             )
-            bench = Bench(runner, made, shape=SHAPE, kind=kind, objective=objective, seed=0)
+            bench = Bench(
+                runner, made, shape=SHAPE, layers=layers, kind=kind, objective=objective, seed=0
+            )
             return await choose(bench)
 
     return asyncio.run(chosen())
@@ -119,11 +122,40 @@ def test_heads_are_kept_when_they_help_beyond_the_noise(tmp_path: Path) -> None:
         run(tmp_path, lambda bench: kept_heads.choose(bench, "head_gain", {"gain": 4.0}, 0.9999))
 
 
+def test_only_the_heads_of_the_layers_that_were_asked_for_are_tried(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def answers(prompt: list[int], edits: list[dict[str, Any]]) -> dict[int, float]:
+        asked.extend(layer for edit in edits for layer in edit["heads"])
+        return rule(prompt, edits)
+
+    choice: Choice = run(
+        tmp_path,
+        lambda bench: kept_heads.choose(bench, "head_gain", {"gain": 2.0}, 0.9),
+        answers=answers,
+        layers=[1],
+    )
+    assert set(asked) == {"1"}
+    assert choice.parameters == {"gain": 2.0, "heads": {"1": [2]}}
+    assert len(choice.account["sweep"]["gains"]) == 1
+    (compared,) = choice.compared.values()
+    assert compared == {"method": "head_gain", "gain": 2.0, "layers": [1]}
+    options = emphasis.EmphasisOptions(alpha=0.1, top_share=0.3, level=0.9)
+    (best,) = (
+        run(tmp_path, lambda bench: emphasis.choose(bench, options), layers=[1])
+        .parameters["heads"]
+        .items()
+    )
+    assert best == ("1", [0])
+    with pytest.raises(CalibrationError, match="no layer 2; the model has 0 to 1"):
+        run(tmp_path, tuned(), layers=[1, 2])
+
+
 def test_held_out_items_are_told_before_and_after(tmp_path: Path) -> None:
     async def evaluated(bench: Bench) -> Any:
         chosen = {"method": "zerotuning", "gamma": 2.0, "heads": {"0": [0, 1]}}
         everywhere = {"all heads": {"method": "zerotuning", "gamma": 2.0}}
-        return await evaluate(bench.runner, bench.tasks, "choices", chosen, everywhere, 0)
+        return await evaluate(bench.runner, bench.tasks, ["choices"], chosen, everywhere, 0)
 
     found = run(tmp_path, evaluated)
     settings = found["t"]["settings"]
@@ -134,6 +166,19 @@ def test_held_out_items_are_told_before_and_after(tmp_path: Path) -> None:
     assert settings["profile"]["accuracy"]["mended"] > 5 and settings["none"]["accuracy"]["p"] == 1
     assert f"| {settings['profile']['accuracy']['mended']}, 0 | " in tables(found)
     assert warnings(found, "likelihood") == []
+
+
+def test_the_entropy_is_measured_where_the_labels_say_nothing_of_it(tmp_path: Path) -> None:
+    """By its text an answer is right or wrong, and no more."""
+
+    async def evaluated(bench: Bench) -> Any:
+        chosen = {"method": "zerotuning", "gamma": 2.0, "heads": {"1": [1]}}
+        return await evaluate(bench.runner, bench.tasks, ["entropy", "text"], chosen, {}, 0)
+
+    found = run(tmp_path, evaluated)
+    row = found["t"]["settings"]["profile"]
+    assert set(row) == {"accuracy", "entropy"}
+    assert warnings(found, "entropy") != []
 
 
 @pytest.mark.parametrize(
@@ -154,7 +199,7 @@ def test_a_profile_that_does_not_help_says_so(
         return two_way(0.9 if right != (bool(edits) and changed) else 0.1)
 
     async def evaluated(bench: Bench) -> Any:
-        return await evaluate(bench.runner, bench.tasks, "choices", {"method": "act"}, {}, 0)
+        return await evaluate(bench.runner, bench.tasks, ["choices"], {"method": "act"}, {}, 0)
 
     found = run(tmp_path, evaluated, answers=answers)
     assert warnings(found, "accuracy") == words

@@ -159,6 +159,26 @@ def test_progress_is_plain_lines_where_there_is_no_terminal() -> None:
     assert said.endswith(" prompts/s\n") and "\r" not in said
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_is_a_bar_on_a_terminal() -> None:
+    stream = Terminal()
+    progress = Progress(stream)
+    for total in (10, 2):
+        progress.begin("sweep", total)
+        progress.settled(total - 2, known=True)
+        progress.answered(2)
+        progress.settled(2)
+        assert progress.end() > 0
+    drawn = stream.getvalue().split("\r")
+    assert "sweep: 100%" in drawn[-1] and "2/2" in drawn[-1] and drawn[-1].endswith("\n")
+    assert any("10/10" in each and "8 of them from the journal" in each for each in drawn)
+    assert " prompts/s]" in drawn[-1]
+
+
 def test_a_journal_is_json_lines(tmp_path: Path) -> None:
     client = StandIn(rule)
     measure(client, tmp_path / "j", items(client, count=1))

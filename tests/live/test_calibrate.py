@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from live_server import LiveServer
 
+from heed_server.calibrate.data import task_file
 from heed_server.cli import main
 
 SMALL = ["--task", "sentiment", "--limit", "16", "--objective", "likelihood", "--seed", "3"]
@@ -65,6 +66,44 @@ def test_a_calibration_that_is_repeated_measures_nothing_twice(
     assert server.metric("vllm:prompt_tokens_total") == before
     assert first == second
     assert len(first["calibration"]["sweep"]["gains"]) == 6
+
+
+def test_act_is_calibrated_with_what_the_command_says(
+    server: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = calibrate(
+        server, tmp_path, "act", "--task", "sentiment", "--limit", "20", "--layers", "0,5",
+        "--objective", "likelihood", "--level", "0.6", "--stats", "causal", "--decode", "off",
+        "--tau", "0.05", "--name", "causal",
+    )  # fmt: skip
+    parameters = profile["parameters"]
+    assert set(parameters.pop("heads")) <= {"0", "5"}
+    assert parameters == {
+        "beta": 0.4, "tau": 0.05, "stats": "causal", "decode": "off", "protect": "first_flagged",
+        "max_sinks": 64, "min_rows": 1,
+    }  # fmt: skip
+    how = profile["calibration"]
+    assert how["layers"] == [0, 5] and how["items"] == {"sentiment": 10}
+    assert [len(row) for row in how["sweep"]["gains"]] == [6, 6]
+    assert any(gain for row in how["sweep"]["gains"] for gain in row)
+    assert "one head at a time: 130 of 130 runs" in capsys.readouterr().err
+
+
+def test_zerotuning_needs_no_labels(server: LiveServer, tmp_path: Path) -> None:
+    labelled = task_file("sentiment").read_text().splitlines()[:20]
+    items = [json.loads(line) for line in labelled]
+    data = tmp_path / "unlabelled.jsonl"
+    data.write_text("".join(json.dumps({"messages": i["messages"]}) + "\n" for i in items))
+    profile = calibrate(
+        server, tmp_path, "zerotuning", "--unsupervised", "--data", str(data), "--layers", "4,5",
+        "--gammas", "0.3,3", "--name", "surest",
+    )  # fmt: skip
+    how = profile["calibration"]
+    assert (how["objective"], how["scored"]) == ("entropy", "entropy")
+    assert set(how["grid"]) == {"plain", f"{profile['parameters']['gamma']:g}"}
+    assert set(profile["parameters"]["heads"]) <= {"4", "5"}
+    measured = profile["evaluation"]["unlabelled"]["settings"]["profile"]
+    assert list(measured) == ["entropy"]
 
 
 def test_a_calibration_that_the_server_refuses_says_why(

@@ -3,13 +3,17 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 from heed_interventions.errors import InterventionError
 from heed_interventions.parse import parse_one
 from heed_interventions.registry import METHODS
+from heed_kernels.edits import SOURCES
 from heed_server.profiles.fit import FROM_THE_REQUEST
 
 GAMMAS = "0.3,0.6,1.5,2,3,5"
+MOST_LAYERS = 10_000
+"""More than any model has; a range beyond it is a slip of the keys."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -56,18 +60,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
 
     act = methods.add_parser("act", help="heads whose attention sinks are better calibrated")
-    act.add_argument(
-        "--beta", type=_parameter("act", "beta"), default=0.4, help="what sinks keep [0.4]"
-    )
-    threshold = act.add_mutually_exclusive_group()
-    threshold.add_argument(
-        "--tau", type=_parameter("act", "tau"), help="threshold on a column's mean"
-    )
-    threshold.add_argument(
-        "--alpha-over-n",
-        type=_parameter("act", "alpha_over_n"),
-        help="the same, divided by the length [5]",
-    )
+    _add_act(act)
     for parser in (zerotuning, emphasis, head_gain, act):
         _add_common(parser)
 
@@ -81,6 +74,41 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     sinks.add_argument("--tokens", type=_two_or_more, default=64, help="of each item [64]")
     sinks.add_argument("--epsilon", type=_share, default=0.3, help="what makes a sink [0.3]")
     sinks.add_argument("--out", type=Path, required=True, metavar="DIR")
+
+
+def _add_act(parser: argparse.ArgumentParser) -> None:
+    """All that says what the heads are tried with; the profile has them all, defaults as well."""
+    parser.add_argument(
+        "--beta", type=_parameter("act", "beta"), default=0.4, help="what sinks keep [0.4]"
+    )
+    threshold = parser.add_mutually_exclusive_group()
+    threshold.add_argument(
+        "--tau", type=_parameter("act", "tau"), help="threshold on a column's mean"
+    )
+    threshold.add_argument(
+        "--alpha-over-n",
+        type=_parameter("act", "alpha_over_n"),
+        help="the same, divided by the length [5]",
+    )
+    for flag, default, help_text in (
+        ("--stats", "full", "sinks from all prompt rows, or from the rows before [full]"),
+        ("--decode", "frozen", "generated rows; matters to greedy texts alone [frozen]"),
+        ("--protect", "first_flagged", "which key above the threshold is no sink [first_flagged]"),
+    ):
+        values = get_args(METHODS["act"].model_fields[flag.removeprefix("--")].annotation)
+        parser.add_argument(flag, choices=values, default=default, help=help_text)
+    parser.add_argument(
+        "--max-sinks",
+        type=_parameter("act", "max_sinks", int),
+        default=SOURCES,
+        help=f"of a head [{SOURCES}]",
+    )
+    parser.add_argument(
+        "--min-rows",
+        type=_parameter("act", "min_rows", int),
+        default=1,
+        help="that see a key, or it is no sink [1]",
+    )
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +143,9 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         help="what heads are chosen by: share right, or log of the right choice's share [accuracy]",
     )  # fmt: skip
     parser.add_argument(
+        "--layers", type=_layers, metavar="0,2-30", help="whose heads are tried [all]"
+    )
+    parser.add_argument(
         "--level", type=_share, default=0.9, help="of one-sided lower bounds of gains [0.9]"
     )
     out = parser.add_argument_group("outcome")
@@ -127,13 +158,15 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
-def _parameter(method: str, field: str) -> Callable[[str], float]:
+def _parameter(
+    method: str, field: str, kind: Callable[[str], float] = float
+) -> Callable[[str], float]:
     """A number that the method takes for `field`; its own bounds hold here as well."""
     fields = METHODS[method].model_fields
     beside = {name: value for name, value in FROM_THE_REQUEST.items() if name in fields}
 
     def number(text: str) -> float:
-        value = float(text)
+        value = kind(text)
         try:
             parse_one({"method": method, field: value} | beside, method)
         except InterventionError as error:
@@ -148,6 +181,18 @@ _gamma = _parameter("zerotuning", "gamma")
 
 def _gammas(text: str) -> tuple[float, ...]:
     return tuple(_gamma(part) for part in text.split(","))
+
+
+def _layers(text: str) -> tuple[int, ...]:
+    """Ids, and ranges of them with both ends in it."""
+    found: set[int] = set()
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        start, end = _natural(first), _natural(last if dash else first)
+        if end < start or end > MOST_LAYERS:
+            raise argparse.ArgumentTypeError(f"{part} is no range of layers, as in 2-30")
+        found.update(range(start, end + 1))
+    return tuple(sorted(found))
 
 
 def _share(text: str) -> float:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.prompts import Prepared
 from heed_server.calibrate.runner import Runner, Scores
 from heed_server.calibrate.scoring import Intervention, Kind
@@ -40,20 +41,22 @@ class Choice:
 class Sweep:
     """One head at a time against none, on the sweep items.
 
-    gains: float64 [layers, query_heads], mean change of the objective.
+    layers: ids of those swept. gains: float64 [swept layers, query_heads], mean change of the objective.
     lower: the same, one-sided lower bounds at the level that was asked for.
     chance: the same, the exact sign test's probability that so many of the answers that change are
         mended by chance; None where the objective is not 0/1.
     """
 
+    layers: Sequence[int]
     gains: np.ndarray
     lower: np.ndarray
     chance: np.ndarray | None = None
 
     def ranked(self, chosen: np.ndarray) -> list[Head]:
-        """The heads where `chosen` (bool [layers, query_heads]), by falling gain."""
-        heads = [(int(layer), int(head)) for layer, head in np.argwhere(chosen)]
-        return sorted(heads, key=lambda head: (-self.gains[head], head))
+        """The heads where `chosen` (bool, as `gains`), by falling gain."""
+        places = [(int(line), int(head)) for line, head in np.argwhere(chosen)]
+        places.sort(key=lambda place: (-self.gains[place], place))
+        return [(self.layers[line], head) for line, head in places]
 
     def table(self) -> dict[str, Any]:
         """The sweep as plain values."""
@@ -64,7 +67,14 @@ class Sweep:
 
 
 class Bench:
-    """Sweep items of one or several tasks on one model."""
+    """Sweep items of one or several tasks on one model.
+
+    shape: layers and query heads of the model. layers: ids of those whose heads are tried, ascending; None
+    for all.
+
+    Raises:
+        CalibrationError: the model has no such layer.
+    """
 
     def __init__(
         self,
@@ -72,12 +82,20 @@ class Bench:
         tasks: Mapping[str, Sequence[Prepared]],
         *,
         shape: tuple[int, int],
+        layers: Sequence[int] | None = None,
         kind: Kind,
         objective: Objective,
         seed: int,
     ) -> None:
         self.tasks = tasks
-        self.layers, self.query_heads = shape
+        all_layers, self.query_heads = shape
+        self.layers = tuple(range(all_layers)) if layers is None else tuple(layers)
+        if self.layers[-1] >= all_layers:
+            raise CalibrationError(
+                f"there is no layer {self.layers[-1]}; the model has 0 to {all_layers - 1}"
+            )
+        self.everywhere: Intervention = {} if layers is None else {"layers": list(self.layers)}
+        """Selector of all heads that are tried; empty where the method's own default is meant."""
         self.objective = objective
         self.runner = runner
         self._kind = kind
@@ -89,8 +107,8 @@ class Bench:
         return [item for items in self.tasks.values() for item in items]
 
     def heads(self) -> Iterator[Head]:
-        """Every pair of the model."""
-        return ((layer, head) for layer in range(self.layers) for head in range(self.query_heads))
+        """Every pair that is tried."""
+        return ((layer, head) for layer in self.layers for head in range(self.query_heads))
 
     async def sweep(
         self,
@@ -111,12 +129,12 @@ class Bench:
         ]
         differences = np.array(each) - base
         differences[np.abs(differences) < SAME] = 0
-        shape = (self.layers, self.query_heads)
+        shape = (len(self.layers), self.query_heads)
         lower = lower_bounds(differences, level, self._seed).reshape(shape)
         chance = None
         if self.objective == "accuracy":
             chance = np.array([Turned.of(row).p_better() for row in differences]).reshape(shape)
-        return Sweep(differences.mean(axis=1).reshape(shape), lower, chance)
+        return Sweep(self.layers, differences.mean(axis=1).reshape(shape), lower, chance)
 
     async def means(self, what: str, settings: Sequence[Intervention | None]) -> list[float]:
         """The objective's mean over the items under each setting."""

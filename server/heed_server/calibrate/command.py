@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from heed_interventions.act import DEFAULT_ALPHA
 from heed_server.calibrate import emphasis, kept_heads, zerotuning
 from heed_server.calibrate.bench import Bench, Choice, Objective
 from heed_server.calibrate.client import Client
@@ -25,6 +26,9 @@ from heed_server.profiles.identity import ModelIdentity, Serving
 from heed_server.profiles.profile import SCHEMA, Profile, ProfileError, is_profile_name
 from heed_server.profiles.writing import write_profile
 from heed_server.version import __version__
+
+ACT_PARAMETERS = ("beta", "stats", "decode", "protect", "max_sinks", "min_rows")
+"""What heads are tried with besides the threshold."""
 
 Parts = Mapping[str, tuple[Sequence[Item], Sequence[Item]]]
 
@@ -109,16 +113,17 @@ async def _calibrated(
 ) -> Profile:
     model, serving = served
     objective = _objective(options)
-    kind, scored = _kinds(options, swept, unsupervised=objective == "entropy")
+    kinds = _kinds(options, swept, unsupervised=objective == "entropy")
+    kind = kinds[0]
     if objective == "likelihood" and kind == "text":
         raise CalibrationError("the likelihood needs items with choices")
     bench = Bench(
-        runner, swept, shape=(model.layers, model.query_heads), kind=kind, objective=objective,
-        seed=options.seed,
+        runner, swept, shape=(model.layers, model.query_heads), layers=options.layers, kind=kind,
+        objective=objective, seed=options.seed,
     )  # fmt: skip
     choice = await _choose(options, bench)
     chosen = {"method": options.method, **choice.parameters}
-    evaluation = await evaluate(runner, held_out, scored, chosen, choice.compared, options.seed)
+    evaluation = await evaluate(runner, held_out, kinds, chosen, choice.compared, options.seed)
     how: dict[str, Any] = {
         "objective": objective,
         "scored": kind,
@@ -128,6 +133,7 @@ async def _calibrated(
         "held_out": options.held_out,
         "seed": options.seed,
         "level": options.level,
+        "layers": list(bench.layers),
         "dtype": serving.dtype,
         "vllm": serving.vllm,
         "warnings": warnings(evaluation, objective),
@@ -158,8 +164,8 @@ def _objective(options: argparse.Namespace) -> Objective:
 
 def _kinds(
     options: argparse.Namespace, tasks: Mapping[str, Sequence[Prepared]], *, unsupervised: bool
-) -> tuple[Kind, Kind]:
-    """How the sweep and the held-out items are scored."""
+) -> list[Kind]:
+    """How held-out items are scored; the first is also how the sweep is."""
     items = [item for found in tasks.values() for item in found]
     labelled: Kind = "choices" if all(item.choices for item in items) else "text"
     if options.score != "auto":
@@ -168,10 +174,10 @@ def _kinds(
     if labelled == "choices":
         unusable = unusable or next((item for item in items if not item.choices), None)
     if unsupervised:
-        return "entropy", "entropy" if unusable else labelled
+        return ["entropy"] if unusable else ["entropy", labelled]
     if unusable is not None:
         raise CalibrationError(f"{unusable.item.where}: there is no answer, or no choices")
-    return labelled, labelled
+    return [labelled]
 
 
 async def _choose(options: argparse.Namespace, bench: Bench) -> Choice:
@@ -183,11 +189,16 @@ async def _choose(options: argparse.Namespace, bench: Bench) -> Choice:
     if options.method == "emphasis":
         wanted = emphasis.EmphasisOptions(options.alpha, options.top_share, options.level)
         return await emphasis.choose(bench, wanted)
-    return await kept_heads.choose(bench, options.method, _parameters(options), options.level)
+    return await kept_heads.choose(bench, options.method, method_parameters(options), options.level)
 
 
-def _parameters(options: argparse.Namespace) -> dict[str, Any]:
+def method_parameters(options: argparse.Namespace) -> dict[str, Any]:
+    """What the heads of `head_gain` and `act` are tried with, as a request would write it."""
     if options.method == "head_gain":
         return {"gain": options.gain}
-    written = {"beta": options.beta, "tau": options.tau, "alpha_over_n": options.alpha_over_n}
-    return {name: value for name, value in written.items() if value is not None}
+    # Defaults are written down too: the heads were chosen with them, whatever a later version's are.
+    if options.tau is not None:
+        threshold = {"tau": options.tau}
+    else:
+        threshold = {"alpha_over_n": options.alpha_over_n or DEFAULT_ALPHA}
+    return threshold | {name: getattr(options, name) for name in ACT_PARAMETERS}

@@ -16,7 +16,7 @@ from heed_server.calibrate.errors import CalibrationError
 
 @dataclass(frozen=True)
 class EmphasisOptions:
-    """alpha: the factor outside the span. top_share: of all heads that a task puts forward.
+    """alpha: the factor outside the span. top_share: of the heads tried that a task puts forward.
 
     level: of the lower bounds of gains, which are written down.
     """
@@ -33,8 +33,9 @@ async def choose(bench: Bench, options: EmphasisOptions) -> Choice:
         CalibrationError: the tasks have no head in common.
     """
     intervention = {"method": "emphasis", "alpha": options.alpha}
-    most = math.ceil(options.top_share * bench.layers * bench.query_heads)
-    everywhere = np.ones((bench.layers, bench.query_heads), bool)
+    shape = len(bench.layers), bench.query_heads
+    most = math.ceil(options.top_share * math.prod(shape))
+    everywhere = np.ones(shape, bool)
     common: set[tuple[int, int]] | None = None
     tables: dict[str, Any] = {}
     for task, items in bench.tasks.items():
@@ -50,5 +51,5 @@ async def choose(bench: Bench, options: EmphasisOptions) -> Choice:
             "rule": f"the best {most} heads of each task, alone; those that all tasks share",
             "sweeps": tables,
         },
-        compared={f"alpha {options.alpha:g} on all heads": intervention},
+        compared={f"alpha {options.alpha:g} on all heads": intervention | bench.everywhere},
     )

@@ -24,16 +24,23 @@ Of the accuracy also how many answers were `mended` and `spoiled`, and the `p` o
 async def evaluate(
     runner: Runner,
     tasks: Mapping[str, Sequence[Prepared]],
-    kind: Kind,
+    kinds: Sequence[Kind],
     chosen: Intervention,
     compared: Mapping[str, Intervention],
     seed: int,
 ) -> dict[str, Any]:
-    """Every setting on the held-out items of each task, as plain values."""
+    """Every setting on the held-out items of each task, as plain values.
+
+    kinds: how they are scored; what the first says nothing of is taken from the next.
+    """
     settings: dict[str, Intervention | None] = {PLAIN: None, PROFILE: chosen, **compared}
     found: dict[str, Any] = {}
     for task, items in tasks.items():
-        measured = await runner.measure(f"held out, {task}", list(settings.values()), items, kind)
+        measured = [Scores.unknown(len(items))] * len(settings)
+        for kind in kinds:
+            what = f"held out, {task}" + (f", {kind}" if len(kinds) > 1 else "")
+            found_now = await runner.measure(what, list(settings.values()), items, kind)
+            measured = [before.filled(now) for before, now in zip(measured, found_now, strict=True)]
         rows = {
             name: _row(scores, measured[0], seed)
             for name, scores in zip(settings, measured, strict=True)

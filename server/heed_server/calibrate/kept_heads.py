@@ -27,20 +27,21 @@ async def choose(bench: Bench, method: str, parameters: dict[str, Any], level: f
     kept = sweep.ranked(_helps(sweep, level))
     if not kept:
         raise CalibrationError(
-            f"no head alone makes the objective better at level {level:g}\n{heat_map(sweep.gains)}"
+            f"no head alone makes the objective better at level {level:g}\n{heat_map(sweep)}"
         )
+    others = "all heads of these layers" if bench.everywhere else "its default heads"
     rule = f"one-sided lower bound of the mean gain above 0 at level {level:g}"
     if sweep.chance is not None:
         rule += ", and an exact sign test of the changed answers at that level"
     return Choice(
         parameters={**parameters, **on_heads(kept)},
         account={"rule": rule, "sweep": sweep.table()},
-        compared={f"{method} on its default heads": intervention},
+        compared={f"{method} on {others}": intervention | bench.everywhere},
     )
 
 
 def _helps(sweep: Sweep, level: float) -> np.ndarray:
-    """bool [layers, query_heads]."""
+    """bool, as `Sweep.gains`."""
     helps: np.ndarray = sweep.lower > 0
     if sweep.chance is not None:
         # A level such as 0.9 leaves 1 - 0.9 a little below 0.1.
@@ -48,11 +49,11 @@ def _helps(sweep: Sweep, level: float) -> np.ndarray:
     return helps
 
 
-def heat_map(gains: np.ndarray) -> str:
-    """gains [layers, query_heads] as lines of signed numbers, in thousandths."""
+def heat_map(sweep: Sweep) -> str:
+    """The gains as lines of signed numbers, in thousandths, a layer each."""
     lines = ["gain by layer and head, in thousandths:"]
     lines += [
         f"  layer {layer:2}: " + " ".join(f"{round(1000 * gain):+5d}" for gain in row)
-        for layer, row in enumerate(gains)
+        for layer, row in zip(sweep.layers, sweep.gains, strict=True)
     ]
     return "\n".join(lines)

@@ -33,6 +33,24 @@ class Scores:
     likelihood: np.ndarray
     entropy: np.ndarray
 
+    @classmethod
+    def unknown(cls, items: int) -> "Scores":
+        """None of so many items has any."""
+        return cls(*np.full((3, items), np.nan))
+
+    def filled(self, other: "Scores") -> "Scores":
+        """These, and the other's where there are none."""
+        return Scores(
+            *(
+                np.where(np.isnan(mine), its, mine)
+                for mine, its in (
+                    (self.right, other.right),
+                    (self.likelihood, other.likelihood),
+                    (self.entropy, other.entropy),
+                )
+            )
+        )
+
 
 class Runner:
     """Runs settings over items against one server.

@@ -73,7 +73,7 @@ async def choose(bench: Bench, options: ZeroTuningOptions) -> Choice:
     return Choice(
         parameters={"gamma": float(grid[best]), **on_heads(chosen)},
         account=account,
-        compared={f"gamma {grid[best]:g} on all heads": _tuned(grid[best])},
+        compared={f"gamma {grid[best]:g} on all heads": _tuned(grid[best]) | bench.everywhere},
     )
 
 
