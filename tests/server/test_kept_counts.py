@@ -6,13 +6,14 @@ import random
 
 import pytest
 from tests.server.schedule_simulator import Plan, Setting, Simulator
+from tests.server.simulated_keys import first_rows
 from tests.server.test_kv_release import tokens
 from tests.slow_cases import gated
 from vllm.v1.outputs import ModelRunnerOutput
 
 from heed_kernels.edits import OPEN
 from heed_kernels.segments import Segments
-from heed_server.engine import kept_counts
+from heed_server.engine import kept_counts, publication
 from heed_server.engine.hidden_blocks import Window
 
 
@@ -111,6 +112,31 @@ def test_what_a_worker_could_not_edit_is_nobody_elses(segments: bool) -> None:
     assert first_row(simulator, plan("third")) >= 256
 
 
+def test_who_began_on_blocks_of_a_request_that_fails_in_the_same_step_publishes_nothing_either() -> (
+    None
+):
+    simulator = Simulator(Setting(pool=400, block_size=16, chunk=600))
+    scheduler = simulator.scheduler
+    for name, shared in (("failing", 280), ("sharing", 280), ("other", 0)):
+        plan = causal(name, 300, shared)
+        plan.segments, plan.window = None, Window(4, 2000)
+        simulator.add(plan)
+    output = scheduler.schedule()
+    assert first_rows(output) == {"failing": 0, "sharing": 272, "other": 0}
+    names = list(output.num_scheduled_tokens)
+    answer = ModelRunnerOutput(
+        req_ids=names,
+        req_id_to_index={name: i for i, name in enumerate(names)},
+        sampled_token_ids=[[7], [7], []],
+    )
+    setattr(answer, publication.FAILED, ["failing"])
+    scheduler.update_from_output(output, answer)
+    assert scheduler._withheld == {"failing", "sharing"}
+    published = {block.block_id for block in simulator.pool.blocks if block.block_hash}
+    others = {block.block_id for block in simulator.manager.req_to_blocks["other"]}
+    assert published and published <= others
+
+
 @pytest.mark.parametrize(("until", "kept"), [(OPEN, [32, 64]), (64, [32])])
 def test_nothing_is_kept_where_no_segment_begins(until: int, kept: list[int]) -> None:
     """A request preempted behind its prompt would go on from there, and not know what was found before."""
@@ -150,8 +176,6 @@ def test_random_schedules_go_on_from_the_very_rows_that_were_counted(
             simulator.step()
         if chance.random() < 0.1 and not simulator.under_way:
             simulator.preempt_all()
-        if chance.random() < 0.2 and not setting.run_ahead:
-            simulator.failing |= {f"r{i}"}
     simulator.finish(20_000)
 
 

@@ -39,13 +39,21 @@ class PublicationMixin(PagedCache):
         return super().update_from_output(scheduler_output, model_runner_output)  # type: ignore[misc]
 
     def _withhold(self, name: str) -> None:
-        """Publish nothing of the request any more, and nothing of what it holds."""
+        """Publish nothing of the request any more, and nothing of what it holds.
+
+        Nor of those who hold some of it too: they may have begun on it in the very step that failed.
+        What was right is computed again, which costs time and is never wrong.
+        """
         if name not in self.requests or self._manager is None:  # type: ignore[attr-defined]
             return
+        held = {
+            request: {block.block_id for block in blocks if not block.is_null}
+            for request, blocks in self._manager.req_to_blocks.items()
+        }
+        own = held.get(name, set())
         self._withheld.add(name)
-        # Blocks that it found there go as well: they are computed again, which is never wrong.
-        held = self._manager.req_to_blocks.get(name, ())
-        self._pool.evict_blocks({block.block_id for block in held if not block.is_null})
+        self._withheld |= {request for request, blocks in held.items() if blocks & own}
+        self._pool.evict_blocks(own.union(*(held.get(each, set()) for each in self._withheld)))
 
     def _free_blocks(self, request: Any) -> None:
         super()._free_blocks(request)  # type: ignore[misc]
