@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -10,6 +11,9 @@ from pydantic import ValidationError
 
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.profiles.identity import ModelIdentity, Serving
+
+_PAUSES = (0.1, 1.0)
+"""Seconds before a request that broke is sent again."""
 
 
 class Client:
@@ -59,14 +63,25 @@ class Client:
     async def _ask(
         self, verb: str, path: str, body: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        try:
-            async with self._gate:
-                response = await self._http.request(verb, path, json=body)
-        except httpx.HTTPError as error:
-            raise CalibrationError(f"{self._http.base_url}: {error!r}") from error
+        async with self._gate:
+            response = await self._response(verb, path, body)
         if response.status_code != 200:
             raise CalibrationError(
                 f"{verb} {path} was answered with {response.status_code}: {response.text[:400]}"
             )
         answer: dict[str, Any] = response.json()
         return answer
+
+    async def _response(
+        self, verb: str, path: str, body: Mapping[str, Any] | None
+    ) -> httpx.Response:
+        """A busy server may close an idle connection at the moment at which it is used again, and answers
+        are the same each time: so what breaks is asked again."""
+        for pause in _PAUSES:
+            with suppress(httpx.TransportError):
+                return await self._http.request(verb, path, json=body)
+            await asyncio.sleep(pause)
+        try:
+            return await self._http.request(verb, path, json=body)
+        except httpx.HTTPError as error:
+            raise CalibrationError(f"{self._http.base_url}: {error!r}") from error
