@@ -6,11 +6,19 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from heed_server.engine.kept_counts import KeptCountsMixin
 from heed_server.engine.kv_eviction import EvictionMixin
 from heed_server.engine.kv_release import ReleaseMixin
+from heed_server.engine.plain_steps import PlainStepsMixin
 from heed_server.engine.publication import PublicationMixin
 from heed_server.engine.whole_prompts import WholePromptMixin
 
 
-class HeedMixins(KeptCountsMixin, WholePromptMixin, EvictionMixin, ReleaseMixin, PublicationMixin):
+class HeedMixins(
+    PlainStepsMixin,
+    KeptCountsMixin,
+    WholePromptMixin,
+    EvictionMixin,
+    ReleaseMixin,
+    PublicationMixin,
+):
     """All that Heed adds: put before the scheduler class that vLLM itself would use."""
 
 
