@@ -221,7 +221,7 @@ items = st.builds(
 )
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(st.lists(items, max_size=9) | values)
 def test_any_json_gives_methods_or_one_error_for_the_client(raw: object) -> None:
     methods, error = attempt(raw)

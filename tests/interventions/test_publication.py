@@ -232,7 +232,7 @@ def seen_by_rows(edits: list[Edit], limit: int) -> list[str]:
     return sorted(told)
 
 
-@settings(max_examples=1000)
+@settings(max_examples=500)
 @given(sets, sets, st.integers(0, 9), st.integers(0, 9))
 def test_equal_digests_mean_equal_edits_on_the_rows_that_both_publish(
     one: list[Edit], other: list[Edit], limit: int, other_limit: int

@@ -187,9 +187,9 @@ def test_what_only_heed_may_set_is_refused_and_counted(server: LiveServer) -> No
 def wait_for_rows(server: LiveServer, some: bool) -> None:
     """Until the gauge says that rows of edit tables are in use, or that none are."""
     deadline = time.monotonic() + LAG
-    while bool(server.metric("heed_edit_table_rows")) != some and time.monotonic() < deadline:
+    while (found := bool(server.metric("heed_edit_table_rows"))) != some:
+        assert time.monotonic() < deadline, f"rows in use: {found}"
         time.sleep(0.2)
-    assert bool(server.metric("heed_edit_table_rows")) == some
 
 
 def test_the_edit_table_holds_rows_while_requests_are_edited_and_none_after_their_clients_left(
@@ -199,6 +199,7 @@ def test_the_edit_table_holds_rows_while_requests_are_edited_and_none_after_thei
     # As long as the context allows: they have to outlive the gauge's lag.
     body |= {"max_tokens": 1900, "ignore_eos": True, "n": 3}
     body["interventions"] = [{"method": "zerotuning", "gamma": 2}]
+    wait_for_rows(server, False)  # of the requests before
     with server.client.stream("POST", "/v1/completions", json=body) as response:
         assert response.status_code == 200
         next(response.iter_lines())
