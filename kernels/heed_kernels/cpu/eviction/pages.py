@@ -41,8 +41,9 @@ class Pages:
         heads = self.kv_cache.shape[1]
         halves = self.kv_cache.view(*self.kv_cache.shape[:2], 2, size * head_dim)
         offset = self.layout.key_offset if half == "key" else self.layout.value_offset
-        inside = torch.from_numpy(offset.ravel() % (size * head_dim))
-        read = halves[:, :, int(half == "value")].index_select(0, pages).index_select(2, inside)
+        inside = torch.from_numpy(offset.ravel() % (size * head_dim)).long()
+        stored = halves[:, :, int(half == "value")].index_select(0, pages)
+        read = stored.gather(2, inside.expand(len(pages), heads, -1))
         by_head = read.view(len(pages), heads, size, head_dim).transpose(0, 1)
         rows = by_head.reshape(heads, len(pages) * size, head_dim)
         if len(places) and places[-1] + 1 == len(places):
