@@ -39,9 +39,17 @@ class Server:
     def api_seconds(self) -> float:
         """Processor time that the API process has taken so far; the engine's processes are not in it."""
         assert self.process is not None
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        user, system = int(fields[11]), int(fields[12])
-        return (user + system) / os.sysconf("SC_CLK_TCK")
+        return _processor_seconds(self.process.pid)[1]
+
+    def processor_seconds(self) -> float:
+        """Processor time that all of the server's processes have taken so far."""
+        assert self.process is not None
+        total = 0.0
+        for path in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # one that has just ended
+                session, seconds = _processor_seconds(int(path.name))
+                total += seconds if session == self.process.pid else 0.0
+        return total
 
     def __enter__(self) -> "Server":
         started = time.perf_counter()
@@ -115,3 +123,10 @@ def free_port() -> int:
 
 def _common(flags: Sequence[str]) -> list[str]:
     return ["--host", "127.0.0.1", "--served-model-name", "m", *flags]
+
+
+def _processor_seconds(process: int) -> tuple[int, float]:
+    """A process's session, and the processor time that it has taken so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    user, system = int(fields[11]), int(fields[12])
+    return int(fields[3]), (user + system) / os.sysconf("SC_CLK_TCK")
