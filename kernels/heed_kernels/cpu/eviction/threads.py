@@ -20,6 +20,9 @@ def one_thread(function: Callable[P, R]) -> Callable[P, R]:
     @wraps(function)
     def alone(*arguments: P.args, **named: P.kwargs) -> R:
         threads = torch.get_num_threads()
+        if threads == 1:
+            # A worker whose threads are bound logs a warning whenever their number is set.
+            return function(*arguments, **named)
         torch.set_num_threads(1)
         try:
             return function(*arguments, **named)
