@@ -121,7 +121,7 @@ def test_requests_of_20_random_schedules_have_the_same_bits_in_small_pools(tmp_p
     found = run_engine("evicting_engine.py", tmp_path, ["schedules"], schedules=20)["schedules"]
     check_schedules(found)
     assert sum(schedule["small"]["preemptions"] for schedule in found) > 0
-    assert sum(len(plain_ones(schedule)) for schedule in found) >= 20
+    assert sum(len(plain_ones(schedule)) for schedule in found) >= 10
 
 
 @pytest.mark.slow
