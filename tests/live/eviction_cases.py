@@ -11,7 +11,16 @@ Edits = list[dict[str, Any]]
 Case = Callable[[int], Edits]
 
 EVICTION = [name for name, method in METHODS.items() if method.evicts]
+P = 300
+"""Tokens of the prompts that `edit` is for."""
+
 WINDOW: dict[str, Any] = {"window": 4, "kernel": 3}
+
+
+def edit(method: str, **fields: Any) -> dict[str, Any]:
+    """An intervention that keeps 90 of 300 tokens, little of it protected."""
+    small = {"task_kv": {"sinks": 2, "recent": 40}}.get(method, {})
+    return {"method": method, "keep": 0.3, **small, **fields}
 
 
 def case(method: str, *others: dict[str, Any], **fields: Any) -> Case:

@@ -6,10 +6,9 @@ import secrets
 from typing import Any
 
 import pytest
+from eviction_cases import EVICTION, P, edit
 from live_server import LiveServer
 from test_api import events
-from test_catalogue import EVICTION
-from test_eviction import P, edit
 
 TOKENS = 24
 COMPLETIONS, CHAT = "/v1/completions", "/v1/chat/completions"

@@ -6,19 +6,13 @@ import time
 from typing import Any
 
 import pytest
-from eviction_cases import EVICTION
+from eviction_cases import EVICTION, P, edit
 from live_server import LiveServer, together
 from test_refusals import assert_refused
 
 SHARING = {"pyramidkv", "adakv", "task_kv", "tappa"}
-P, TOKENS = 300, 12
+TOKENS = 12
 each_method = pytest.mark.parametrize("method", EVICTION)
-
-
-def edit(method: str, **fields: Any) -> dict[str, Any]:
-    """An intervention that keeps 90 of 300 tokens, little of it protected."""
-    small = {"task_kv": {"sinks": 2, "recent": 40}}.get(method, {})
-    return {"method": method, "keep": 0.3, **small, **fields}
 
 
 @each_method
