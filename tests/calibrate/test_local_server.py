@@ -22,8 +22,12 @@ port = int(sys.argv[sys.argv.index("--port") + 1])
 http.server.HTTPServer(("127.0.0.1", port), Healthy).serve_forever()
 """
 CALIBRATION = """
-import asyncio, sys
+import asyncio, signal, sys
 from heed_server.calibrate.local_server import local_server
+
+# Whoever runs these tests behind nohup, or in the background of a script, has them ignored.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 async def work():
     print("serving", flush=True)

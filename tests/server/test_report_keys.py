@@ -28,7 +28,8 @@ FIELDS: dict[str, dict[str, Any]] = {
     "attention_scale": {"q_scale": 2},
 }
 FOUND: dict[str, Any] = {
-    "counts": {1: 2}, "positions": {1: [3, 9]}, "keys": {1: {0: [3, 9]}}, "moved": 0.5, "rows": 4,
+    "counts": {1: 2}, "positions": {1: [3, 9]}, "keys": {1: {0: [3, 9]}}, "moved": {1: 0.5},
+    "heads": {1: 2}, "rows": 4,
 }  # fmt: skip
 SURVIVORS = [[np.arange(3, dtype=np.int32)] * MODEL.kv_heads] * MODEL.layers
 
