@@ -18,6 +18,7 @@ Reason = Literal[
     "context",
     "composition",
     "privileged",
+    "policy",
     "profile",
     "unsupported",
 ]
@@ -31,7 +32,7 @@ class InterventionError(Exception):
     """An intervention that cannot be used, in words for the person who wrote it.
 
     param: the path of the offending value, such as `interventions.0.gamma`.
-    status: the HTTP status that says the same: 400, 403 (privileged) or 404 (profile).
+    status: the HTTP status that says the same: 400, 403 (privileged, or against the policy) or 404 (profile).
     reason: one of `REASONS`.
     method: the method's name where it is a known one.
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from heed_interventions.composition import Placed, conflict, repeated
 from heed_interventions.errors import InterventionError, join_path
 from heed_interventions.method import CacheClass, Method
+from heed_interventions.policy import EVERYTHING, Policy
 from heed_interventions.publication import digest, lowest
 from heed_interventions.support import NOT_OBSERVED
 from heed_interventions.views import ModelView, PromptView, RequestView
@@ -55,6 +56,7 @@ def resolve(
     sources: Sequence[Source] | None = None,
     allow_privileged: bool = False,
     check: Callable[[Edit], None] | None = None,
+    policy: Policy = EVERYTHING,
     path: str = "interventions",
 ) -> Resolution:
     """Check `interventions` against the model and the prompt, and compile them to edits.
@@ -64,7 +66,7 @@ def resolve(
     check: whether the server can carry an edit out for this prompt; raises `InterventionError`.
     path: the field's name in the request, for errors.
 
-    Raises `InterventionError`: 403 for what is privileged and not allowed, 400 for all else.
+    Raises `InterventionError`: 403 for what is privileged or against the policy, 400 for all else.
     """
     sources = sources or ["request"] * len(interventions)
     done: dict[int, _Resolved] = {}
@@ -77,7 +79,9 @@ def resolve(
         method, source = interventions[index], sources[index]
         view = RequestView(model, prompt, join_path(path, index), index)
         try:
+            policy.check(method, view.path)
             found = _resolve_one(method, view, source, list(done.values()), allow_privileged)
+            policy.check_edits(method, found.edits, view)
             if check is not None:
                 for edit in found.edits:
                     check(edit)

@@ -9,12 +9,15 @@ from pathlib import Path
 from heed_server.engine.plugin import PLUGIN_NAME
 from heed_server.models import bundled_model
 from heed_server.settings import (
+    BODY_VARIABLE,
     DEFAULTS_VARIABLE,
+    POLICY_VARIABLE,
     PRIVILEGED_VARIABLE,
     PROFILES_VARIABLE,
     STREAMING_VARIABLE,
     profiles_directory,
     read_interventions,
+    read_policy,
 )
 
 DEFAULT_MODEL = "heed-tiny"
@@ -34,7 +37,8 @@ def serve(arguments: Sequence[str]) -> None:
     arguments: Heed's own flags and any of vLLM's.
 
     Raises:
-        SettingsError: the file of default interventions or the directory of profiles cannot be used.
+        SettingsError: the file of default interventions or of the policy, or the directory of profiles,
+            cannot be used.
     """
     # vLLM loads plug-ins while it builds its parser.
     os.environ["VLLM_PLUGINS"] = ",".join(plugin_names(os.environ.get("VLLM_PLUGINS")))
@@ -54,6 +58,8 @@ def serve(arguments: Sequence[str]) -> None:
         read_interventions(parsed.default_interventions)
     if parsed.profiles is not None:
         profiles_directory(parsed.profiles)
+    if parsed.intervention_policy is not None:
+        read_policy(parsed.intervention_policy)
     choose_model(parsed, os.environ)
     pass_settings_on(os.environ, parsed)
     if "--no-enforce-eager" in arguments:
@@ -83,6 +89,19 @@ def add_arguments(parser: ArgumentParser) -> None:
         "--allow-privileged-interventions",
         action="store_true",
         help="Serve methods that can work around a model's training (off by default).",
+    )
+    group.add_argument(
+        "--intervention-policy",
+        metavar="FILE",
+        type=Path,
+        help="JSON: the methods that requests may ask for, bounds on their parameters, and how many "
+        "first tokens of a prompt no edit may weaken.",
+    )
+    group.add_argument(
+        "--max-body-bytes",
+        metavar="BYTES",
+        type=int,
+        help="Largest body of a request (default: 64 MiB).",
     )
     group.add_argument(
         "--max-streaming-length",
@@ -128,6 +147,10 @@ def pass_settings_on(environment: MutableMapping[str, str], parsed: Namespace) -
         environment[PROFILES_VARIABLE] = str(parsed.profiles.resolve())
     if parsed.allow_privileged_interventions:
         environment[PRIVILEGED_VARIABLE] = "1"
+    if parsed.intervention_policy is not None:
+        environment[POLICY_VARIABLE] = str(parsed.intervention_policy.resolve())
+    if parsed.max_body_bytes is not None:
+        environment[BODY_VARIABLE] = str(parsed.max_body_bytes)
     if parsed.max_streaming_length is not None:
         environment[STREAMING_VARIABLE] = str(parsed.max_streaming_length)
 

@@ -9,12 +9,17 @@ from typing import Any
 
 from heed_interventions.errors import InterventionError
 from heed_interventions.parse import parse, parse_one
+from heed_interventions.policy import EVERYTHING, Policy, PolicyError, parse_policy
 from heed_server.profiles.merge import names_profile
 
 DEFAULTS_VARIABLE = "HEED_DEFAULT_INTERVENTIONS"
+POLICY_VARIABLE = "HEED_INTERVENTION_POLICY"
 PRIVILEGED_VARIABLE = "HEED_ALLOW_PRIVILEGED_INTERVENTIONS"
 PROFILES_VARIABLE = "HEED_PROFILES"
 STREAMING_VARIABLE = "HEED_MAX_STREAMING_LENGTH"
+BODY_VARIABLE = "HEED_MAX_BODY_BYTES"
+
+DEFAULT_BODY_BYTES = 64 << 20
 
 
 class SettingsError(ValueError):
@@ -29,38 +34,46 @@ class Settings:
         missing or null; as written, because their profiles are not read yet.
     profiles: directory of profiles, if there is one.
     allow_privileged: whether methods that aim past a model's training are served.
+    policy: what requests may ask for at all; their defaults too.
     max_streaming_length: tokens of prompt and answer of requests whose positions roll; None: the
         model's context, as for all others.
+    max_body_bytes: largest body of a request.
     """
 
     default_interventions: tuple[Any, ...] = ()
     profiles: Path | None = None
     allow_privileged: bool = False
+    policy: Policy = EVERYTHING
     max_streaming_length: int | None = None
+    max_body_bytes: int = DEFAULT_BODY_BYTES
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Read the variables that the launcher sets.
 
         Raises:
-            SettingsError: a file that cannot be read or that holds no valid interventions, a
-                directory that is none, or a length that is no number.
+            SettingsError: a file that cannot be read or that holds no valid interventions or policy,
+                a directory that is none, or a length that is no number.
         """
         path = environment.get(DEFAULTS_VARIABLE)
         profiles = environment.get(PROFILES_VARIABLE)
+        policy = environment.get(POLICY_VARIABLE)
         return cls(
             default_interventions=read_interventions(Path(path)) if path else (),
             profiles=profiles_directory(Path(profiles)) if profiles else None,
             allow_privileged=environment.get(PRIVILEGED_VARIABLE) == "1",
-            max_streaming_length=_length(environment.get(STREAMING_VARIABLE)),
+            policy=read_policy(Path(policy)) if policy else EVERYTHING,
+            max_streaming_length=_number(environment, STREAMING_VARIABLE, "tokens"),
+            max_body_bytes=_number(environment, BODY_VARIABLE, "bytes") or DEFAULT_BODY_BYTES,
         )
 
 
-def _length(value: str | None) -> int | None:
+def _number(environment: Mapping[str, str], variable: str, unit: str) -> int | None:
+    value = environment.get(variable)
     if not value:
         return None
-    if not value.isdecimal():
-        raise SettingsError(f"{STREAMING_VARIABLE} must be a number of tokens, not {value!r}")
+    if not (value.isascii() and value.isdecimal() and len(value) < 19):
+        raise SettingsError(f"{variable} must be a number of {unit}, not {value[:80]!r}")
     return int(value)
 
 
@@ -79,16 +92,43 @@ def read_interventions(path: Path) -> tuple[Any, ...]:
     Raises:
         SettingsError: naming the file and what is wrong in it.
     """
+    raw = _read_json(path)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
         _check(raw)
-        return tuple(raw)
+    except InterventionError as error:
+        raise SettingsError(f"{path}: {error.param}: {error}") from error
+    return tuple(raw)
+
+
+def read_policy(path: Path) -> Policy:
+    """A policy out of a JSON file.
+
+    Raises:
+        SettingsError: naming the file and what is wrong in it.
+    """
+    raw = _read_json(path)
+    try:
+        return parse_policy(raw)
+    except PolicyError as error:
+        raise SettingsError(f"{path}: {error}") from error
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once_each)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: not valid JSON: {error}") from error
-    except InterventionError as error:
-        raise SettingsError(f"{path}: {error.param}: {error}") from error
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Of a name that stands twice Python takes the last, and a bound would be lost in silence.
+    names = [name for name, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"{twice[:80]!r} stands there twice")
+    return dict(pairs)
 
 
 def _check(raw: Any) -> None:

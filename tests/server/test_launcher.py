@@ -10,7 +10,9 @@ from heed_server.launcher import (
     plugin_names,
 )
 from heed_server.settings import (
+    BODY_VARIABLE,
     DEFAULTS_VARIABLE,
+    POLICY_VARIABLE,
     PRIVILEGED_VARIABLE,
     PROFILES_VARIABLE,
     STREAMING_VARIABLE,
@@ -77,9 +79,13 @@ def test_flags_reach_the_other_processes_through_the_environment(tmp_path: Path)
         profiles=tmp_path / "profiles",
         allow_privileged_interventions=True,
         max_streaming_length=9000,
+        intervention_policy=tmp_path / "policy.json",
+        max_body_bytes=1000,
     )
     pass_settings_on(environment, options)
     assert environment[DEFAULTS_VARIABLE] == str(tmp_path / "d.json")
     assert environment[PROFILES_VARIABLE] == str(tmp_path / "profiles")
     assert environment[PRIVILEGED_VARIABLE] == "1"
     assert environment[STREAMING_VARIABLE] == "9000"
+    assert environment[POLICY_VARIABLE] == str(tmp_path / "policy.json")
+    assert environment[BODY_VARIABLE] == "1000"

@@ -198,6 +198,7 @@ class Door:
                 sources=[exchange.source] * len(exchange.methods),
                 allow_privileged=self.settings.allow_privileged,
                 check=lambda edit: self._check_room(edit, length, max_tokens),
+                policy=self.settings.policy,
             )
             self._compile(resolution)
         except InterventionError as error:

@@ -11,7 +11,12 @@ from vllm.exceptions import VLLMValidationError
 
 from heed_interventions.errors import InterventionError
 
-_TYPES = {400: "BadRequestError", 403: "PermissionDeniedError", 404: "NotFoundError"}
+_TYPES = {
+    400: "BadRequestError",
+    403: "PermissionDeniedError",
+    404: "NotFoundError",
+    413: "RequestTooLargeError",
+}
 
 
 class RefusedError(VLLMValidationError):  # type: ignore[misc]
@@ -28,6 +33,16 @@ class RefusedError(VLLMValidationError):  # type: ignore[misc]
 
     def __str__(self) -> str:
         return self.message
+
+
+class TooLargeError(HTTPException):
+    """A body that goes on past the limit.
+
+    FastAPI, which answers 400 for whatever else happens while it reads a body, passes this class on.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__(413, f"the body is larger than {most} bytes, the most this server takes")
 
 
 def refused(error: InterventionError) -> RefusedError:
@@ -60,5 +75,10 @@ def install(app: FastAPI) -> None:
             return error_response(f"the body is not usable JSON: {error.detail}")
         return await http_exception_handler(request, error)
 
+    async def answer_too_large(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, TooLargeError)
+        return error_response(error.detail, None, error.status_code)
+
     app.add_exception_handler(RefusedError, answer)
+    app.add_exception_handler(TooLargeError, answer_too_large)
     app.add_exception_handler(HTTPException, answer_unparsable)

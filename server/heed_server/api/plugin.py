@@ -17,6 +17,7 @@ from heed_interventions.views import ModelView
 from heed_kernels.table import EditTable
 from heed_server.api import errors, profile_routes, routes
 from heed_server.api.activity import Activity
+from heed_server.api.body_limit import BodyLimit
 from heed_server.api.cache_room import CacheRoom
 from heed_server.api.context_length import let_requests_differ
 from heed_server.api.door import Door
@@ -34,6 +35,7 @@ from heed_server.settings import Settings, SettingsError
 logger = init_logger("vllm.heed.api")
 
 POLL_SECONDS = 2.0
+ALIVE_SECONDS = 0.5
 
 
 class HeedEndpointPlugin:
@@ -49,12 +51,13 @@ class HeedEndpointPlugin:
     def attach_router(self, app: FastAPI) -> None:
         """Routes with vLLM's paths replace vLLM's own; a server without them only refuses."""
         self._generates = "/v1/completions" in {getattr(route, "path", "") for route in app.routes}
+        app.add_middleware(OtherDoors, **({} if self._generates else {"carrying": ()}))
+        # The last one added is the first to see a request.
+        app.add_middleware(BodyLimit)
         if not self._generates:
-            app.add_middleware(OtherDoors, carrying=())
             return
         app.include_router(routes.router)
         app.include_router(profile_routes.router)
-        app.add_middleware(OtherDoors)
         errors.install(app)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -138,8 +141,18 @@ class Engines:
         return ModelSupport(**{field.name: answer[field.name] for field in fields(ModelSupport)})
 
     async def reports(self, report_ids: list[str]) -> Iterable[Mapping[str, Mapping[int, Report]]]:
-        """Reports from each engine: its workers all run the same rows, and any may have failed."""
-        return [_one_report(workers) for workers in await self.call("heed_reports", report_ids)]
+        """Reports from each engine: its workers all run the same rows, and any may have failed.
+
+        None from engines that end meanwhile, as they do when they are stopped and their last request
+        is done: vLLM never answers such a call.
+        """
+        call = asyncio.ensure_future(self.call("heed_reports", report_ids))
+        while not call.done() and not self._client.errored:
+            await asyncio.wait([call], timeout=ALIVE_SECONDS)
+        if not call.done():
+            call.cancel()
+            return []
+        return [_one_report(workers) for workers in call.result()]
 
     async def poll(self, activity: Activity, metrics: Metrics) -> None:
         """Keep the worker gauges fresh while requests are edited, until the engine is gone."""
@@ -173,7 +186,10 @@ def _one_report(
 
 def _profiles(settings: Settings, identity: ModelIdentity | None, view: ModelView) -> ProfileStore:
     try:
-        return ProfileStore(settings.profiles, identity, view, settings.default_interventions)
+        store = ProfileStore(settings.profiles, identity, view, settings.default_interventions)
+        for index, method in enumerate(store.loaded.defaults):
+            settings.policy.check(method, f"interventions.{index}")
+        return store
     except InterventionError as error:
         raise SettingsError(f"default interventions: {error.param}: {error}") from error
     except OSError as error:

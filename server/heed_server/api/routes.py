@@ -89,7 +89,9 @@ async def _handled(
 @router.get("/v1/interventions")
 async def list_interventions(raw_request: Request) -> JSONResponse:
     """Every method, with its JSON Schema and whether the served model can have it."""
-    return JSONResponse({"object": "list", "data": catalogue(door_of(raw_request).model)})
+    door = door_of(raw_request)
+    entries = [door.settings.policy.narrowed(entry) for entry in catalogue(door.model)]
+    return JSONResponse({"object": "list", "data": entries})
 
 
 @router.get("/v1/interventions/{method}", responses={404: {"model": ErrorResponse}})
@@ -98,7 +100,9 @@ async def get_intervention(method: str, raw_request: Request) -> JSONResponse:
     if method not in METHODS:
         known = ", ".join(sorted(METHODS))
         return error_response(f"unknown method {method[:80]!r}; there are: {known}", "method", 404)
-    return JSONResponse(catalogue_entry(METHODS[method], door_of(raw_request).model))
+    door = door_of(raw_request)
+    entry = catalogue_entry(METHODS[method], door.model)
+    return JSONResponse(door.settings.policy.narrowed(entry))
 
 
 @router.post(

@@ -1,0 +1,177 @@
+"""Edits that pass as harmless to the first tokens never take weight from them; those that do are caught."""
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from intervention_views import MODEL, prompt
+
+from heed_interventions import parse, resolve
+from heed_interventions.protection import weakens
+from heed_kernels.edits import (
+    ALL_KEYS,
+    OPEN,
+    Edit,
+    FindKeys,
+    FoundKeys,
+    Gate,
+    HeadGain,
+    HeadSet,
+    KeyBias,
+    KeyRanges,
+    KeyScale,
+    MassTransfer,
+    Rows,
+    TrailingKeys,
+    VisibleKeys,
+    VisibleRanges,
+)
+from heed_kernels.evict import Evict, NormScore
+from heed_kernels.reference import attention_weights
+
+KEYS = 12
+HEADS = 2
+BOTH = HeadSet((0b11,))
+
+positions = st.integers(0, KEYS)
+ranges = (
+    st.lists(positions, min_size=2, max_size=4, unique=True)
+    .map(sorted)
+    .map(lambda ends: KeyRanges(tuple(zip(ends[::2], ends[1::2], strict=False))))
+)
+rows = st.tuples(positions, positions).map(lambda pair: Rows(min(pair), max(pair) + 1))
+heads = st.integers(1, 3).map(lambda mask: HeadSet((mask,)))
+trailing = st.builds(TrailingKeys, first=positions, window=st.integers(1, 5))
+logit_edits = st.one_of(
+    st.builds(
+        KeyBias,
+        on=heads,
+        rows=rows,
+        keys=ranges | trailing,
+        bias=st.floats(-4, 4),
+        source=st.just(0),
+    ),
+    st.builds(
+        KeyScale,
+        on=heads,
+        rows=rows,
+        keys=ranges,
+        scale=st.floats(0, 3),
+        absolute=st.floats(-1, 1),
+        source=st.just(0),
+    ),
+    st.builds(
+        VisibleKeys,
+        sinks=positions,
+        window=st.integers(1, 6),
+        rolling=st.just(False),
+        source=st.just(0),
+    ),
+    st.builds(
+        VisibleRanges,
+        rows=rows,
+        ranges=ranges.map(lambda keys: tuple((start, end, 0) for start, end in keys.ranges)),
+        source=st.just(0),
+    ),
+    st.builds(HeadGain, on=heads, rows=rows, gain=st.floats(-2, 4), source=st.just(0)),
+)
+transfers = st.builds(
+    MassTransfer,
+    on=heads,
+    rows=rows,
+    sources=ranges,
+    destination=ranges | st.just(ALL_KEYS),
+    fraction=st.floats(0, 1),
+    gate=st.just(Gate()),
+    source=st.just(0),
+)
+lists = st.tuples(st.lists(logit_edits, max_size=3), st.lists(transfers, max_size=1)).map(
+    lambda parts: [*parts[0], *parts[1]]
+)
+
+
+def weights(edits: list[Edit], found: list[list[int]] | None = None) -> torch.Tensor:
+    """[HEADS, KEYS, KEYS] of one fixed sequence."""
+    random = torch.Generator().manual_seed(1)
+    query, key = (
+        torch.randn(KEYS, HEADS, 8, dtype=torch.float64, generator=random) for _ in range(2)
+    )
+    return attention_weights(query, key, edits, 0, 0.6, found=found).after
+
+
+PLAIN = weights([])
+
+
+def loses(edits: list[Edit], tokens: int, found: list[list[int]] | None = None) -> bool:
+    """Whether some row gives one of the first `tokens` keys less than without the edits."""
+    changed = weights(edits, found)[:, :, :tokens]
+    return bool((changed < PLAIN[:, :, :tokens] - 1e-12).any())
+
+
+@settings(max_examples=2000, deadline=None, derandomize=True)
+@given(edits=lists, tokens=st.integers(1, KEYS))
+def test_edits_that_pass_take_no_weight_from_the_first_tokens(
+    edits: list[Edit], tokens: int
+) -> None:
+    if weakens(edits, tokens) is None:
+        assert not loses(edits, tokens)
+
+
+def find(protected: int) -> FindKeys:
+    keys = KeyRanges(((0, protected),)) if protected else KeyRanges(())
+    return FindKeys(BOTH, Rows(0, OPEN), 0.1, 1, 4, keys, protected == 0, 0)
+
+
+@pytest.mark.parametrize(("protected", "passes"), [(3, True), (2, False), (0, False)])
+def test_a_transfer_from_found_keys_passes_where_the_search_leaves_the_first_tokens_out(
+    protected: int, passes: bool
+) -> None:
+    transfer = MassTransfer(BOTH, Rows(0, OPEN), FoundKeys(), ALL_KEYS, 0.6, Gate(), 0)
+    found = [list(range(protected, protected + 2))] * HEADS
+    assert (weakens([find(protected), transfer], 3) is None) == passes
+    assert loses([find(protected), transfer], 3, found) == (not passes)
+    assert weakens([transfer], 3) is not None
+
+
+@pytest.mark.parametrize(("sinks", "passes"), [(6, True), (5, False)])
+def test_an_eviction_passes_where_it_keeps_the_first_tokens(sinks: int, passes: bool) -> None:
+    evict = Evict(NormScore(), None, (9,), 9, sinks, 2, False, 1, False, Rows(12, OPEN), 0)
+    assert (weakens([evict], 6) is None) == passes
+
+
+def test_an_edit_that_nobody_has_judged_does_not_pass() -> None:
+    unknown: Any = object()
+    assert weakens([unknown], 1) is not None
+
+
+LOSING: list[dict[str, Any]] = [
+    {"method": "zerotuning", "gamma": 2},
+    {"method": "zerotuning", "gamma": 0.5},
+    {"method": "emphasis", "spans": [{"start": 8, "end": 10}]},
+    {"method": "streaming_llm", "sinks": 5, "window": 16, "positions": "original"},
+    {"method": "locore"},
+    {"method": "attention_scale", "q_scale": 2},
+    {"method": "act"},
+    {"method": "act", "protect": "position_0"},
+    {"method": "snapkv", "budget": 16, "sinks": 5, "window": 4},
+]
+SPARING: list[dict[str, Any]] = [
+    {"method": "emphasis", "spans": [{"start": 8, "end": 10}, {"start": 0, "end": 6}]},
+    {"method": "streaming_llm", "sinks": 6, "window": 16, "positions": "original"},
+    {"method": "streaming_llm", "sinks": 6, "window": 16},
+    {"method": "head_gain", "gain": 2},
+    {"method": "snapkv", "budget": 16, "sinks": 6, "window": 4},
+]
+
+
+@pytest.mark.parametrize(
+    ("item", "passes"),
+    [(item, False) for item in LOSING] + [(item, True) for item in SPARING],
+    ids=str,
+)
+def test_methods_are_judged_by_the_edits_that_they_make(item: dict[str, Any], passes: bool) -> None:
+    edits = resolve(parse([item]), MODEL, prompt(20)).edits
+    assert edits
+    assert (weakens(edits, 6) is None) == passes
