@@ -1,6 +1,7 @@
 """Make the virtual environment that every make target uses, and repair it.
 
-    python3 scripts/setup_environment.py        (or: make install)
+    python3 scripts/setup_environment.py             (or: make install)
+    python3 scripts/setup_environment.py --repair    the repair alone, of the Python that runs it
 
     VENV     where it goes             (default: .venv beside pyproject.toml)
     EXTRAS   what pip installs of us   (default: cpu,dev; on a CUDA machine: cuda,dev)
@@ -84,6 +85,11 @@ def repair(python: Path, run: Run = run_quietly) -> list[Repair]:
     return repairs
 
 
+def repair_and_say(python: Path) -> None:
+    for package, reason in repair(python):
+        say(f"{package} does not import here and vLLM can do without: removed ({reason})")
+
+
 def fingerprint(extras: str, root: Path = ROOT) -> str:
     """What the stamp says: a hash of all that decides the environment's content."""
     digest = hashlib.sha256(f"{root}\0{extras}\0".encode())
@@ -159,8 +165,7 @@ class Environment:
             mark.set()
             self.create()
         self.install()
-        for package, reason in repair(self.python):
-            say(f"{package} does not import here and vLLM can do without: removed ({reason})")
+        repair_and_say(self.python)
         self.stamp.write_text(fingerprint(self.extras))
         mark.clear()
         say(f"ready after {time.monotonic() - started:.0f} s")
@@ -188,12 +193,13 @@ def main() -> int:
         return 1
     folder = ROOT / Path(os.environ.get("VENV") or ".venv").expanduser()
     environment = Environment(folder, os.environ.get("EXTRAS") or "cpu,dev")
-    if environment.is_ready():
-        return 0
     try:
-        with environment.locked() as mark:
-            if not environment.is_ready():
-                environment.build(mark)
+        if sys.argv[1:] == ["--repair"]:
+            repair_and_say(Path(sys.executable))
+        elif not environment.is_ready():
+            with environment.locked() as mark:
+                if not environment.is_ready():
+                    environment.build(mark)
     except SetupError as error:
         say(str(error))
         return 1
