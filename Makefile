@@ -15,12 +15,12 @@ BIN := $(VENV)/bin
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all kernels-check lint format bench clean
+.PHONY: help install serve test test-all kernels-check lint format bench release-check clean
 
 help: ## Show this list
 	@echo "Heed: make TARGET [NAME=value …]"
 	@echo
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 install: ## Set up .venv, or check that it is up to date (VENV, EXTRAS=cuda,dev, PYTHON)
 	@$(PYTHON) scripts/setup_environment.py
@@ -54,6 +54,9 @@ bench: install ## Measure speed and effects on this machine (a quarter of an hou
 	$(BIN)/python benchmarks/kernel_cpu.py
 	$(BIN)/python benchmarks/serving.py --starts 2 --rounds 5
 	$(BIN)/python benchmarks/effects.py
+
+release-check: install ## Build sdist and wheel, install them into a clean environment, and serve (minutes)
+	$(BIN)/python scripts/release_check.py $(ARGS)
 
 clean: ## Remove the environment, caches and build output
 	rm -rf "$(VENV)" "$(VENV).lock" build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
