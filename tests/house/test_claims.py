@@ -1,0 +1,27 @@
+"""Pages that name the tests behind their claims name tests that exist."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = re.compile(r"`((?:tests/[\w/]+\.py)?)(?:::(test_\w+))?`")
+
+
+@pytest.mark.parametrize("page", ["security.md", "operations.md", "compatibility.md"])
+def test_every_test_that_a_page_names_is_there(page: str) -> None:
+    named = 0
+    file = ""
+    for path, test in REFERENCE.findall((ROOT / "docs" / page).read_text()):
+        file = path or file
+        if not (path or test):
+            continue
+        named += 1
+        assert (ROOT / file).is_file(), f"{page} names {file}"
+        if test:
+            text = (ROOT / file).read_text()
+            assert f"def {test}(" in text, f"{page} names {test} of {file}"
+    assert named
