@@ -36,6 +36,8 @@ logger = init_logger("vllm.heed.api")
 
 POLL_SECONDS = 2.0
 ALIVE_SECONDS = 0.5
+STOPPING = "Server shutting down"
+"""What vLLM's engines answer to every call while they let their last requests end."""
 
 
 class HeedEndpointPlugin:
@@ -110,21 +112,41 @@ class HeedEndpointPlugin:
         )
 
 
+class StoppedError(Exception):
+    """The engines are being stopped, and take no calls."""
+
+
 class Engines:
     """Calls into the workers of every engine behind this API process."""
 
     def __init__(self, engine_client: Any) -> None:
         self._client = engine_client
+        self._stopped = False
 
     async def call(self, method: str, *arguments: Any) -> list[list[Any]]:
         """Answers by engine and worker.
 
         `collective_rpc` would answer for the first engine only under data parallelism.
+
+        Raises:
+            StoppedError: the engines are being stopped. vLLM refuses calls then, and never answers
+                one that comes after the last request.
         """
+        if self._stopped:
+            raise StoppedError
         core = self._client.engine_core
-        answers: list[list[Any]] = await core.call_utility_all_async(
-            "collective_rpc", method, None, arguments, None
+        asked = asyncio.ensure_future(
+            core.call_utility_all_async("collective_rpc", method, None, arguments, None)
         )
+        try:
+            while not asked.done() and not self._client.errored:
+                await asyncio.wait([asked], timeout=ALIVE_SECONDS)
+            self._stopped = not asked.done() or str(asked.exception()) == STOPPING
+        finally:
+            asked.cancel()
+        if self._stopped:
+            raise StoppedError
+        answers: list[list[Any]] = asked.result()
         return answers
 
     async def describe(self) -> ModelSupport:
@@ -143,16 +165,12 @@ class Engines:
     async def reports(self, report_ids: list[str]) -> Iterable[Mapping[str, Mapping[int, Report]]]:
         """Reports from each engine: its workers all run the same rows, and any may have failed.
 
-        None from engines that end meanwhile, as they do when they are stopped and their last request
-        is done: vLLM never answers such a call.
+        None from engines that are being stopped: the answer is whole, and its report says what is missing.
         """
-        call = asyncio.ensure_future(self.call("heed_reports", report_ids))
-        while not call.done() and not self._client.errored:
-            await asyncio.wait([call], timeout=ALIVE_SECONDS)
-        if not call.done():
-            call.cancel()
+        try:
+            return [_one_report(workers) for workers in await self.call("heed_reports", report_ids)]
+        except StoppedError:
             return []
-        return [_one_report(workers) for workers in call.result()]
 
     async def poll(self, activity: Activity, metrics: Metrics) -> None:
         """Keep the worker gauges fresh while requests are edited, until the engine is gone."""
@@ -161,6 +179,8 @@ class Engines:
             await asyncio.sleep(POLL_SECONDS)
             try:
                 gauges = [workers[0] for workers in await self.call("heed_gauges")]
+            except StoppedError:
+                return
             except Exception as error:
                 logger.debug("Heed: the poll of the workers failed: %s", error)
                 continue
