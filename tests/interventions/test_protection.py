@@ -110,7 +110,7 @@ def loses(edits: list[Edit], tokens: int, found: list[list[int]] | None = None) 
     return bool((changed < PLAIN[:, :, :tokens] - 1e-12).any())
 
 
-@settings(max_examples=2000, deadline=None, derandomize=True)
+@settings(max_examples=1000, deadline=None, derandomize=True)
 @given(edits=lists, tokens=st.integers(1, KEYS))
 def test_edits_that_pass_take_no_weight_from_the_first_tokens(
     edits: list[Edit], tokens: int

@@ -91,19 +91,19 @@ def test_the_profile_that_is_going_to_be_damaged_is_read() -> None:
         assert not ProfileStore(root, MODEL, VIEW).loaded.refused
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(found=damaged(DOCUMENT, len(DOCUMENT)))
 def test_damaged_documents(found: bytes) -> None:
     assert_read_or_refused(found, TENSORS)
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(found=rewritten())
 def test_documents_of_other_values(found: bytes) -> None:
     assert_read_or_refused(found, TENSORS)
 
 
-@settings(max_examples=600, deadline=None, derandomize=True)
+@settings(max_examples=300, deadline=None, derandomize=True)
 @given(found=damaged(TENSORS, HEADER + 8))
 def test_damaged_tensors(found: bytes) -> None:
     assert_read_or_refused(DOCUMENT, found)

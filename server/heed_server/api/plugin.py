@@ -23,6 +23,7 @@ from heed_server.api.context_length import let_requests_differ
 from heed_server.api.door import Door
 from heed_server.api.exchange import Report
 from heed_server.api.found_keys import of_all_ranks
+from heed_server.api.leaving import leave_with_the_engine
 from heed_server.api.other_doors import OtherDoors
 from heed_server.api.reports import ReportCollector
 from heed_server.api.served_model import served_identity
@@ -104,6 +105,7 @@ class HeedEndpointPlugin:
         if settings.profiles is not None:
             reload_on_hangup(profiles)
         state.heed_poll = asyncio.create_task(engines.poll(activity, metrics))
+        state.heed_leave = asyncio.create_task(leave_with_the_engine(engine_client, state))
         logger.info(
             "Heed: %s",
             f"edited requests are refused: {support.unsupported}"
