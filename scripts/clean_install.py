@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-START_SECONDS = 300
+START_SECONDS = 900
 STOP_SECONDS = 60
 EDIT = {"method": "zerotuning", "gamma": 2}
 
