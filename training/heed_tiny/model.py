@@ -118,9 +118,12 @@ class Llama(nn.Module):
 
     def attention(self, tokens: Tensor) -> tuple[Tensor, list[Tensor]]:
         """tokens: [batch, rows]. Logits [batch, rows, vocabulary], weights of every layer."""
-        rows = tokens.shape[1]
+        return self.decode(self.model.embed_tokens(tokens))
+
+    def decode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The same from embeddings. x: [batch, rows, width]."""
+        rows = x.shape[1]
         cos, sin, mask = self.cos[:rows], self.sin[:rows], self.mask[:rows, :rows]
-        x = self.model.embed_tokens(tokens)
         collected = []
         for layer in self.model.layers:
             x, weights = layer(x, cos, sin, mask)

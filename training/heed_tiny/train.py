@@ -8,7 +8,6 @@ Writes RUN/checkpoint.pt and RUN/log.jsonl (one line of measures at a time).
 import argparse
 import json
 import math
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
-from . import measures, text
+from . import checkpoints, measures, text
 from .model import Llama
 from .rows import ANSWER, PROMPT, TEXT, Maker, encode_books
 from .tokenizer import BOS, identifier
@@ -53,10 +52,10 @@ def stage_at(share: float) -> Stage:
     return next((stage for stage in STAGES if share < stage.until), STAGES[-1])
 
 
-def learning_rate(step: int, share: float) -> float:
-    """Linear warm-up, then the peak, then linear to a fiftieth over the last third."""
+def schedule(step: int, share: float) -> float:
+    """Share of the peak learning rate: linear warm-up, 1, linear to a fiftieth in the last third."""
     decayed = 1.0 if share < 1 - DECAY else max(0.02, (1 - share) / DECAY)
-    return PEAK * min(1.0, (step + 1) / WARM_UP) * decayed
+    return min(1.0, (step + 1) / WARM_UP) * decayed
 
 
 def loss_of(logits: Tensor, targets: Tensor, kinds: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -115,22 +114,13 @@ class Run:
         return self.directory / "checkpoint.pt"
 
     def _resume(self) -> None:
-        state = torch.load(self.checkpoint, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seen, self.seconds = state["step"], state["seen"], state["seconds"]
+        progress = checkpoints.resume(self.checkpoint, self.model, self.optimizer)
+        self.step, self.seen = int(progress["step"]), int(progress["seen"])
+        self.seconds = progress["seconds"]
 
     def save(self) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "step": self.step,
-            "seen": self.seen,
-            "seconds": self.seconds,
-        }
-        partial = self.checkpoint.with_suffix(".partial")
-        torch.save(state, partial)
-        os.replace(partial, self.checkpoint)
+        progress = {"step": self.step, "seen": self.seen, "seconds": self.seconds}
+        checkpoints.save(self.checkpoint, self.model, self.optimizer, progress)
 
     def steps(self) -> Iterator[tuple[Stage, dict[str, float]]]:
         """Train until the budget is used, one step at a time."""
@@ -141,7 +131,7 @@ class Run:
             count = stage.step_tokens // stage.length
             rows, kinds = self.maker.batch(self.step, count, stage.length, stage.repeated)
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.step, share)
+                group["lr"] = PEAK * schedule(self.step, share)
             with torch.autocast("cpu", torch.bfloat16):
                 logits, weights = forward(rows[:, :-1])
             loss, parts = loss_of(logits, rows[:, 1:], kinds[:, 1:])
