@@ -43,11 +43,22 @@ def config(shape: Shape, tokenizer: Tokenizer) -> dict[str, object]:
         "pretraining_tp": 1,
         "tie_word_embeddings": True,
         "use_cache": True,
+        **special_tokens(tokenizer),
+        "torch_dtype": "bfloat16",
+    }
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, object]:
+    return {
         "bos_token_id": identifier(tokenizer, BOS),
         "eos_token_id": identifier(tokenizer, END),
         "pad_token_id": identifier(tokenizer, PAD),
-        "torch_dtype": "bfloat16",
     }
+
+
+def generation_config(tokenizer: Tokenizer) -> dict[str, object]:
+    """`generation_config.json`: greedy."""
+    return {"do_sample": False, **special_tokens(tokenizer)}
 
 
 def tokenizer_config(shape: Shape) -> dict[str, object]:
@@ -77,11 +88,9 @@ def export(weights: dict[str, Tensor], shape: Shape, tokenizer_file: Path, out: 
     save_file(rounded, weights_file, metadata={"format": "pt"})
     weights_file.chmod(0o644)  # safetensors writes 0600
     shutil.copyfile(tokenizer_file, out / "tokenizer.json")
-    settings = config(shape, tokenizer)
-    write_json(out / "config.json", settings)
+    write_json(out / "config.json", config(shape, tokenizer))
     write_json(out / "tokenizer_config.json", tokenizer_config(shape))
-    tokens = {name: settings[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    write_json(out / "generation_config.json", {"do_sample": False, **tokens})
+    write_json(out / "generation_config.json", generation_config(tokenizer))
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from heed_tiny.words import SYSTEM
 
 from . import questions, scenes
 from .model import NO_IMAGE, normalise
+from .pictures import patch_labels, render
 from .shapes import KINDS
 
 IMAGE = "<image>"  # what vLLM writes for an image of LLaVA
@@ -59,11 +60,11 @@ class VisionMaker:
             parts = [torch.cat(pair) for pair in zip(parts, (old, old_kinds, none), strict=True)]
         tokens, kinds, places = parts
         return Batch(
-            normalise(np.stack([pictures.render(scene) for scene in chosen])),
+            normalise(np.stack([render(scene) for scene in chosen])),
             tokens,
             kinds,
             places,
-            torch.from_numpy(np.stack([pictures.patch_labels(scene) for scene in chosen])),
+            torch.from_numpy(np.stack([patch_labels(scene) for scene in chosen])),
             torch.tensor([[float(kind in scene.kinds) for kind in KINDS] for scene in chosen]),
         )
 
