@@ -80,9 +80,9 @@ def cup(u: Grid, v: Grid) -> Mask:
 
 
 def key(u: Grid, v: Grid) -> Mask:
-    bow = disc(u, v, -0.55, 0.0, 0.45) & ~disc(u, v, -0.55, 0.0, 0.2)
-    teeth = box(u, v, 0.35, 0.0, 0.52, 0.5) | box(u, v, 0.75, 0.0, 0.92, 0.5)
-    return bow | box(u, v, -0.15, -0.12, 1.0, 0.12) | teeth
+    bow = disc(u, v, -0.5, 0.0, 0.5) & ~disc(u, v, -0.5, 0.0, 0.2)
+    teeth = box(u, v, 0.3, 0.0, 0.52, 0.6) | box(u, v, 0.75, 0.0, 0.97, 0.6)
+    return bow | box(u, v, -0.15, -0.18, 1.0, 0.18) | teeth
 
 
 KINDS: dict[str, Callable[[Grid, Grid], Mask]] = {
