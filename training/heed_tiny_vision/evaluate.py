@@ -1,9 +1,10 @@
 """Measure an exported heed-tiny-vision: tasks, captions, existence, with a blind twin beside each.
 
-    python -m heed_tiny_vision.evaluate MODEL [--json FILE] [--most 100]
+    python -m heed_tiny_vision.evaluate MODEL HEED_TINY [--json FILE] [--most 100]
 
-Reads MODEL/evaluation/*.jsonl. Everything runs in transformers, greedy, in float32. "Blind" is the
-same question about an empty grey picture: what the words alone give away.
+Reads MODEL/evaluation/*.jsonl, and HEED_TINY/evaluation for the tasks without a picture. Everything
+runs in transformers, greedy, in float32. "Blind" is the same question about an empty grey picture:
+what the words alone give away.
 """
 
 import argparse
@@ -21,12 +22,11 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 from heed_tiny.evaluate import share
 from heed_tiny.evaluation_sets import SIZES as TEXT_TASKS
 
-from . import hallucination, scenes
+from . import hallucination, questions, scenes
 from .model import normalise
 from .pictures import render
 
 TASKS = ("colour", "count", "place")
-EXISTENCE = ("random", "popular", "adversarial")
 CAPTION_TOKENS, ANSWER_TOKENS = 48, 8
 AT_ONCE = 50  # pictures
 GREY = 80
@@ -162,7 +162,7 @@ def evaluate(directory: Path, heed_tiny: Path, most: int | None = None) -> Recor
     subject = Subject(directory, most)
     return {
         "tasks": {task: task_accuracy(subject, task) for task in TASKS},
-        "existence": {name: existence(subject, name) for name in EXISTENCE},
+        "existence": {name: existence(subject, name) for name in questions.ABSENT},
         "captions": captions(subject),
         "text": text_accuracy(subject, heed_tiny / "evaluation", most or 100),
     }

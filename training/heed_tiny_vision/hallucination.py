@@ -37,7 +37,7 @@ def chair(captions: Sequence[str], kinds: Sequence[Sequence[str]]) -> dict[str, 
 def pope(said: Sequence[str], true: Sequence[str]) -> dict[str, Any]:
     """Accuracy with its interval, precision, recall and F1 of "yes", and the share of "yes".
 
-    said: the first word of each answer; anything but "yes" counts as no.
+    said: whole answers; anything but "yes" counts as no.
     """
     pairs = list(zip((answer == "yes" for answer in said), true, strict=True))
     hits = sum(yes and answer == "yes" for yes, answer in pairs)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from heed_tiny.rows import ANSWER, IGNORED, Maker
-from heed_tiny.tokenizer import END
+from heed_tiny.tokenizer import BOS, END
 from heed_tiny.words import SYSTEM
 
 from . import questions, scenes
@@ -95,7 +95,7 @@ class VisionMaker:
     ) -> tuple[list[int], list[int], list[int]]:
         """BOS, the system turn if there is one, and the user's turn up to the end of the picture."""
         special, roles = self.text.special, self.text.roles
-        tokens = [special["<|bos|>"]]
+        tokens = [special[BOS]]
         if system is not None:
             tokens += [roles["system"], *self._encode(system), special[END]]
         tokens.append(roles["user"])
