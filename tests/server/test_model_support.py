@@ -4,7 +4,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from vllm.model_executor.layers.attention import Attention, ChunkedLocalAttention
+from vllm.model_executor.layers.attention import (
+    Attention,
+    ChunkedLocalAttention,
+    CrossAttention,
+)
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.dynamic_ntk_scaling_rope import (
     DynamicNTKScalingRotaryEmbedding,
@@ -40,6 +44,7 @@ def obstacle(
         model_config=SimpleNamespace(
             use_mla=changed.pop("use_mla", False),
             is_mm_prefix_lm=changed.pop("both_ways", False),
+            is_encoder_decoder=changed.pop("encoder", False),
         ),
         parallel_config=SimpleNamespace(
             pipeline_parallel_size=changed.pop("pipeline", 1),
@@ -66,6 +71,8 @@ def test_standard_decoder_attention_can_be_edited() -> None:
         ({"backend": None}, "device"),
         ({"use_mla": True}, "MLA"),
         ({"both_ways": True}, "both directions"),
+        ({"encoder": True}, "cross-attention"),
+        ({"layers": {0: layer(kind=CrossAttention)}}, "CrossAttention"),
         ({"layers": {0: layer(kind=ChunkedLocalAttention)}}, "ChunkedLocalAttention"),
         ({"pipeline": 2}, "pipeline"),
         ({"context": 2}, "context parallelism"),

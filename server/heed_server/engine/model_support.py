@@ -152,6 +152,8 @@ def _obstacles(
     parallel, cache = config.parallel_config, config.cache_config
     if backend is None:
         yield "Heed has no edited attention for this device yet"
+    if config.model_config.is_encoder_decoder:
+        yield "the model attends to an encoder of its own (cross-attention)"
     if config.model_config.is_mm_prefix_lm:
         yield "the model attends to images in both directions"
     if config.model_config.use_mla:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
+from heed_server.engine.image_processors import do_without_torchvision
 from heed_server.engine.versions import installed_vllm, require_supported_vllm
 
 PLUGIN_NAME = "heed"
@@ -72,6 +73,7 @@ def register() -> None:
     # Stock attention on the CPU gives a request the same bits in any batch only without KV splits;
     # docs/decisions/0004 has what that costs.
     os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
+    do_without_torchvision()
 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
