@@ -11,10 +11,10 @@ from pydantic_core import ErrorDetails
 from heed_interventions.errors import REASONS, InterventionError, Reason, join_path, quote
 from heed_interventions.method import Method
 from heed_interventions.registry import METHODS, MOST_INTERVENTIONS
+from heed_interventions.spans import SPAN_FIELDS
 
 _SUBJECT = re.compile("^[A-Z][a-z]+ should")
 _BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most"}
-_SPAN_FIELDS = {"text", "occurrence", "start", "end"}
 
 
 def parse(raw: object, path: str = "interventions") -> list[Method]:
@@ -108,11 +108,14 @@ def _message(detail: ErrorDetails, location: Sequence[int | str], method: type[M
     kind = detail["type"]
     if kind == "missing":
         return f"{name} is missing; {method.name()} needs it"
-    if kind == "extra_forbidden" and location[-1] in _SPAN_FIELDS:
-        return f"{name}: a span has either a text (and its occurrence) or start and end"
+    if kind == "extra_forbidden" and location[-1] in SPAN_FIELDS:
+        return (
+            f"{name}: a span has either a text (and its occurrence), or start and end, or an image"
+        )
     if kind == "extra_forbidden":
         return (
-            f"{name} is not a field of a span; it has either text and occurrence, or start and end"
+            f"{name} is not a field of a span; it has either text and occurrence, or start and end, "
+            "or image"
         )
     if "field" in detail.get("ctx", {}):
         # Found by looking at the intervention as a whole, which is no value to quote.
@@ -150,7 +153,7 @@ def _reason(detail: ErrorDetails, location: Sequence[int | str]) -> Reason:
     if kind == "missing":
         return "missing_field"
     if kind == "extra_forbidden":
-        return "exclusive" if location[-1] in _SPAN_FIELDS else "unknown_field"
+        return "exclusive" if location[-1] in SPAN_FIELDS else "unknown_field"
     if kind == "string_pattern_mismatch":
         return "layer"
     if kind == "literal_error":

@@ -39,20 +39,42 @@ class PositionSpan(_Span):
     end: int = Field(ge=0, le=_POSITION_BOUND, description="Past the last token position.")
 
 
+class PictureSpan(_Span):
+    """The keys that hold an image of the prompt."""
+
+    image: Annotated[
+        Annotated[Literal["all"], Tag("<text>")]
+        | Annotated[int, Field(ge=1, le=1_000_000), Tag("<int>")],
+        Discriminator(lambda value: "<text>" if isinstance(value, str) else "<int>"),
+    ] = Field(description='Which image of the prompt, 1-based, or "all".')
+
+
+_SHAPES: tuple[tuple[str, type[_Span]], ...] = (
+    ("<text>", TextSpan),
+    ("<positions>", PositionSpan),
+    ("<picture>", PictureSpan),
+)
+SPAN_FIELDS = frozenset(name for _, kind in _SHAPES for name in kind.model_fields)
+"""Every field that some span has."""
+
+
 def _span_shape(value: Any) -> str | None:
     if isinstance(value, BaseModel):
-        return "<text>" if isinstance(value, TextSpan) else "<positions>"
-    if not isinstance(value, dict) or not value.keys() & {"text", "occurrence", "start", "end"}:
+        return next((tag for tag, kind in _SHAPES if isinstance(value, kind)), None)
+    if not isinstance(value, dict):
         return None
-    return "<text>" if value.keys() & {"text", "occurrence"} else "<positions>"
+    return next((tag for tag, kind in _SHAPES if value.keys() & kind.model_fields), None)
 
 
 Span = Annotated[
-    Annotated[TextSpan, Tag("<text>")] | Annotated[PositionSpan, Tag("<positions>")],
+    Annotated[TextSpan, Tag("<text>")]
+    | Annotated[PositionSpan, Tag("<positions>")]
+    | Annotated[PictureSpan, Tag("<picture>")],
     Discriminator(
         _span_shape,
         custom_error_type="wrong_type",
-        custom_error_message='must be {"text": "…", "occurrence": 1} or {"start": 5, "end": 9}',
+        custom_error_message='must be {"text": "…", "occurrence": 1}, {"start": 5, "end": 9} or '
+        '{"image": 1}',
     ),
 ]
 Spans = Annotated[
@@ -60,17 +82,22 @@ Spans = Annotated[
 ]
 
 
-def find_spans(spans: list[TextSpan | PositionSpan], request: RequestView) -> list[Range]:
-    """Token ranges [start, end) in the order of `spans`, one per occurrence.
+def find_spans(
+    spans: list[TextSpan | PositionSpan | PictureSpan], request: RequestView
+) -> list[Range]:
+    """Token ranges [start, end) in the order of `spans`, one per occurrence, and one per piece of an image.
 
-    Raises `InterventionError` (reason `span`) for a text that is not there and for positions
-    outside of the prompt. Notes the ranges as `spans` in the report.
+    Raises `InterventionError` (reason `span`) for a text or an image that is not there and for
+    positions outside of the prompt, (reason `vision`) where there is no image at all. Notes the
+    ranges as `spans` in the report.
     """
     found: list[Range] = []
     for index, span in enumerate(spans):
         path = join_path(request.path, "spans", index)
         if isinstance(span, TextSpan):
             found += _by_text(span, request, path)
+        elif isinstance(span, PictureSpan):
+            found += _by_image(span, request, f"spans.{index}.image")
         else:
             found.append(_by_position(span, request, path))
     request.report["spans"] = [list(span) for span in found]
@@ -119,6 +146,17 @@ def _by_position(span: PositionSpan, request: RequestView, path: str) -> Range:
             reason="span",
         )
     return span.start, span.end
+
+
+def _by_image(span: PictureSpan, request: RequestView, field: str) -> list[Range]:
+    images = request.images(field, "a span of an image")
+    if span.image == "all":
+        return [keys for image in images for keys in image.keys]
+    if span.image > len(images):
+        raise request.error(
+            field, f"the prompt has {len(images)} images, so there is no image {span.image}", "span"
+        )
+    return list(images[span.image - 1].keys)
 
 
 def _by_text(span: TextSpan, request: RequestView, path: str) -> list[Range]:

@@ -6,6 +6,7 @@ from functools import cached_property
 
 from heed_interventions.errors import InterventionError, Reason, join_path
 from heed_interventions.token_text import TokenText
+from heed_kernels.edits import KeyRanges
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,19 @@ class ModelView:
 
 @dataclass(frozen=True)
 class ImageSpan:
-    """Positions [start, end) of one image's placeholder, row and end markers included."""
+    """Positions [start, end) of one image's placeholder, row and end markers included.
+
+    keys: those that hold the image itself, as sorted ranges that do not touch; all of them where it is
+        left out.
+    """
 
     start: int
     end: int
+    keys: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.keys:
+            object.__setattr__(self, "keys", ((self.start, self.end),))
 
 
 @dataclass(frozen=True)
@@ -83,10 +93,10 @@ class RequestView:
         """A 400 for one field of this intervention, to be raised by the caller."""
         return InterventionError(message, join_path(self.path, field_name), reason=reason)
 
-    def image_end(self, field_name: str, value: str) -> int:
-        """Position after the last image. Raises `InterventionError` when the prompt has none.
+    def images(self, field_name: str, value: str) -> tuple[ImageSpan, ...]:
+        """The prompt's images, at least one. Raises `InterventionError` when there is none.
 
-        field_name, value: the parameter that asks for the image, for the message.
+        field_name, value: the parameter that asks for an image, for the message.
         """
         if not self.model.vision:
             raise self.error(
@@ -96,4 +106,32 @@ class RequestView:
             raise self.error(
                 field_name, f"{value} needs an image, and this prompt has none", "vision"
             )
-        return self.prompt.images[-1].end
+        return self.prompt.images
+
+    def image_end(self, field_name: str, value: str) -> int:
+        """Position after the last image. Raises as `images` does."""
+        return self.images(field_name, value)[-1].end
+
+    def system_keys(self, method: str) -> KeyRanges:
+        """The keys before the first image, BOS among them; none where the prompt begins with it.
+
+        method: its name. Raises as `images` does.
+        """
+        start = self.images("method", method)[0].start
+        return KeyRanges(((0, start),) if start else ())
+
+    def visual_keys(self, method: str) -> KeyRanges:
+        """The keys of all images together, noted as `image_keys` in the report.
+
+        method: its name. Raises as `images` does, and where there are too many ranges.
+        """
+        ranges = [keys for image in self.images("method", method) for keys in image.keys]
+        most = self.model.max_key_ranges
+        if len(ranges) > most:
+            raise self.error(
+                "method",
+                f"the prompt's images lie in {len(ranges)} pieces; at most {most} are allowed",
+                "vision",
+            )
+        self.report["image_keys"] = [list(pair) for pair in ranges]
+        return KeyRanges(tuple(ranges))

@@ -4,6 +4,7 @@ from heed_interventions import ImageSpan, ModelView, PromptView, TokenText
 
 MODEL = ModelView(layers=4, query_heads=8, kv_heads=2, head_dim=16, max_length=512)
 VISION = ModelView(layers=4, query_heads=8, kv_heads=2, head_dim=16, max_length=512, vision=True)
+IMAGE = ImageSpan(3, 9)
 EVERY_HEAD = (0xFF,) * 4
 
 

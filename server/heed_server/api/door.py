@@ -29,6 +29,7 @@ from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange, RehearsalOver
 from heed_server.api.reports import ReportCollector, count_edited_tokens
 from heed_server.api.reserved import reserved
+from heed_server.engine.image_positions import image_spans
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
 from heed_server.profiles.fit import check_adapter
@@ -190,6 +191,7 @@ class Door:
             view = PromptView(
                 length=length,
                 text=partial(align, self._tokenizer, token_ids or ()) if self._tokenizer else None,
+                images=image_spans(prompt) if token_ids else (),
             )
             resolution = resolve(
                 exchange.methods,

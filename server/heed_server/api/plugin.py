@@ -27,6 +27,7 @@ from heed_server.api.leaving import leave_with_the_engine
 from heed_server.api.other_doors import OtherDoors
 from heed_server.api.reports import ReportCollector
 from heed_server.api.served_model import served_identity
+from heed_server.engine.image_positions import takes_images
 from heed_server.engine.model_support import ModelSupport
 from heed_server.metrics import Metrics
 from heed_server.profiles.identity import ModelIdentity
@@ -79,7 +80,7 @@ class HeedEndpointPlugin:
             kv_heads=support.kv_heads,
             head_dim=support.head_dim,
             max_length=support.max_length,
-            vision=False,
+            vision=takes_images(engine_client.model_config),
             unsupported=support.unsupported,
             eviction_obstacle=support.eviction_obstacle,
             rotary=support.rotary,
