@@ -27,7 +27,8 @@ import plot
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reference"))
 import eviction_definition
 from eviction_events import Eviction, Observed
-from transformers_reference import Reference, load, with_defaults
+from reference_parameters import with_defaults
+from transformers_reference import Reference, load
 
 from heed_server.models import bundled_model
 

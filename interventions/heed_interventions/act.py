@@ -18,11 +18,10 @@ from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
 from heed_interventions.method import CacheClass, Method
-from heed_interventions.selectors import Heads, Layers
+from heed_interventions.selectors import Heads, Layers, own_layers
 from heed_interventions.views import ModelView, RequestView
 from heed_kernels.edits import (
     ALL_KEYS,
@@ -38,10 +37,6 @@ from heed_kernels.edits import (
 )
 
 DEFAULT_ALPHA = 5.0
-
-
-def _without_default(schema: JsonDict) -> None:
-    del schema["default"]
 
 
 class ACT(Method):
@@ -83,12 +78,7 @@ class ACT(Method):
     min_rows: int = Field(
         default=1, ge=1, lt=OPEN, description="Rows that must see a key for it to be a sink."
     )
-    layers: Layers = Field(
-        default="all",
-        description='"all" or layer ids, 0-based; negative ids count from the last layer. '
-        "Layers 2 to L - 2 where it is left out.",
-        json_schema_extra=_without_default,
-    )
+    layers: Layers = own_layers("Layers 2 to L - 2")
     heads: Heads = "all"
 
     def is_neutral(self, model: ModelView) -> bool:

@@ -4,7 +4,9 @@ from typing import Any
 
 from heed_interventions.act import ACT
 from heed_interventions.adakv import AdaKV
+from heed_interventions.adaptvis import AdaptVis
 from heed_interventions.attention_scale import AttentionScale
+from heed_interventions.avar import AVAR
 from heed_interventions.emphasis import Emphasis
 from heed_interventions.expected_attention import ExpectedAttention
 from heed_interventions.h2o import H2O
@@ -13,6 +15,7 @@ from heed_interventions.keydiff import KeyDiff
 from heed_interventions.knorm import Knorm
 from heed_interventions.locore import LocoRE
 from heed_interventions.method import Method
+from heed_interventions.pai import PAI
 from heed_interventions.pyramidkv import PyramidKV
 from heed_interventions.snapkv import SnapKV
 from heed_interventions.streaming_llm import StreamingLLM
@@ -20,6 +23,7 @@ from heed_interventions.support import NOT_OBSERVED, support_matrix
 from heed_interventions.tappa import TAPPA
 from heed_interventions.task_kv import TaskKV
 from heed_interventions.tova import TOVA
+from heed_interventions.vaf import VAF
 from heed_interventions.views import ModelView
 from heed_interventions.zerotuning import ZeroTuning
 
@@ -43,6 +47,10 @@ METHODS: dict[str, type[Method]] = {
         ExpectedAttention,
         TaskKV,
         TAPPA,
+        PAI,
+        VAF,
+        AVAR,
+        AdaptVis,
     )
 }
 

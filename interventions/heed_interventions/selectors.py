@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
+from pydantic.config import JsonDict
 
 from heed_interventions.errors import InterventionError, join_path, quote
 from heed_interventions.views import ModelView, RequestView
@@ -40,6 +41,22 @@ Layers = Annotated[
     ),
     Field(description='"all" or layer ids, 0-based; negative ids count from the last layer.'),
 ]
+
+
+def _without_default(schema: JsonDict) -> None:
+    del schema["default"]
+
+
+def own_layers(which: str) -> Any:
+    """The field `layers` of a method that has `default_layers` of its own; `which` they are, in words."""
+    return Field(
+        default="all",
+        description='"all" or layer ids, 0-based; negative ids count from the last layer. '
+        f"{which} where it is left out.",
+        json_schema_extra=_without_default,
+    )
+
+
 Heads = Annotated[
     Annotated[Literal["all"], Tag("<text>")]
     | Annotated[_HeadIds, Tag("<list>")]

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from intervention_views import EVERY_HEAD, MODEL, VISION, prompt
+from intervention_views import EVERY_HEAD, IMAGE, MODEL, VISION, prompt
 
 from heed_interventions import METHODS, ImageSpan, InterventionError, ModelView, parse, resolve
 from heed_kernels.checks import check_edit
@@ -88,13 +88,17 @@ NEUTRAL: list[dict[str, object]] = [
     {"method": "locore", "beta": 0},
     {"method": "streaming_llm", "sinks": 4, "window": 508},
     {"method": "streaming_llm"},
+    {"method": "pai", "alpha": 0},
+    {"method": "vaf", "enh_para": 1, "layers": "all"},
+    {"method": "avar", "alpha_img": 0},
+    {"method": "adaptvis", "w": 1},
     *({"method": name, "keep": 1} for name, method in METHODS.items() if method.evicts),
 ]
 
 
 @pytest.mark.parametrize("raw", NEUTRAL)
 def test_neutral_parameters_give_no_edit(raw: dict[str, object]) -> None:
-    resolution = resolve(parse([raw]), MODEL, prompt())
+    resolution = resolve(parse([raw]), VISION, prompt(images=(IMAGE,)))
     assert resolution.edits == ()
     assert (resolution.cache, resolution.digest, resolution.publication_limit) == (
         "shared",

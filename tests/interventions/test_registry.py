@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from intervention_views import MODEL
+from intervention_views import MODEL, VISION
 
 import heed_interventions
 from heed_interventions import METHODS, catalogue, field_schema, method_schema
@@ -15,7 +15,7 @@ each_method = pytest.mark.parametrize("name", list(METHODS))
 
 
 def test_the_catalogue_has_one_entry_per_method_with_the_keys_of_the_contract() -> None:
-    entries = catalogue(MODEL)
+    entries = catalogue(VISION)
     assert [entry["method"] for entry in entries] == list(METHODS)
     for entry in entries:
         assert list(entry) == [
@@ -32,6 +32,12 @@ def test_the_catalogue_has_one_entry_per_method_with_the_keys_of_the_contract() 
         ]
         assert (entry["available"], entry["reason"]) == (True, None)
     json.dumps(entries)
+
+
+def test_a_text_model_has_all_but_the_methods_that_need_an_image() -> None:
+    for entry in catalogue(MODEL):
+        assert entry["available"] is not METHODS[entry["method"]].needs_image
+        assert entry["available"] or "takes text only" in entry["reason"]
 
 
 def test_an_unsupported_model_has_no_method_and_says_why() -> None:

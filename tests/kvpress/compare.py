@@ -27,8 +27,9 @@ from kvpress import (
     SnapKVPress,
     TOVAPress,
 )
+from reference_parameters import with_defaults
 from transformers import AutoTokenizer
-from transformers_reference import Reference, load, with_defaults
+from transformers_reference import Reference, load
 
 from heed_server.models import bundled_model
 

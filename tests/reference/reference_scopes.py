@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import act_reference
 import torch
 from torch import Tensor
+
+REQUIRED = object()
+"""In the place of a default that a parameter does not have."""
+
+OWN_LAYERS: dict[str, Callable[[int], Sequence[int]]] = {
+    "act": act_reference.default_layers,
+    "pai": lambda count: range(2, count),
+    "vaf": lambda count: range(9, min(15, count)),
+}
+"""By method, the layers of a model with so many where the request names none."""
 
 
 def heads_in_layer(intervention: Mapping[str, Any], layer: int, config: Any) -> list[int]:
@@ -17,7 +27,7 @@ def heads_in_layer(intervention: Mapping[str, Any], layer: int, config: Any) -> 
         by_layer = {int(name) % config.num_hidden_layers: ids for name, ids in heads.items()}
         return list(by_layer.get(layer, []))
     if layers is None:
-        layers = act_reference.default_layers(config.num_hidden_layers)
+        layers = OWN_LAYERS[intervention["method"]](config.num_hidden_layers)
     if layers != "all" and layer not in [each % config.num_hidden_layers for each in layers]:
         return []
     return list(range(config.num_attention_heads)) if heads == "all" else list(heads)

@@ -10,8 +10,9 @@ import pytest
 import torch
 from eviction_definition import PARAMETERS, Choice, Layer, choose
 from eviction_events import adopted
+from reference_parameters import with_defaults
 from test_reference import distance, tiny_model, tokens
-from transformers_reference import Reference, with_defaults
+from transformers_reference import Reference
 
 SMALL = {"sinks": 2, "recent": 5}
 WINDOWED = {"snapkv", "pyramidkv", "adakv", "task_kv", "tappa"}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from eviction_definition import Kept, Layer, choose, differing
+from reference_parameters import with_defaults
 from tests.kernels.evicting_model import Paged, Tokens
 from tests.kernels.paged_model import layout_of
-from transformers_reference import with_defaults
 
 from heed_interventions import ModelView, PromptView, parse, resolve
 from heed_kernels.rope import Rope

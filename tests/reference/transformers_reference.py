@@ -8,7 +8,8 @@ the number of prompt tokens, and on the edits themselves.
 
 Order of composition:
 
-    logits    q . k / sqrt(d) after RoPE, times `q_scale`            (attention_scale)
+    logits    q . k / sqrt(d) after RoPE, times factors              (attention_scale, vaf, avar, adaptvis)
+              plus a share of their magnitudes                       (pai)
     visible   keys outside sinks and window do not exist             (streaming_llm)
               keys that were evicted before the row do not exist     (eviction_definition.py)
     weights   softmax, times the factors of the edits, renormalised  (zerotuning, emphasis, locore)
@@ -28,34 +29,16 @@ from typing import Any
 import act_reference
 import eviction_definition
 import torch
+import vision_definition
 from act_reference import Disagreement
 from eviction_events import Eviction, Observed, adopted, ends, evicted, held_at
+from reference_parameters import with_defaults
 from reference_scopes import heads_in_layer, row_mask
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
+from vision_definition import Images
 
 Intervention = Mapping[str, Any]
-
-# Parameters and their defaults. What is not listed here is refused, so that a test with a field
-# that this file does not know cannot pass by comparing two plain runs.
-REQUIRED = object()
-PARAMETERS: dict[str, dict[str, Any]] = {
-    "zerotuning": {"gamma": REQUIRED, "position": 0, "layers": "all", "heads": "all"},
-    "head_gain": {"gain": REQUIRED, "layers": "all", "heads": "all", "rows": "all"},
-    "attention_scale": {"q_scale": REQUIRED, "layers": "all", "heads": "all"},
-    "emphasis": {
-        "spans": REQUIRED,
-        "alpha": 0.01,
-        "protect_positions": (0,),
-        "layers": "all",
-        "heads": "all",
-        "rows": "all",
-    },
-    "locore": {"beta": 0.15, "window": 16, "include_prompt_tail": False, "layers": "all"},
-    "act": act_reference.PARAMETERS,
-    "streaming_llm": {"sinks": 4, "window": 1020, "positions": "rolling"},
-    **eviction_definition.PARAMETERS,
-}
 
 
 @dataclass(frozen=True)
@@ -118,6 +101,19 @@ class Reference:
 
     def __init__(self, model: nn.Module) -> None:
         self.model: Any = model.eval()
+
+    @property
+    def decoder(self) -> Any:
+        """The module that has the decoder's layers."""
+        return self.model.model
+
+    def inputs(self, tokens: Sequence[int]) -> dict[str, Tensor]:
+        """What the model is called with."""
+        return {"input_ids": torch.tensor([list(tokens)])}
+
+    def images(self, tokens: Sequence[int]) -> Images:
+        """Where images lie in `tokens`."""
+        return Images.of(torch.zeros(len(tokens), dtype=torch.bool))
 
     def generate(
         self,
@@ -217,8 +213,9 @@ class Reference:
         interventions: list[dict[str, Any]],
         evictions: Sequence[Eviction],
     ) -> tuple[Tensor, list[EditedAttention]]:
-        with self._edited(interventions, prompt_length, evictions) as attentions:
-            logits = self.model(torch.tensor([list(tokens)]), use_cache=False).logits[0]
+        images = self.images(tokens)
+        with self._edited(interventions, prompt_length, evictions, images) as attentions:
+            logits = self.model(**self.inputs(tokens), use_cache=False).logits[0]
         return logits, attentions
 
     @contextmanager
@@ -227,11 +224,12 @@ class Reference:
         interventions: list[dict[str, Any]],
         prompt_length: int,
         evictions: Sequence[Eviction],
+        images: Images,
     ) -> Iterator[list[EditedAttention]]:
-        decoder = self.model.model
+        decoder = self.decoder
         attentions = [
             EditedAttention(
-                layer.self_attn, index, decoder, interventions, prompt_length, evictions
+                layer.self_attn, index, decoder, interventions, prompt_length, evictions, images
             )
             for index, layer in enumerate(decoder.layers)
         ]
@@ -258,13 +256,14 @@ class EditedAttention:
         interventions: list[dict[str, Any]],
         prompt_length: int,
         evictions: Sequence[Eviction],
+        images: Images,
     ) -> None:
         if getattr(module, "sliding_window", None) is not None:
             raise NotImplementedError("a layer with a sliding window of its own")
         self.module, self.layer = module, layer
         self.rotary = decoder.rotary_emb
         self.head_count = decoder.config.num_attention_heads
-        self.prompt_length = prompt_length
+        self.prompt_length, self.images = prompt_length, images
         self.group = self.head_count // decoder.config.num_key_value_heads
         self.gone = partial(evicted, evictions, layer, self.head_count)
         self.edits = [
@@ -276,9 +275,7 @@ class EditedAttention:
     def __call__(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
         query, key, value = self.states = self.project(hidden_states[0])
         rows = query.shape[1]
-        logits = self.logits(query, key)
-        for edit, heads in self.chosen("attention_scale"):
-            logits[heads] *= edit["q_scale"]
+        logits = self.scaled(self.logits(query, key))
         visible = self.visible(rows) & ~self.gone(rows)
         logits = logits.masked_fill(~visible, float("-inf"))
         weights = logits.softmax(-1) * self.factors(rows)
@@ -329,6 +326,18 @@ class EditedAttention:
                 logits[:, part[:, None], seen] = (row_query @ row_keys.mT)[:, :, 0] * scaling
         return logits
 
+    def scaled(self, logits: Tensor) -> Tensor:
+        """The logits after all factors, and shares of their magnitudes as they were before."""
+        factor, absolute = torch.ones_like(logits), torch.zeros_like(logits)
+        for edit, heads in self.chosen("attention_scale"):
+            factor[heads] *= edit["q_scale"]
+        for method in vision_definition.PARAMETERS:
+            for edit, heads in self.chosen(method):
+                both = vision_definition.scales(edit, self.images, self.prompt_length)
+                factor[heads] *= both[0]
+                absolute[heads] += both[1]
+        return factor * logits + absolute * logits.abs()
+
     def rotate(self, states: Tensor, positions: Tensor) -> Tensor:
         """RoPE of `[heads, n, head_dim]` at `positions` `[n]`, by the model's own angles."""
         cos, sin = self.rotary(states, position_ids=positions[None])
@@ -359,25 +368,11 @@ class EditedAttention:
             edited = ~spared & row_mask(edit["rows"], rows, prompt_length)[:, None]
             factors[heads] *= torch.where(edited, edit["alpha"], 1.0)
         for edit, heads in self.chosen("locore"):
-            if edit["include_prompt_tail"]:
-                raise NotImplementedError("include_prompt_tail speaks of an image")
-            start = (row - edit["window"]).clamp(min=prompt_length)
+            first = self.images.end if edit["include_prompt_tail"] else prompt_length
+            start = (row - edit["window"]).clamp(min=first)
             edited = (row >= prompt_length) & (key >= start) & (key < row)
             factors[heads] *= torch.where(edited, 1.0 + edit["beta"], 1.0)
         return factors
 
     def chosen(self, method: str) -> list[tuple[dict[str, Any], list[int]]]:
         return [(edit, heads) for edit, heads in self.edits if edit["method"] == method]
-
-
-def with_defaults(intervention: Intervention) -> dict[str, Any]:
-    """The intervention with every parameter written out."""
-    method = intervention["method"]
-    known = PARAMETERS[method]
-    filled = {**known, **intervention}
-    # What a report said, and that it was asked for, are no parameters.
-    unknown = set(filled) - set(known) - {"method", "report", "kept", "kept_anywhere"}
-    missing = {name for name, value in filled.items() if value is REQUIRED}
-    if unknown or missing:
-        raise ValueError(f"{method}: unknown {sorted(unknown)}, missing {sorted(missing)}")
-    return filled

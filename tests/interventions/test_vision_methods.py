@@ -1,0 +1,187 @@
+"""Vision methods: the edits they become, and what they ask of model and prompt."""
+
+from typing import Any
+
+import pytest
+from intervention_views import EVERY_HEAD, IMAGE, MODEL, VISION, prompt
+
+from heed_interventions import METHODS, ImageSpan, InterventionError, ModelView, parse, resolve
+from heed_kernels.checks import check_edit
+from heed_kernels.edits import OPEN, Edit, HeadSet, KeyBias, KeyRanges, KeyScale, Rows
+
+EVERYWHERE = HeadSet(EVERY_HEAD)
+FROM_2 = HeadSet((0, 0, *EVERY_HEAD[2:]))
+VISUAL, SYSTEM = KeyRanges(((3, 9),)), KeyRanges(((0, 3),))
+LAST = 19
+
+EDITS: list[tuple[dict[str, object], list[Edit]]] = [
+    ({"method": "pai"}, [KeyScale(FROM_2, Rows(LAST, OPEN), VISUAL, 1.0, 0.5, 0)]),
+    (
+        {"method": "vaf", "layers": "all"},
+        [KeyScale(EVERYWHERE, Rows(9, OPEN), VISUAL, 1.15, 0.0, 0)],
+    ),
+    (
+        {"method": "vaf", "layers": "all", "sup_para": 0.9},
+        [
+            KeyScale(EVERYWHERE, Rows(9, OPEN), VISUAL, 1.15, 0.0, 0),
+            KeyScale(EVERYWHERE, Rows(9, OPEN), SYSTEM, 0.9, 0.0, 0),
+        ],
+    ),
+    (
+        {"method": "avar", "alpha_img": 0.5, "alpha_sys": 0.25, "rows": "generated"},
+        [
+            KeyScale(EVERYWHERE, Rows(20, OPEN), VISUAL, 1.5, 0.0, 0),
+            KeyScale(EVERYWHERE, Rows(20, OPEN), SYSTEM, 0.75, 0.0, 0),
+        ],
+    ),
+    (
+        {"method": "avar", "alpha_img": 0.5},
+        [KeyScale(EVERYWHERE, Rows(9, OPEN), VISUAL, 1.5, 0.0, 0)],
+    ),
+    (
+        {"method": "adaptvis", "w": 0.5},
+        [KeyScale(EVERYWHERE, Rows(LAST, 20), VISUAL, 0.5, 0.0, 0)],
+    ),
+]
+# Parameters that are not neutral; layers that the model of the tests has.
+LEAST: dict[str, dict[str, Any]] = {
+    "pai": {},
+    "vaf": {"layers": "all"},
+    "avar": {},
+    "adaptvis": {"w": 2},
+}
+each_method = pytest.mark.parametrize("name", LEAST)
+
+
+@pytest.mark.parametrize(("raw", "edits"), EDITS)
+def test_a_vision_method_becomes_the_edits_of_its_definition(
+    raw: dict[str, object], edits: list[Edit]
+) -> None:
+    view = prompt(images=(IMAGE,))
+    resolution = resolve(parse([raw]), VISION, view, allow_privileged=True)
+    for edit in resolution.edits:
+        check_edit(edit)
+    assert list(resolution.edits) == edits
+    assert resolution.reports[0]["image_keys"] == [[3, 9]]
+
+
+def test_every_vision_method_is_here() -> None:
+    assert set(LEAST) == {name for name, method in METHODS.items() if method.needs_image}
+
+
+@each_method
+@pytest.mark.parametrize(("model", "words"), [(MODEL, "takes text only"), (VISION, "has none")])
+def test_a_vision_method_without_an_image_is_refused(
+    name: str, model: ModelView, words: str
+) -> None:
+    with pytest.raises(InterventionError, match=words) as caught:
+        resolve(parse([{"method": name, **LEAST[name]}]), model, prompt())
+    assert caught.value.reason == "vision"
+    assert caught.value.param == "interventions.0.method"
+
+
+@each_method
+def test_visual_keys_are_those_of_all_images_without_their_markers(name: str) -> None:
+    images = (ImageSpan(2, 7, ((3, 5), (6, 7))), ImageSpan(8, 12))
+    resolution = resolve(parse([{"method": name, **LEAST[name]}]), VISION, prompt(images=images))
+    (report,) = resolution.reports
+    assert report["image_keys"] == [[3, 5], [6, 7], [8, 12]]
+    for edit in resolution.edits:
+        if isinstance(edit, KeyScale):
+            assert edit.keys == KeyRanges(((3, 5), (6, 7), (8, 12)))
+
+
+@each_method
+def test_more_pieces_of_images_than_the_server_holds_are_refused(name: str) -> None:
+    pieces = tuple((k, k + 1) for k in range(0, 600, 2))
+    view = prompt(700, images=(ImageSpan(0, 600, pieces),))
+    with pytest.raises(InterventionError, match="300 pieces; at most 256") as caught:
+        resolve(parse([{"method": name, **LEAST[name]}]), VISION, view)
+    assert caught.value.reason == "vision"
+
+
+@pytest.mark.parametrize(
+    ("raw", "cache", "limit"),
+    [
+        ({"method": "pai"}, "shared", LAST),
+        ({"method": "adaptvis", "w": 2}, "shared", LAST),
+        ({"method": "vaf", "layers": "all"}, "salted", None),
+        ({"method": "avar"}, "salted", None),
+        ({"method": "avar", "rows": "last_and_generated"}, "shared", LAST),
+    ],
+)
+def test_rows_after_the_prompt_s_end_leave_the_prompt_s_blocks_alone(
+    raw: dict[str, object], cache: str, limit: int | None
+) -> None:
+    resolution = resolve(parse([raw]), VISION, prompt(images=(IMAGE,)))
+    assert (resolution.cache, resolution.publication_limit) == (cache, limit)
+
+
+def test_an_image_at_the_beginning_leaves_no_system_keys() -> None:
+    raw = {"method": "avar", "alpha_sys": 0.5}
+    view = prompt(images=(ImageSpan(0, 4),))
+    (edit,) = resolve(parse([raw]), VISION, view, allow_privileged=True).edits
+    assert isinstance(edit, KeyScale) and edit.keys == KeyRanges(((0, 4),))
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({"method": "vaf", "layers": "all", "sup_para": 0.95}, "sup_para"),
+        ({"method": "avar", "alpha_sys": 0.4}, "alpha_sys"),
+    ],
+)
+def test_weakening_the_system_prompt_is_privileged(raw: dict[str, object], field: str) -> None:
+    with pytest.raises(InterventionError) as caught:
+        resolve(parse([raw]), VISION, prompt(images=(IMAGE,)))
+    assert (caught.value.status, caught.value.param) == (403, f"interventions.0.{field}")
+
+
+def test_contrastive_decoding_is_refused_by_its_name() -> None:
+    with pytest.raises(InterventionError, match="contrastive") as caught:
+        resolve(parse([{"method": "pai", "gamma": 1.1}]), VISION, prompt(images=(IMAGE,)))
+    assert (caught.value.param, caught.value.reason) == ("interventions.0.gamma", "unsupported")
+
+
+def test_layers_of_a_larger_model_are_not_taken_for_this_one_s() -> None:
+    with pytest.raises(InterventionError, match="say which `layers`") as caught:
+        resolve(parse([{"method": "vaf"}]), VISION, prompt(images=(IMAGE,)))
+    assert caught.value.param == "interventions.0.layers"
+
+
+@pytest.mark.parametrize(
+    ("image", "outside"),
+    [(1, ((1, 3), (5, 20))), (2, ((1, 8), (9, 20))), ("all", ((1, 3), (5, 8), (9, 20)))],
+)
+def test_a_span_can_be_an_image(image: object, outside: tuple[tuple[int, int], ...]) -> None:
+    raw = {"method": "emphasis", "spans": [{"image": image}]}
+    view = prompt(images=(ImageSpan(2, 6, ((3, 5),)), ImageSpan(8, 9)))
+    (edit,) = resolve(parse([raw]), VISION, view).edits
+    assert isinstance(edit, KeyBias) and edit.keys == KeyRanges(outside)
+
+
+@pytest.mark.parametrize(
+    ("span", "reason", "field"),
+    [
+        ({"image": 2}, "span", "image"),
+        ({"image": 0}, "out_of_bounds", "image"),
+        ({"image": 1.5}, "wrong_type", "image"),
+        ({"image": 1, "start": 2, "end": 4}, "exclusive", "image"),
+    ],
+)
+def test_a_span_of_an_image_that_is_not_there_is_refused(
+    span: dict[str, object], reason: str, field: str
+) -> None:
+    raw = [{"method": "emphasis", "spans": [span]}]
+    with pytest.raises(InterventionError) as caught:
+        resolve(parse(raw), VISION, prompt(images=(IMAGE,)))
+    assert (caught.value.reason, caught.value.param) == (reason, f"interventions.0.spans.0.{field}")
+
+
+@pytest.mark.parametrize("model", [MODEL, VISION])
+def test_a_span_of_an_image_needs_one(model: ModelView) -> None:
+    raw = [{"method": "emphasis", "spans": [{"image": 1}]}]
+    with pytest.raises(InterventionError) as caught:
+        resolve(parse(raw), model, prompt())
+    assert caught.value.reason == "vision"
+    assert caught.value.param == "interventions.0.spans.0.image"

@@ -1,0 +1,185 @@
+"""A vision-language model: plain as vLLM serves it, edited as the reference does, refused where it must be."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import pytest
+from live_server import LiveServer, together
+from PIL import Image
+from vision_cases import VISION_CASES, assert_vision_conforms, moved
+from vision_server import QUESTIONS, ask, ask_raw, data_uri, picture
+
+each_case = pytest.mark.parametrize("case", VISION_CASES)
+
+
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_a_plain_request_with_pictures_equals_the_reference(
+    vision_server: LiveServer, pictures: int
+) -> None:
+    seen = [picture(n) for n in range(pictures)]
+    asked = ask(vision_server, QUESTIONS[0], seen, prompt_logprobs=True)
+    assert_vision_conforms(vision_server, asked, [])
+    assert asked.completion.report is None
+
+
+@each_case
+def test_an_edited_request_with_pictures_equals_the_reference(
+    vision_server: LiveServer, case: str
+) -> None:
+    edits = VISION_CASES[case]
+    for number, question in enumerate(QUESTIONS):
+        pictures = [picture(number + n) for n in range(1 + number % 2)]
+        asked = ask(vision_server, question, pictures, edits, prompt_logprobs=True)
+        assert_vision_conforms(vision_server, asked, edits)
+        reports = asked.completion.report or []
+        assert [report["status"] for report in reports] == ["applied"] * len(edits)
+        for edit, report in zip(edits, reports, strict=True):
+            if edit["method"] in ("pai", "vaf", "avar", "adaptvis"):
+                assert [end - start for start, end in report["image_keys"]] == [64] * len(pictures)
+
+
+@each_case
+def test_the_edits_are_strong_enough_to_be_seen(vision_server: LiveServer, case: str) -> None:
+    asked = ask(vision_server, QUESTIONS[0], [picture(5)])
+    assert moved(vision_server, asked, VISION_CASES[case]) > 1e-3
+
+
+@each_case
+def test_a_prefix_hit_of_an_image_changes_nothing(vision_server: LiveServer, case: str) -> None:
+    pictures, edits = [picture(40), picture(41)], VISION_CASES[case]
+    ask(vision_server, QUESTIONS[2], pictures, edits, fresh=False)
+    again = ask(vision_server, QUESTIONS[2], pictures, edits, fresh=False)
+    assert again.completion.cached_tokens, "the second request should have found blocks"
+    assert_vision_conforms(vision_server, again, edits)
+    other = ask(vision_server, QUESTIONS[2], [picture(42), picture(41)], edits, fresh=False)
+    assert_vision_conforms(vision_server, other, edits)
+
+
+def test_texts_images_and_edited_images_share_a_batch(vision_server: LiveServer) -> None:
+    cases = list(VISION_CASES.values())
+    calls = [
+        lambda edits=edits, n=n: (
+            edits,
+            ask(vision_server, QUESTIONS[n % 3], [picture(n)] * (n % 3), edits, max_tokens=24),
+        )
+        for n, edits in enumerate([case if n % 3 else [] for n, case in enumerate(cases * 2)])
+    ]
+    for edits, asked in together(calls):
+        assert_vision_conforms(vision_server, asked, edits)
+
+
+def test_a_plain_image_request_has_the_same_bits_beside_edited_ones(
+    vision_server: LiveServer,
+) -> None:
+    alone = ask(vision_server, QUESTIONS[0], [picture(3)])
+    edits = VISION_CASES["everything together"]
+    calls = [
+        lambda n=n: ask(vision_server, QUESTIONS[n % 2], [picture(3)], edits if n % 2 else None)
+        for n in range(6)
+    ]
+    for asked in together(calls)[::2]:
+        assert asked.completion.logprobs == alone.completion.logprobs
+
+
+def test_a_span_of_an_image_is_what_its_positions_are(vision_server: LiveServer) -> None:
+    pictures = [picture(7), picture(8)]
+    edits = [{"method": "emphasis", "spans": [{"image": 2}], "alpha": 0.2}]
+    asked = ask(vision_server, QUESTIONS[1], pictures, edits)
+    (report,) = asked.completion.report or []
+    ((start, end),) = report["spans"]
+    assert end - start == 64
+    written = [{**edits[0], "spans": [{"start": start, "end": end}]}]
+    assert_vision_conforms(vision_server, asked, written)
+
+
+def test_a_vision_method_without_a_picture_is_refused(vision_server: LiveServer) -> None:
+    for stream in (False, True):
+        edits = [{"method": "pai"}]
+        response = ask_raw(vision_server, "Hello", [], interventions=edits, stream=stream)
+        error = response.json()["error"]
+        assert (response.status_code, error["param"]) == (400, "interventions.0.method")
+        assert "has none" in error["message"]
+
+
+def test_contrastive_decoding_is_refused(vision_server: LiveServer) -> None:
+    edits = [{"method": "pai", "gamma": 1.5}]
+    response = ask_raw(vision_server, "Hello", [picture(1)], interventions=edits)
+    assert (response.status_code, response.json()["error"]["param"]) == (
+        400,
+        "interventions.0.gamma",
+    )
+
+
+def test_the_catalogue_has_the_vision_methods(vision_server: LiveServer) -> None:
+    entries = vision_server.client.get("/v1/interventions").json()["data"]
+    available = {entry["method"] for entry in entries if entry["available"]}
+    assert {"pai", "vaf", "avar", "adaptvis", "zerotuning", "act", "snapkv"} <= available
+
+
+def huge() -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (7100, 7100)).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "uris"),
+    [
+        ("corrupt", [data_uri(picture(1)[:90])]),
+        ("no picture", ["data:image/png;base64," + base64.b64encode(b"hello").decode()]),
+        ("nothing", ["data:image/png;base64,"]),
+        ("40 pictures", [data_uri(picture(1))] * 40),
+        ("an unknown scheme", ["nothing://here"]),
+    ],
+)
+def test_pictures_that_cannot_be_used_are_refused_and_the_server_lives(
+    vision_server: LiveServer, name: str, uris: list[str]
+) -> None:
+    content = [{"type": "image_url", "image_url": {"url": uri}} for uri in uris]
+    body = {
+        "model": vision_server.model,
+        "max_tokens": 2,
+        "messages": [{"role": "user", "content": [*content, {"type": "text", "text": "Hi"}]}],
+        "interventions": [{"method": "pai"}],
+    }
+    response = vision_server.post("/v1/chat/completions", body)
+    assert 400 <= response.status_code < 500, f"{name}: {response.status_code} {response.text}"
+    ask(vision_server, "Hello", [picture(1)], [{"method": "pai"}])
+
+
+def test_a_picture_of_fifty_megapixels_is_served_or_refused(vision_server: LiveServer) -> None:
+    response = ask_raw(vision_server, "Hello", [huge()], interventions=[{"method": "pai"}])
+    assert response.status_code < 500, response.text
+    ask(vision_server, "Hello", [picture(1)])
+
+
+@pytest.mark.slow
+@each_case
+def test_small_chunks_change_nothing(cramped_vision_server: LiveServer, case: str) -> None:
+    edits = VISION_CASES[case]
+    for number, question in enumerate(QUESTIONS):
+        pictures = [picture(60 + number + n) for n in range(1 + number)]
+        asked = ask(cramped_vision_server, question, pictures, edits, prompt_logprobs=True)
+        assert_vision_conforms(cramped_vision_server, asked, edits)
+
+
+@pytest.mark.slow
+def test_preempted_requests_with_pictures_equal_the_reference(
+    cramped_vision_server: LiveServer,
+) -> None:
+    server = cramped_vision_server
+    before = server.metric("vllm:num_preemptions_total")
+    cases = list(VISION_CASES.values())
+    for start in range(0, len(cases), 4):
+        calls = [
+            lambda edits=edits, n=n: (
+                edits,
+                ask(server, QUESTIONS[n % 3], [picture(80 + n)] * 2, edits, max_tokens=90),
+            )
+            for n, edits in enumerate(cases[start : start + 4])
+        ]
+        for edits, asked in together(calls):
+            assert_vision_conforms(server, asked, edits)
+    assert server.metric("vllm:num_preemptions_total") > before, "nothing was preempted"

@@ -1,0 +1,70 @@
+"""Cases of the methods that speak of images, and the comparison with the reference."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from conformance import NEAR_TIE, TOLERANCE, assert_close, largest_difference
+from live_server import LiveServer
+from transformers_reference import Result
+from vision_reference import generate
+from vision_server import Asked
+
+Edits = list[dict[str, Any]]
+
+# As in `conformance.CASES`, stronger than anyone would want; privileged ones are allowed here.
+VISION_CASES: dict[str, Edits] = {
+    "pai": [{"method": "pai", "alpha": 0.7}],
+    "pai of some layers": [{"method": "pai", "alpha": 0.6, "layers": [0, -1]}],
+    "vaf": [{"method": "vaf", "enh_para": 2, "layers": "all"}],
+    "vaf and the system prompt": [
+        {"method": "vaf", "enh_para": 1.8, "sup_para": 0.3, "layers": [0, 1, 2]}
+    ],
+    "avar": [{"method": "avar", "alpha_img": 0.5}],
+    "avar of generated rows": [
+        {"method": "avar", "alpha_img": 0.5, "alpha_sys": 0.8, "rows": "generated"}
+    ],
+    "adaptvis, sharper": [{"method": "adaptvis", "w": 4}],
+    "adaptvis, wider": [{"method": "adaptvis", "w": 0.25, "layers": [1, 2]}],
+    "locore after the image": [
+        {"method": "locore", "beta": 1, "window": 12, "include_prompt_tail": True}
+    ],
+    "rows after the image": [{"method": "head_gain", "gain": 2, "rows": "after_image"}],
+    "everything together": [
+        {"method": "pai", "alpha": 0.4},
+        {"method": "vaf", "enh_para": 1.4, "layers": [1, 2, 3]},
+        {"method": "avar", "alpha_img": 0.3, "alpha_sys": 0.2},
+        {"method": "adaptvis", "w": 1.5},
+        {"method": "attention_scale", "q_scale": 1.2, "heads": [0, 3]},
+        {"method": "zerotuning", "gamma": 0.5},
+        {"method": "locore", "beta": 0.5, "include_prompt_tail": True},
+    ],
+}
+
+
+def vision_reference(server: LiveServer, asked: Asked, edits: Edits) -> Result:
+    """The reference along the tokens that the server chose."""
+    tokens = asked.completion.tokens
+    return generate(server.model_dir, asked.prompt, asked.pictures, edits, tokens)
+
+
+def assert_vision_conforms(server: LiveServer, asked: Asked, edits: Edits) -> None:
+    """Equal greedy tokens, but for near-ties, and log-probabilities."""
+    expected = vision_reference(server, asked, edits)
+    done = asked.completion
+    for i, best in enumerate(expected.best_tokens):
+        gap = expected.best_logprobs[i] - expected.token_logprobs[i]
+        assert done.tokens[i] == best or gap < NEAR_TIE, f"{edits}: token {i} by {gap:.2g}"
+    assert_close(
+        [*done.prompt_logprobs, *done.logprobs],
+        [*expected.prompt_logprobs[: len(done.prompt_logprobs)], *expected.token_logprobs],
+        TOLERANCE,
+        str(edits),
+    )
+
+
+def moved(server: LiveServer, asked: Asked, edits: Edits) -> float:
+    """How far the edits move any log-probability, by the reference."""
+    edited = vision_reference(server, asked, edits)
+    plain = vision_reference(server, asked, [])
+    return largest_difference(edited.token_logprobs, plain.token_logprobs)[0]
