@@ -10,7 +10,10 @@ from dataclasses import dataclass
 
 from heed_interventions.act import ACT
 from heed_interventions.method import Method
+from heed_interventions.spin import SPIN
 from heed_interventions.streaming_llm import StreamingLLM
+from heed_interventions.var import VAR
+from heed_interventions.vhr import VHR
 from heed_interventions.zerotuning import ZeroTuning
 from heed_kernels.edits import Edit
 from heed_kernels.errors import EditError
@@ -65,6 +68,26 @@ def _sinks_of_hidden_keys(one: Placed, other: Placed) -> str | None:
     )
 
 
+def _sinks_of_two_kinds(one: Placed, other: Placed) -> str | None:
+    if not isinstance(one.method, ACT) or not isinstance(other.method, VAR):
+        return None
+    return "act and var both move the weight of sinks, each of its own ones; only one of them can"
+
+
+def _two_comparisons_of_heads(one: Placed, other: Placed) -> str | None:
+    if not isinstance(one.method, VHR) or not isinstance(other.method, SPIN):
+        return None
+    return "vhr and spin both choose among a layer's heads by what the image does to them; only one can"
+
+
+def _hidden_images(one: Placed, other: Placed) -> str | None:
+    if not isinstance(one.method, VAR | VHR | SPIN) or not isinstance(other.method, StreamingLLM):
+        return None
+    return (
+        f"{one.method.name()} weighs the image's keys, and streaming_llm hides them from later rows"
+    )
+
+
 def _two_that_decide_what_stays(one: Placed, other: Placed) -> str | None:
     if not one.method.evicts or not (other.method.evicts or isinstance(other.method, StreamingLLM)):
         return None
@@ -110,6 +133,9 @@ def _keys_that_eviction_moves(one: Placed, other: Placed) -> str | None:
 _RULES: tuple[Callable[[Placed, Placed], str | None], ...] = (
     _zerotuning_of_a_hidden_token,
     _sinks_of_hidden_keys,
+    _sinks_of_two_kinds,
+    _two_comparisons_of_heads,
+    _hidden_images,
     _two_that_decide_what_stays,
     _segments_in_an_observation_window,
     _keys_that_eviction_moves,

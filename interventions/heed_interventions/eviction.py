@@ -5,11 +5,9 @@ highest scores, and the protected ones. The first token of the answer comes from
 only later rows miss what was evicted. Survivors keep their positions.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fractions import Fraction
 from typing import Annotated, ClassVar, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -17,6 +15,7 @@ from pydantic.config import JsonValue
 from pydantic_core import PydanticCustomError
 
 from heed_interventions.method import CacheClass, Method
+from heed_interventions.selectors import share_of
 from heed_interventions.views import ModelView, RequestView
 from heed_kernels.edits import OPEN, Edit, Rows
 from heed_kernels.evict import Evict, Score, Share
@@ -35,11 +34,6 @@ _EITHER: list[JsonValue] = [
     {"required": [one], "properties": {one: {"type": kind}, other: {"type": "null"}}}
     for one, kind, other in (("budget", "integer", "keep"), ("keep", "number", "budget"))
 ]
-
-
-def as_written(number: float) -> Fraction:
-    """The decimal fraction that a request means by `number`: 0.29 of 100 is 29, and a little less in binary."""
-    return Fraction(str(number))
 
 
 @dataclass(frozen=True)
@@ -168,7 +162,7 @@ class EvictionMethod(Method):
     def resolved(self, prompt: int) -> Budget:
         """The budget for a prompt of `prompt` tokens; a share is rounded down, but never below what is
         protected."""
-        share = max(1, math.floor(as_written(self.keep or 0) * prompt))
+        share = max(1, share_of(self.keep or 0, prompt))
         count = self.budget or share
         recent = self._recent(count)
         return Budget(prompt, self.budget or max(share, self.sinks + recent), self.sinks, recent)

@@ -1,11 +1,12 @@
 """What every method answers: its parameters, whether they do anything, and their edits."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 from heed_interventions.selectors import (
@@ -40,7 +41,9 @@ class Method(BaseModel, ABC):
     `selectors.py`, and a method without one of them acts on all.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True, extra="forbid", frozen=True, allow_inf_nan=False, serialize_by_alias=True
+    )
 
     title: ClassVar[str]
     summary: ClassVar[str]
@@ -52,6 +55,8 @@ class Method(BaseModel, ABC):
     needs_image: ClassVar[bool] = False
     observes: ClassVar[bool] = False
     """Whether it needs attention weights observed while the model runs."""
+    reads_inputs: ClassVar[bool] = False
+    """Whether it needs the hidden states at the layers' inputs."""
     evicts: ClassVar[bool] = False
     """Whether it takes keys out of the cache by their scores."""
     can_be_privileged: ClassVar[bool] = False
@@ -99,7 +104,7 @@ class Method(BaseModel, ABC):
         """
         return first_row_by_length(getattr(self, "rows", "all"), prompt_length)
 
-    def default_layers(self, model: ModelView) -> range:
+    def default_layers(self, model: ModelView) -> Sequence[int]:
         """Layers where the request names none; they are clipped to the model."""
         return range(model.layers)
 
@@ -107,6 +112,11 @@ class Method(BaseModel, ABC):
     def name(cls) -> str:
         """What a request writes as `method`."""
         return str(cls.model_fields["method"].default)
+
+    @classmethod
+    def fields(cls) -> dict[str, FieldInfo]:
+        """Its fields by the names that requests write."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
 
     def wrote(self, field: str) -> bool:
         """Whether the user wrote this field; only the method's own values are clipped."""

@@ -45,10 +45,10 @@ def parse_one(item: object, path: str) -> Method:
     method = _method(item, path)
     name = method.name()
     for key in item:
-        if key not in method.model_fields:
+        if key not in method.fields():
             raise InterventionError(
-                f"{quote(key)} is not a field of {name}{_hint(key, method.model_fields)}; it has "
-                f"{', '.join(method.model_fields)}",
+                f"{quote(key)} is not a field of {name}{_hint(key, method.fields())}; it has "
+                f"{', '.join(method.fields())}",
                 join_path(path, key),
                 reason="unknown_field",
                 method=name,
@@ -132,7 +132,7 @@ def _message(detail: ErrorDetails, location: Sequence[int | str], method: type[M
 
 def _bounds(location: Sequence[int | str], method: type[Method]) -> str | None:
     """What a field of numbers allows, in words; None for other fields."""
-    field = method.model_fields[str(location[0])] if len(location) == 1 else None
+    field = method.fields()[str(location[0])] if len(location) == 1 else None
     if field is None or field.annotation not in (int, float):
         return None
     words = [

@@ -15,8 +15,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from heed_interventions.eviction import Budget, as_written
+from heed_interventions.eviction import Budget
 from heed_interventions.observation_window import WindowedEviction
+from heed_interventions.selectors import as_written
 from heed_interventions.views import ModelView
 
 

@@ -18,12 +18,15 @@ from heed_interventions.method import Method
 from heed_interventions.pai import PAI
 from heed_interventions.pyramidkv import PyramidKV
 from heed_interventions.snapkv import SnapKV
+from heed_interventions.spin import SPIN
 from heed_interventions.streaming_llm import StreamingLLM
 from heed_interventions.support import NOT_OBSERVED, support_matrix
 from heed_interventions.tappa import TAPPA
 from heed_interventions.task_kv import TaskKV
 from heed_interventions.tova import TOVA
 from heed_interventions.vaf import VAF
+from heed_interventions.var import VAR
+from heed_interventions.vhr import VHR
 from heed_interventions.views import ModelView
 from heed_interventions.zerotuning import ZeroTuning
 
@@ -51,6 +54,9 @@ METHODS: dict[str, type[Method]] = {
         VAF,
         AVAR,
         AdaptVis,
+        VAR,
+        VHR,
+        SPIN,
     )
 }
 
@@ -114,6 +120,8 @@ def unavailable(method: type[Method], model: ModelView) -> str | None:
         return f"{method.name()} needs an image, and this model takes text only"
     if method.observes and not model.observes:
         return NOT_OBSERVED
+    if method.reads_inputs and model.inputs_obstacle is not None:
+        return model.inputs_obstacle
     return model.eviction_obstacle if method.evicts else None
 
 

@@ -1,6 +1,8 @@
 """Layers, heads and rows: how a request writes them, and what they are on a given model."""
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -79,8 +81,18 @@ RowScope = Annotated[
 ]
 
 
+def as_written(number: float) -> Fraction:
+    """The decimal fraction that a request means by `number`: 0.29 of 100 is 29, and a little less in binary."""
+    return Fraction(str(number))
+
+
+def share_of(fraction: float, count: int) -> int:
+    """So many of `count`, rounded down."""
+    return math.floor(as_written(fraction) * count)
+
+
 def select_layers(
-    layers: Literal["all"] | list[int], default: range | None, model: ModelView, path: str
+    layers: Literal["all"] | list[int], default: Sequence[int] | None, model: ModelView, path: str
 ) -> list[int]:
     """Layer ids, each in [0, model.layers), ascending.
 
@@ -91,8 +103,8 @@ def select_layers(
         clipped = [layer for layer in default if 0 <= layer < model.layers]
         if not clipped:
             raise InterventionError(
-                f"the method's own layers {default.start} to {default.stop - 1} are none of this "
-                f"model's {model.layers}: say which `layers`",
+                f"none of the method's own layers is one of this model's {model.layers}: say which "
+                "`layers`",
                 join_path(path, "layers"),
                 reason="layer",
             )

@@ -17,8 +17,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from heed_interventions.eviction import Budget, Recent, Sinks, as_written
+from heed_interventions.eviction import Budget, Recent, Sinks
 from heed_interventions.observation_window import Kernel, WindowedEviction
+from heed_interventions.selectors import as_written
 from heed_interventions.views import ModelView, RequestView
 from heed_kernels.evict import KindShare, Share
 from heed_kernels.survivors import kind_counts

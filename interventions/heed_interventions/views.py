@@ -21,6 +21,9 @@ class ModelView:
     max_key_ranges: how many ranges of keys one edit may name.
     observes: whether attention weights can be observed while the model runs.
     longest_step: tokens that one step holds; None where that is not known.
+    hidden_size: of the hidden states; 0 where that is not known.
+    inputs_obstacle: why methods that look at hidden states are refused; None when they are not.
+    sink_dims: dimensions of the hidden states in which sinks stand out, where they are known.
     """
 
     layers: int
@@ -35,6 +38,9 @@ class ModelView:
     max_key_ranges: int = 256
     observes: bool = True
     longest_step: int | None = None
+    hidden_size: int = 0
+    inputs_obstacle: str | None = None
+    sink_dims: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

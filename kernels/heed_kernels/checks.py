@@ -9,10 +9,13 @@ from heed_kernels.edits import (
     SOURCES,
     Edit,
     FindKeys,
+    FlagKeys,
     FoundKeys,
     Gate,
+    HeadChoice,
     HeadGain,
     HeadMix,
+    HeadRanking,
     HeadSet,
     KeyBias,
     KeyRanges,
@@ -77,6 +80,17 @@ def check_edit(edit: Edit) -> None:
             _check_ranges(edit.keys)
         case FindKeys():
             _check_find(edit)
+        case FlagKeys():
+            _check_flag(edit)
+        case HeadRanking():
+            _check_ranges(edit.keys)
+            _integer(edit.kept, "kept", 0)
+            _number(edit.factor, "factor")
+        case HeadChoice():
+            _check_ranges(edit.keys)
+            _integer(edit.chosen, "chosen", 0)
+            _number(edit.gain, "gain")
+            _boolean(edit.outliers_out, "outliers_out")
 
 
 def _check_transfer(edit: MassTransfer) -> None:
@@ -106,6 +120,13 @@ def _check_find(edit: FindKeys) -> None:
         value = getattr(edit, name)
         if not isinstance(value, bool):
             raise EditError(f"{name} must be true or false, not {value!r}")
+
+
+def _check_flag(edit: FlagKeys) -> None:
+    _check_integers(edit.dimensions, "dimensions", 0)
+    _number(edit.threshold, "threshold", 0)
+    _check_ranges(edit.needed)
+    _boolean(edit.only_needed, "only_needed")
 
 
 def _check_mix(edit: HeadMix) -> None:
@@ -259,7 +280,7 @@ def _number(value: object, name: str, low: float = -LARGEST, high: float = LARGE
 
 def _check_integers(values: object, name: str, low: int) -> None:
     if not isinstance(values, tuple) or not values:
-        raise EditError(f"{name} must have an integer for each layer, not {values!r}")
+        raise EditError(f"{name} must be a tuple of integers, not {values!r}")
     for value in values:
         _integer(value, name, low)
 

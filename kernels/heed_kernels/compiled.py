@@ -13,9 +13,12 @@ from heed_kernels.edits import (
     SOURCES,
     Edit,
     FindKeys,
+    FlagKeys,
     FoundKeys,
+    HeadChoice,
     HeadGain,
     HeadMix,
+    HeadRanking,
     HeadSet,
     KeyBias,
     KeyRanges,
@@ -100,6 +103,8 @@ def compile_edits(
     if evict is not None:
         check_beside(evict, edits)
     visible = _only(_those(edits, VisibleKeys), "VisibleKeys")
+    compared = [e for e in edits if isinstance(e, HeadRanking | HeadChoice)]
+    _only(compared, "comparison of heads")
     kinds = {e.keys: None for e in _those(edits, KeyBias)}
     trailing = _only([k for k in kinds if isinstance(k, TrailingKeys)], "TrailingKeys")
     grouped = [
@@ -152,7 +157,9 @@ def compile_edits(
     )
 
 
-_OBSERVED = ObserveColumns | ObserveMass | FindKeys
+_OBSERVED = ObserveColumns | ObserveMass | FindKeys | FlagKeys
+_BESIDE = VisibleKeys | VisibleRanges | Evict | HeadMix | HeadRanking | HeadChoice | _OBSERVED
+"""Edits that are not in the vectors of a line."""
 
 
 def _those(edits: Sequence[Edit], kind: type[T]) -> list[T]:
@@ -183,7 +190,7 @@ def _check_transfers(transfers: Sequence[MassTransfer], edits: Sequence[Edit]) -
     }
     if len(structures) > 1:
         raise EditError("the transfers of a request must have one set of sources and destinations")
-    finds = _those(edits, FindKeys)
+    finds = [edit for edit in edits if isinstance(edit, FindKeys | FlagKeys)]
     if len(finds) > 1:
         raise EditError("a request can find keys in one way, not in several")
 
@@ -230,7 +237,7 @@ def _vectors(
     vectors[:, :, GROUP_FIELDS + SCALE :: 3] = 1
     transferred = np.zeros((layers, phases, query_heads), bool)
     for edit in edits:
-        if isinstance(edit, VisibleKeys | VisibleRanges | Evict | HeadMix | _OBSERVED):
+        if isinstance(edit, _BESIDE):
             continue
         held = _held(edit.rows, phase_start)
         on = _mask(edit.on, query_heads)[:, None, :] & held[None, :, None]

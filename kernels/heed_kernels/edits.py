@@ -16,6 +16,8 @@ Edits act in this order, whatever the order in which they are listed:
     o         = sum_k w_k v_k            0 for a row that sees no key
     o         <- g * o + u               g: product of the gains, u: sum of the weighted vectors that
                                          hold for (l, h, q)
+    o         <- r * o                   r: of the `HeadRanking` or `HeadChoice` that holds for (l, q), by
+                                         comparison of the layer's heads
 
 Observations read w before the transfer and change nothing. Every edit names the intervention that
 asked for it by `source`, its index in the request's list.
@@ -137,7 +139,8 @@ class VisibleRanges:
 
 @dataclass(frozen=True)
 class FoundKeys:
-    """The keys that were found on the device for (l, h): see `FindKeys` and `EditTable.found_keys`."""
+    """The keys that were found on the device for (l, h): see `FindKeys`, `FlagKeys` and
+    `EditTable.found_keys`."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,41 @@ class HeadMix:
     rows: Rows
     weight: float
     vectors: bytes
+    source: int
+
+
+@dataclass(frozen=True)
+class HeadRanking:
+    """Multiply all but the `kept` first of a layer's heads by `factor`, per row (SPIN, arXiv 2505.16411).
+
+    Heads are ranked by the sum of a row's logits on `keys`, as they are before any edit of them; of
+    equal ones the lower id comes first. In layers with heads in `on`, over all the layer's heads.
+    """
+
+    on: HeadSet
+    rows: Rows
+    keys: KeyRanges
+    kept: int
+    factor: float
+    source: int
+
+
+@dataclass(frozen=True)
+class HeadChoice:
+    """Multiply heads by `gain` that are chosen once, at row `rows.start` (VHR, arXiv 2412.13949).
+
+    With o the head's output at that row and b what the row's weights give without `keys`: the `chosen`
+    heads of the largest |o - b|, of equal ones the lower id. With `outliers_out` none where both |o - b|
+    and |b|^2 exceed their mean plus standard deviation (n - 1) over the layer's heads. In layers with
+    heads in `on`, over all the layer's heads.
+    """
+
+    on: HeadSet
+    rows: Rows
+    keys: KeyRanges
+    chosen: int
+    gain: float
+    outliers_out: bool
     source: int
 
 
@@ -229,11 +267,39 @@ class FindKeys:
     until: int = OPEN
 
 
+@dataclass(frozen=True)
+class FlagKeys:
+    """Find a transfer's `FoundKeys` by the hidden states x of tokens at a layer's input, for all heads of
+    the layer alike: keys of `rows` where the largest |x_d| of `dimensions` is above `threshold` times
+    sqrt(mean of x^2 + 1e-6). VAR's sinks (arXiv 2503.03321).
+
+    None is found in a layer in which none is among `needed`; with `only_needed` the others are none. At
+    most SOURCES, the first ones. on: its layers.
+    """
+
+    on: HeadSet
+    rows: Rows
+    dimensions: tuple[int, ...]
+    threshold: float
+    needed: KeyRanges
+    only_needed: bool
+    source: int
+
+
 SOURCES = 64
 """Most source keys of a transfer, per query head."""
 
+HeadComparison = HeadRanking | HeadChoice
 Change = (
-    KeyBias | KeyScale | VisibleKeys | VisibleRanges | MassTransfer | HeadGain | HeadMix | Evict
+    KeyBias
+    | KeyScale
+    | VisibleKeys
+    | VisibleRanges
+    | MassTransfer
+    | HeadGain
+    | HeadMix
+    | HeadComparison
+    | Evict
 )
-Observation = ObserveColumns | ObserveMass | FindKeys
+Observation = ObserveColumns | ObserveMass | FindKeys | FlagKeys
 Edit = Change | Observation

@@ -14,7 +14,10 @@ from heed_kernels.edits import (
     OPEN,
     Edit,
     FindKeys,
+    FlagKeys,
     FoundKeys,
+    HeadChoice,
+    HeadRanking,
     KeyBias,
     KeyRanges,
     KeyScale,
@@ -40,7 +43,7 @@ def check_beside(evict: Evict, edits: Sequence[Edit]) -> None:
             raise EditError("a segment of the prompt may end inside the observation window")
         if isinstance(edit, Evict) or edit.rows.end <= max(prompt, edit.rows.start):
             continue
-        if isinstance(edit, FindKeys | ObserveColumns):
+        if isinstance(edit, FindKeys | FlagKeys | ObserveColumns):
             raise EditError("keys cannot be observed one by one in rows after an eviction")
         for keys in _keys_of(edit):
             if not _alike(keys, moved):
@@ -56,7 +59,7 @@ def splits_window(evict: Evict, edit: Edit) -> bool:
 
 def _keys_of(edit: Edit) -> Iterator[KeyRanges | TrailingKeys | FoundKeys]:
     match edit:
-        case KeyBias() | KeyScale() | ObserveMass():
+        case KeyBias() | KeyScale() | ObserveMass() | HeadRanking() | HeadChoice():
             yield edit.keys
         case MassTransfer():
             yield from (edit.sources, edit.destination, edit.gate.numerator, edit.gate.denominator)

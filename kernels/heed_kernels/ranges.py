@@ -59,7 +59,7 @@ def elementary_ranges(
     pairs = [np.array(k.ranges, np.int64).reshape(-1, 2) for k in keys]  # type: ignore[union-attr]
     start = np.unique(np.concatenate([np.zeros(1, np.int64), *(p.ravel() for p in pairs)]))
     start = start[start < OPEN]
-    member = np.array([_inside(start, pair) for pair in pairs], bool).reshape(-1, len(start)).T
+    member = np.array([inside(start, pair) for pair in pairs], bool).reshape(-1, len(start)).T
 
     bits = np.zeros(len(start), np.uint8)
     for column, (bit, _) in enumerate(classes, len(grouped)):
@@ -89,13 +89,13 @@ def elementary_ranges(
     return ElementaryRanges(start, group, shift, seen[kept_starts], bits[kept_starts], members)
 
 
-def _inside(start: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """bool [starts]: which elementary ranges lie in one of `pairs` [n, 2]."""
+def inside(start: NDArray[np.int64], pairs: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool [starts]: which positions lie in one of `pairs` [n, 2], sorted [start, end)."""
     if not len(pairs):
         return np.zeros(len(start), bool)
     at = np.searchsorted(pairs[:, 0], start, side="right") - 1
-    inside: NDArray[np.bool_] = (at >= 0) & (start < pairs[np.maximum(at, 0), 1])
-    return inside
+    found: NDArray[np.bool_] = (at >= 0) & (start < pairs[np.maximum(at, 0), 1])
+    return found
 
 
 def _visible(
@@ -115,8 +115,8 @@ def _visible(
             raise EditError("two VisibleRanges hold for the same rows")
         taken |= held
         phases = int(sum(1 << p for p in np.flatnonzero(held)))
-        inside = member[:, index]
-        seen &= np.where(inside, 255, 255 & ~phases).astype(np.uint8)
+        kept = member[:, index]
+        seen &= np.where(kept, 255, 255 & ~phases).astype(np.uint8)
         for first, end, turn in edit.ranges:
             within = (start >= first) & (start < end)
             if (within & shifted & (shift != turn)).any():

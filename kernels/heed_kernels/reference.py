@@ -10,6 +10,7 @@ from heed_kernels.edits import (
     SOURCES,
     Edit,
     FindKeys,
+    FlagKeys,
     FoundKeys,
     HeadGain,
     HeadMix,
@@ -26,6 +27,7 @@ from heed_kernels.edits import (
     VisibleKeys,
     VisibleRanges,
 )
+from heed_kernels.reference_compare import compared
 from heed_kernels.rope import Rope
 from heed_kernels.segments import threshold_at
 
@@ -78,9 +80,10 @@ def attend(
     [rows, query_heads, head_dim].
     """
     rows, query_heads, head_dim = query.shape
-    weights = attention_weights(query, key, edits, layer, scale, rope, found, evicted).after
-    value = value.repeat_interleave(query_heads // value.shape[1], dim=1)
-    output = torch.einsum("hqk,khd->qhd", weights, value)
+    weights = attention_weights(query, key, edits, layer, scale, rope, found, evicted)
+    group = query_heads // value.shape[1]
+    key, value = (each.repeat_interleave(group, dim=1) for each in (key, value))
+    output = torch.einsum("hqk,khd->qhd", weights.after, value)
     q = torch.arange(len(key) - rows, len(key))[:, None]
     gain = torch.ones(query_heads, rows, 1, dtype=query.dtype)
     added = torch.zeros(query_heads, rows, head_dim, dtype=query.dtype)
@@ -92,7 +95,8 @@ def attend(
             held = _rows(edit.rows, q)[0]
             for head, vector in mixed_vectors(edit, layer).items():
                 added[head] += held * edit.weight * vector.to(query.dtype)
-    return output * gain.transpose(0, 1) + added.transpose(0, 1)
+    output = output * gain.transpose(0, 1) + added.transpose(0, 1)
+    return compared(edits, layer, query, key, value, weights.before, output, scale)
 
 
 def attention_weights(
@@ -188,6 +192,22 @@ def found_keys(edit: FindKeys, columns: torch.Tensor, layer: int) -> list[list[i
         kept = sorted(flagged[: min(edit.most, SOURCES)])
         result.append(kept if edit.on.masks[layer] >> head & 1 else [])
     return result
+
+
+def flagged_keys(edit: FlagKeys, states: torch.Tensor) -> list[int]:
+    """The keys that `edit` finds in a layer, ascending.
+
+    states: hidden states of all tokens so far at the layer's input, [tokens, hidden_size].
+    """
+    largest = states[:, list(edit.dimensions)].abs().amax(dim=1)
+    above = largest / (states.square().mean(dim=1) + 1e-6).sqrt() > edit.threshold
+    k = torch.arange(len(states))
+    flagged = above & _rows(edit.rows, k[:, None])[0, :, 0]
+    needed = flagged & _keys(edit.needed, k[:1, None], k[None])[0, 0]
+    if not needed.any():
+        return []
+    kept: list[int] = (needed if edit.only_needed else flagged).nonzero().flatten().tolist()
+    return kept[:SOURCES]
 
 
 def mixed_vectors(edit: HeadMix, layer: int) -> dict[int, torch.Tensor]:

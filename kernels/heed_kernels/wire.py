@@ -23,10 +23,13 @@ from heed_kernels.checks import check_edit
 from heed_kernels.edits import (
     Edit,
     FindKeys,
+    FlagKeys,
     FoundKeys,
     Gate,
+    HeadChoice,
     HeadGain,
     HeadMix,
+    HeadRanking,
     HeadSet,
     KeyBias,
     KeyRanges,
@@ -63,9 +66,12 @@ _KINDS: dict[str, type[Edit]] = {
     "mass_transfer": MassTransfer,
     "head_gain": HeadGain,
     "head_mix": HeadMix,
+    "head_ranking": HeadRanking,
+    "head_choice": HeadChoice,
     "observe_columns": ObserveColumns,
     "observe_mass": ObserveMass,
     "find_keys": FindKeys,
+    "flag_keys": FlagKeys,
     "evict": Evict,
 }
 _SCORES: dict[str, type[Score]] = {
@@ -77,7 +83,7 @@ _SCORES: dict[str, type[Score]] = {
 }
 _SHARES: dict[str, type[Share]] = {"head": HeadShare, "kind": KindShare, "query": QueryShare}
 _GATE = tuple(field.name for field in fields(Gate))
-_RANGES = ("destination", "protected", "numerator", "denominator")
+_RANGES = ("destination", "protected", "numerator", "denominator", "needed")
 _NAMES: dict[type, str] = {
     cls: name for kinds in (_KINDS, _SCORES, _SHARES) for name, cls in kinds.items()
 }
@@ -165,7 +171,7 @@ def _decode(name: str, value: object) -> Any:
             return _decode_fields(value, _SCORES, "score")
         case "share":
             return None if value is None else _decode_fields(value, _SHARES, "share")
-        case "counts" | "far":
+        case "counts" | "far" | "dimensions":
             return tuple(_list(value, name))
     return _decode_ranges(value, name) if name in _RANGES else value
 

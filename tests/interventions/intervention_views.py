@@ -1,9 +1,11 @@
 """Models and prompts that the tests of this folder share."""
 
+from dataclasses import replace
+
 from heed_interventions import ImageSpan, ModelView, PromptView, TokenText
 
 MODEL = ModelView(layers=4, query_heads=8, kv_heads=2, head_dim=16, max_length=512)
-VISION = ModelView(layers=4, query_heads=8, kv_heads=2, head_dim=16, max_length=512, vision=True)
+VISION = replace(MODEL, vision=True, hidden_size=128, sink_dims=(5, 77))
 IMAGE = ImageSpan(3, 9)
 EVERY_HEAD = (0xFF,) * 4
 

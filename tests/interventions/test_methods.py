@@ -92,6 +92,9 @@ NEUTRAL: list[dict[str, object]] = [
     {"method": "vaf", "enh_para": 1, "layers": "all"},
     {"method": "avar", "alpha_img": 0},
     {"method": "adaptvis", "w": 1},
+    {"method": "var", "move_fraction": 0},
+    {"method": "vhr", "alpha": 1, "mode": "masked"},
+    {"method": "spin", "lambda": 1},
     *({"method": name, "keep": 1} for name, method in METHODS.items() if method.evicts),
 ]
 

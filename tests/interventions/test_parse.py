@@ -203,8 +203,8 @@ scalars = (
         ["all", "prompt", "after_image", 10**4000, -(10**400), 0, 1, 1.0, "1", "\ud800"]
     )
 )
-fields = sorted({field for method in METHODS.values() for field in method.model_fields})
-marks = ["text", "start", "end", "occurrence", "1", "-1", "<list>", "[key]", "ctx"]
+fields = sorted({field for method in METHODS.values() for field in method.fields()})
+marks = ["text", "start", "end", "occurrence", "image", "1", "-1", "<list>", "[key]", "ctx"]
 words = st.sampled_from([*METHODS, *fields, *marks])
 values = st.recursive(
     scalars,

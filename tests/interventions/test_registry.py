@@ -74,7 +74,7 @@ def test_a_method_has_a_file_and_a_page_that_names_its_parameters(name: str) -> 
     assert method.__module__ == f"heed_interventions.{name}"
     page = (ROOT.parent / "docs" / "methods" / f"{name}.md").read_text()
     # A profile is the same for every method: docs/api.md tells of it.
-    fields = set(method.model_fields) - {"profile"}
+    fields = set(method.fields()) - {"profile"}
     missing = [field for field in sorted(fields) if f"`{field}`" not in page]
     assert missing == []
     assert method.paper.removeprefix("arXiv:") in page

@@ -1,15 +1,41 @@
 """Vision methods: the edits they become, and what they ask of model and prompt."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from intervention_views import EVERY_HEAD, IMAGE, MODEL, VISION, prompt
 
-from heed_interventions import METHODS, ImageSpan, InterventionError, ModelView, parse, resolve
+from heed_interventions import (
+    METHODS,
+    ImageSpan,
+    InterventionError,
+    ModelView,
+    catalogue,
+    method_schema,
+    parse,
+    resolve,
+)
+from heed_interventions.sink_dimensions import sink_dimensions
 from heed_kernels.checks import check_edit
-from heed_kernels.edits import OPEN, Edit, HeadSet, KeyBias, KeyRanges, KeyScale, Rows
+from heed_kernels.edits import (
+    OPEN,
+    Edit,
+    FlagKeys,
+    FoundKeys,
+    Gate,
+    HeadChoice,
+    HeadRanking,
+    HeadSet,
+    KeyBias,
+    KeyRanges,
+    KeyScale,
+    MassTransfer,
+    Rows,
+)
 
 EVERYWHERE = HeadSet(EVERY_HEAD)
+LAYER_2 = HeadSet((0, 0, EVERY_HEAD[2], 0))
 FROM_2 = HeadSet((0, 0, *EVERY_HEAD[2:]))
 VISUAL, SYSTEM = KeyRanges(((3, 9),)), KeyRanges(((0, 3),))
 LAST = 19
@@ -42,6 +68,32 @@ EDITS: list[tuple[dict[str, object], list[Edit]]] = [
         {"method": "adaptvis", "w": 0.5},
         [KeyScale(EVERYWHERE, Rows(LAST, 20), VISUAL, 0.5, 0.0, 0)],
     ),
+    (
+        {"method": "var"},
+        [
+            FlagKeys(LAYER_2, Rows(0, 20), (5, 77), 20.0, VISUAL, False, 0),
+            MassTransfer(
+                LAYER_2, Rows(9, OPEN), FoundKeys(), VISUAL, 0.6, Gate(VISUAL, VISUAL, 0.5, 0.2), 0
+            ),
+        ],
+    ),
+    (
+        {"method": "var", "sink_dims": [9, 3], "include_text_sinks": False, "prefill": False},
+        [
+            FlagKeys(LAYER_2, Rows(0, 20), (3, 9), 20.0, VISUAL, True, 0),
+            MassTransfer(
+                LAYER_2, Rows(20, OPEN), FoundKeys(), VISUAL, 0.6, Gate(VISUAL, VISUAL, 0.5, 0.2), 0
+            ),
+        ],
+    ),
+    (
+        {"method": "vhr", "mode": "masked", "select_fraction": 0.7},
+        [HeadChoice(EVERYWHERE, Rows(LAST, OPEN), VISUAL, 5, 2.0, True, 0)],
+    ),
+    (
+        {"method": "spin", "ratio": 0.29, "lambda": 0},
+        [HeadRanking(EVERYWHERE, Rows(LAST, OPEN), VISUAL, 2, 0.0, 0)],
+    ),
 ]
 # Parameters that are not neutral; layers that the model of the tests has.
 LEAST: dict[str, dict[str, Any]] = {
@@ -49,6 +101,9 @@ LEAST: dict[str, dict[str, Any]] = {
     "vaf": {"layers": "all"},
     "avar": {},
     "adaptvis": {"w": 2},
+    "var": {},
+    "vhr": {"mode": "masked"},
+    "spin": {},
 }
 each_method = pytest.mark.parametrize("name", LEAST)
 
@@ -108,6 +163,9 @@ def test_more_pieces_of_images_than_the_server_holds_are_refused(name: str) -> N
         ({"method": "vaf", "layers": "all"}, "salted", None),
         ({"method": "avar"}, "salted", None),
         ({"method": "avar", "rows": "last_and_generated"}, "shared", LAST),
+        ({"method": "var"}, "private", 0),
+        ({"method": "vhr", "mode": "masked"}, "shared", LAST),
+        ({"method": "spin"}, "shared", LAST),
     ],
 )
 def test_rows_after_the_prompt_s_end_leave_the_prompt_s_blocks_alone(
@@ -185,3 +243,84 @@ def test_a_span_of_an_image_needs_one(model: ModelView) -> None:
         resolve(parse(raw), model, prompt())
     assert caught.value.reason == "vision"
     assert caught.value.param == "interventions.0.spans.0.image"
+
+
+@pytest.mark.parametrize(
+    ("raw", "field"),
+    [
+        ({"method": "vhr"}, "mode"),
+        ({"method": "vhr", "mode": "companion"}, "mode"),
+        ({"method": "vhr", "mode": "masked", "rows": "all"}, "rows"),
+    ],
+)
+def test_what_is_not_offered_of_vhr_is_refused_by_its_name(
+    raw: dict[str, object], field: str
+) -> None:
+    with pytest.raises(InterventionError, match="not offered") as caught:
+        resolve(parse([raw]), VISION, prompt(images=(IMAGE,)))
+    assert caught.value.param == f"interventions.0.{field}"
+    assert caught.value.reason == "unsupported"
+
+
+def test_var_needs_the_dimensions_in_which_sinks_stand_out() -> None:
+    model = replace(VISION, sink_dims=())
+    with pytest.raises(InterventionError, match="are not known") as caught:
+        resolve(parse([{"method": "var"}]), model, prompt(images=(IMAGE,)))
+    assert caught.value.param == "interventions.0.sink_dims"
+    raw = {"method": "var", "sink_dims": [128]}
+    with pytest.raises(InterventionError, match="dimension 128 does not exist") as caught:
+        resolve(parse([raw]), VISION, prompt(images=(IMAGE,)))
+    assert caught.value.param == "interventions.0.sink_dims"
+
+
+def test_known_models_have_their_dimensions() -> None:
+    assert sink_dimensions("llama", 4096, 32, 32) == (1415, 2533)
+    assert sink_dimensions("qwen2_vl_text", 3584, 28, 4) == (458, 2570)
+    # Llama 3 has the shape of LLaMA-2-7B but for its KV heads.
+    assert sink_dimensions("llama", 4096, 32, 8) == ()
+
+
+def test_hidden_states_that_cannot_be_read_are_said_in_catalogue_and_refusal() -> None:
+    model = replace(VISION, inputs_obstacle="they are compiled away")
+    with pytest.raises(InterventionError, match="compiled away") as caught:
+        resolve(parse([{"method": "var"}]), model, prompt(images=(IMAGE,)))
+    assert (caught.value.param, caught.value.reason) == ("interventions.0.method", "unsupported")
+    reasons = {e["method"]: e["reason"] for e in catalogue(model) if not e["available"]}
+    assert reasons == {"var": "they are compiled away"}
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"method": "act", "layers": [1]}, {"method": "var"}),
+        ({"method": "vhr", "mode": "masked"}, {"method": "spin"}),
+        ({"method": "streaming_llm", "window": 16}, {"method": "var"}),
+        ({"method": "streaming_llm", "window": 16}, {"method": "vhr", "mode": "masked"}),
+        ({"method": "streaming_llm", "window": 16}, {"method": "spin"}),
+        ({"method": "knorm", "keep": 0.5}, {"method": "pai"}),
+        ({"method": "knorm", "keep": 0.5}, {"method": "var"}),
+        ({"method": "knorm", "keep": 0.5}, {"method": "spin"}),
+        ({"method": "knorm", "keep": 0.5}, {"method": "vhr", "mode": "masked"}),
+    ],
+)
+def test_pairs_without_a_meaning_are_refused_in_either_order(
+    one: dict[str, object], other: dict[str, object]
+) -> None:
+    for pair in ([one, other], [other, one]):
+        with pytest.raises(InterventionError) as caught:
+            resolve(parse(pair), VISION, prompt(images=(IMAGE,)))
+        assert (caught.value.reason, caught.value.param) == ("composition", "interventions.1")
+
+
+def test_what_is_named_like_a_word_of_python_is_read_and_refused_by_that_name() -> None:
+    assert METHODS["spin"].fields()["lambda"].default == 0.1
+    assert "lambda" in method_schema(METHODS["spin"])["properties"]
+    for raw, reason in (
+        ({"lambda": 2}, "out_of_bounds"),
+        ({"lambda": "x"}, "wrong_type"),
+        ({"lambda_": 0.5}, "unknown_field"),
+    ):
+        with pytest.raises(InterventionError) as caught:
+            parse([{"method": "spin", **raw}])
+        assert caught.value.reason == reason
+        assert caught.value.param == f"interventions.0.{next(iter(raw))}"

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from eviction_cases import EVICTION_CASES
 from live_server import Completion, LiveServer
-from transformers_reference import Result, generate
+from reference_results import Result
+from transformers_reference import generate
 
 Edits = list[dict[str, Any]]
 Case = Callable[[int], Edits]

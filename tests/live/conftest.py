@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from live_server import FLAGS, LiveServer, serving
-from vision_server import vision_model
+from vision_server import VISION, vision_model
 
 # Small blocks and chunks, and a cache in which four long requests do not fit: every prompt is
 # computed in pieces, and running requests are preempted and computed again.
@@ -21,12 +21,7 @@ CRAMPED = [
     *("--block-size", "32", "--max-num-batched-tokens", "128", "--max-model-len", "768"),
     *("--num-gpu-blocks-override", "32", "--allow-privileged-interventions"),
 ]
-# Three images at once do not fit into the encoder's cache, nor one into a chunk beside much text.
-VISION = [
-    *("--dtype", "float32", "--enforce-eager", "--enable-prompt-tokens-details"),
-    *("--block-size", "32", "--limit-mm-per-prompt", '{"image": 3}'),
-    "--allow-privileged-interventions",
-]
+# An image does not fit into a chunk beside much text.
 CRAMPED_VISION = [
     *VISION,
     *("--max-num-batched-tokens", "80", "--max-model-len", "512"),

@@ -21,6 +21,11 @@ from PIL import Image
 from heed_server.models import bundled_model
 
 ROOT = Path(__file__).parents[2]
+VISION = [
+    *("--dtype", "float32", "--enforce-eager", "--enable-prompt-tokens-details"),
+    *("--block-size", "32", "--limit-mm-per-prompt", '{"image": 3}'),
+    "--allow-privileged-interventions",
+]
 QUESTIONS = (
     "Describe the picture.",
     "What colour is the circle?",

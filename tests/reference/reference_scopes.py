@@ -16,6 +16,8 @@ OWN_LAYERS: dict[str, Callable[[int], Sequence[int]]] = {
     "act": act_reference.default_layers,
     "pai": lambda count: range(2, count),
     "vaf": lambda count: range(9, min(15, count)),
+    "var": lambda count: range(2, count - 1),
+    "vhr": lambda count: sorted({1, *range(max(0, count - 14), count)}),
 }
 """By method, the layers of a model with so many where the request names none."""
 
@@ -33,8 +35,8 @@ def heads_in_layer(intervention: Mapping[str, Any], layer: int, config: Any) -> 
     return list(range(config.num_attention_heads)) if heads == "all" else list(heads)
 
 
-def row_mask(rows: str, length: int, prompt_length: int) -> Tensor:
-    """`[length]`: which rows are in scope."""
+def row_mask(rows: str, length: int, prompt_length: int, image_end: int = 0) -> Tensor:
+    """`[length]`: which rows are in scope. image_end: position after the last image."""
     row = torch.arange(length)
     match rows:
         case "all":
@@ -45,4 +47,6 @@ def row_mask(rows: str, length: int, prompt_length: int) -> Tensor:
             return row >= prompt_length
         case "last_and_generated":
             return row >= prompt_length - 1
+        case "after_image":
+            return row >= image_end
     raise ValueError(f"rows: {rows!r}")

@@ -14,14 +14,15 @@ Order of composition:
               keys that were evicted before the row do not exist     (eviction_definition.py)
     weights   softmax, times the factors of the edits, renormalised  (zerotuning, emphasis, locore)
               moved from sinks to the rest, see `act_reference`      (act)
+              moved from sinks to the rest of the image              (var)
     output    sum of weights and values, times `gain`                (head_gain)
+              times factors by comparison of heads                   (vhr, spin)
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -33,40 +34,13 @@ import vision_definition
 from act_reference import Disagreement
 from eviction_events import Eviction, Observed, adopted, ends, evicted, held_at
 from reference_parameters import with_defaults
+from reference_results import Pass, Result
 from reference_scopes import heads_in_layer, row_mask
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from vision_definition import Images
 
 Intervention = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One request. `tokens` are greedy, or the forced ones; `best_tokens` are always greedy.
-
-    With forced tokens, `best_logprobs[i] - token_logprobs[i]` says how far a forced token is from
-    the one that greedy decoding would have taken after the same prefix. `disagreements` are on sinks.
-    """
-
-    tokens: list[int]
-    token_logprobs: list[float]
-    best_tokens: list[int]
-    best_logprobs: list[float]
-    prompt_logprobs: list[float | None]
-    top: list[list[tuple[int, float]]]
-    disagreements: list[Disagreement]
-    evictions: Sequence[Eviction] = ()
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One forward pass: log-probabilities `[rows, vocabulary]`, weights `[heads, rows, keys]`."""
-
-    logprobs: Tensor
-    weights: list[Tensor]
-    disagreements: list[Disagreement]
-    evictions: Sequence[Eviction] = ()
 
 
 def generate(
@@ -233,13 +207,16 @@ class Reference:
             )
             for index, layer in enumerate(decoder.layers)
         ]
-        for attention in attentions:
+        hooks = []
+        for attention, layer in zip(attentions, decoder.layers, strict=True):
             attention.module.forward = attention
+            hooks.append(layer.register_forward_pre_hook(attention.enter_layer))
         try:
             yield attentions
         finally:
-            for attention in attentions:
+            for attention, hook in zip(attentions, hooks, strict=True):
                 del attention.module.forward
+                hook.remove()
 
 
 class EditedAttention:
@@ -247,6 +224,7 @@ class EditedAttention:
 
     weights: Tensor
     disagreements: Sequence[Disagreement] = ()
+    layer_input: Tensor
 
     def __init__(
         self,
@@ -272,23 +250,37 @@ class EditedAttention:
             if (heads := heads_in_layer(intervention, layer, decoder.config))
         ]
 
+    def enter_layer(self, layer: Any, given: tuple[Tensor, ...]) -> None:
+        """Before the layer that this is the attention of."""
+        self.layer_input = given[0][0]
+
     def __call__(self, hidden_states: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
         query, key, value = self.states = self.project(hidden_states[0])
-        rows = query.shape[1]
-        logits = self.scaled(self.logits(query, key))
+        rows, prompt_length = query.shape[1], self.prompt_length
+        raw = self.logits(query, key)
+        logits = self.scaled(raw)
         visible = self.visible(rows) & ~self.gone(rows)
         logits = logits.masked_fill(~visible, float("-inf"))
         weights = logits.softmax(-1) * self.factors(rows)
         weights = self.observed = weights / weights.sum(-1, keepdim=True)
         for edit, heads in self.chosen("act"):
             weights, self.disagreements = act_reference.calibrated(
-                weights, edit, heads, self.layer, self.prompt_length
+                weights, edit, heads, self.layer, prompt_length
+            )
+        for edit, heads in self.chosen("var"):
+            weights = vision_definition.redistributed(
+                weights, edit, heads, self.images, self.layer_input, prompt_length
             )
         output = weights @ value  # [heads, rows, head_dim]
         for edit, heads in self.chosen("head_gain"):
-            in_scope = row_mask(edit["rows"], rows, self.prompt_length)
-            gain = torch.where(in_scope, edit["gain"], 1.0)
+            gain = torch.where(self.row_mask(edit["rows"], rows), edit["gain"], 1.0)
             output[heads] *= gain[:, None]
+        for edit, _ in self.chosen("vhr"):
+            output = vision_definition.reinforced(
+                output, edit, self.images, self.observed, value, self.layer, prompt_length
+            )
+        for edit, _ in self.chosen("spin"):
+            output = vision_definition.suppressed(output, edit, self.images, raw, prompt_length)
         self.weights = weights
         output = self.module.o_proj(output.transpose(0, 1).reshape(rows, -1))
         return output[None], weights[None]
@@ -365,7 +357,7 @@ class EditedAttention:
                 spared = spared | ((key >= span["start"]) & (key < span["end"]))
             for position in edit["protect_positions"]:
                 spared = spared | (key == position)
-            edited = ~spared & row_mask(edit["rows"], rows, prompt_length)[:, None]
+            edited = ~spared & self.row_mask(edit["rows"], rows)[:, None]
             factors[heads] *= torch.where(edited, edit["alpha"], 1.0)
         for edit, heads in self.chosen("locore"):
             first = self.images.end if edit["include_prompt_tail"] else prompt_length
@@ -373,6 +365,10 @@ class EditedAttention:
             edited = (row >= prompt_length) & (key >= start) & (key < row)
             factors[heads] *= torch.where(edited, 1.0 + edit["beta"], 1.0)
         return factors
+
+    def row_mask(self, rows: str, count: int) -> Tensor:
+        """`[count]`: which rows are in scope."""
+        return row_mask(rows, count, self.prompt_length, self.images.end)
 
     def chosen(self, method: str) -> list[tuple[dict[str, Any], list[int]]]:
         return [(edit, heads) for edit, heads in self.edits if edit["method"] == method]

@@ -3,8 +3,10 @@ code with Heed."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -16,8 +18,33 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     "vaf": {"enh_para": 1.15, "sup_para": 1, "layers": None},
     "avar": {"alpha_img": 0.15, "alpha_sys": 0, "layers": "all", "rows": "after_image"},
     "adaptvis": {"w": REQUIRED, "layers": "all"},
+    "var": {
+        "move_fraction": 0.6,
+        "rho": 0.5,
+        "min_visual_mass": 0.2,
+        "tau": 20.0,
+        "include_text_sinks": True,
+        "sink_dims": REQUIRED,
+        "layers": None,
+        "prefill": True,
+        "decode": True,
+    },
+    "vhr": {
+        "alpha": 2.0,
+        "select_fraction": 0.5,
+        "filter": True,
+        "mode": REQUIRED,
+        "rows": "last_and_generated",
+        "layers": None,
+        "chosen": None,
+    },
+    "spin": {"ratio": 0.8, "lambda": 0.1, "layers": "all"},
 }
-"""As in `reference_parameters.PARAMETERS`; `layers` None are the method's own."""
+"""As in `reference_parameters.PARAMETERS`; `layers` None are the method's own. `chosen` is no parameter:
+heads that somebody else chose, by layer, taken over where the choice was a near-tie."""
+
+NEAR_TIE = 1e-4
+"""Two heads whose distances are as near as this, relatively, may change places."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +85,107 @@ def scales(edit: Mapping[str, Any], images: Images, prompt_length: int) -> tuple
             factor[rows[:, None] & images.visual] = edit["enh_para"]
             factor[rows[:, None] & images.system] = edit["sup_para"]
         case "avar":
-            if edit["rows"] == "after_image":
-                rows = row >= images.end
-            else:
-                rows = row_mask(edit["rows"], count, prompt_length)
+            rows = row_mask(edit["rows"], count, prompt_length, images.end)
             factor[rows[:, None] & images.visual] = 1 + edit["alpha_img"]
             factor[rows[:, None] & images.system] = 1 - edit["alpha_sys"]
         case "adaptvis":
             factor[(row == prompt_length - 1)[:, None] & images.visual] = edit["w"]
     return factor, absolute
+
+
+def redistributed(
+    weights: Tensor,
+    edit: Mapping[str, Any],
+    heads: list[int],
+    images: Images,
+    layer_input: Tensor,
+    prompt_length: int,
+) -> Tensor:
+    """VAR: the weights [heads, rows, keys] of one layer after it.
+
+    layer_input: the residual stream before the layer's first norm, [rows, hidden_size].
+    """
+    position = torch.arange(len(images.visual))
+    magnitude = layer_input[:, edit["sink_dims"]].abs().max(dim=-1).values
+    phi = magnitude / (layer_input.pow(2).mean(dim=-1) + 1e-6).sqrt()
+    sinks = (phi > edit["tau"]) & (position < prompt_length)
+    if not (sinks & images.visual).any():
+        return weights
+    rest = images.visual & ~sinks
+    giving = sinks if edit["include_text_sinks"] else sinks & images.visual
+    rows = torch.zeros_like(sinks)
+    if edit["prefill"]:
+        rows |= (position >= images.end) & (position < prompt_length)
+    if edit["decode"]:
+        rows |= position >= prompt_length
+    result = weights.clone()
+    for head in heads:
+        for row in rows.nonzero()[:, 0].tolist():
+            before = weights[head, row]
+            on_image, on_rest = before[images.visual].sum(), before[rest].sum()
+            if on_image < edit["min_visual_mass"] or on_rest < edit["rho"] * on_image:
+                continue
+            if on_rest == 0:
+                continue
+            moved = edit["move_fraction"] * before[giving].sum()
+            after = before.clone()
+            after[giving] *= 1 - edit["move_fraction"]
+            after[rest] *= 1 + moved / on_rest
+            result[head, row] = after
+    return result
+
+
+def suppressed(
+    output: Tensor, edit: Mapping[str, Any], images: Images, raw: Tensor, prompt_length: int
+) -> Tensor:
+    """SPIN: head outputs [heads, rows, head_dim]. raw: logits before any edit, [heads, rows, keys]."""
+    count = len(output)
+    kept = int(Fraction(str(edit["ratio"])) * count)
+    result = output.clone()
+    for row in range(prompt_length - 1, output.shape[1]):
+        looks = raw[:, row, images.visual].sum(dim=-1).tolist()
+        order = sorted(range(count), key=lambda head: (-looks[head], head))
+        for head in order[kept:]:
+            result[head, row] *= edit["lambda"]
+    return result
+
+
+def reinforced(
+    output: Tensor,
+    edit: Mapping[str, Any],
+    images: Images,
+    weights: Tensor,
+    value: Tensor,
+    layer: int,
+    prompt_length: int,
+) -> Tensor:
+    """VHR, masked: head outputs [heads, rows, head_dim].
+
+    weights: [heads, rows, keys]; value: [heads, keys, head_dim].
+    """
+    assert (edit["mode"], edit["rows"]) == ("masked", "last_and_generated")
+    count, row = len(output), prompt_length - 1
+    distance, size = [], []
+    for head in range(count):
+        text = torch.where(images.visual, 0.0, weights[head, row])
+        beside = (text / text.sum()) @ value[head]
+        distance.append(float((output[head, row] - beside).norm()))
+        size.append(float(beside.norm() ** 2))
+    out = [
+        edit["filter"] and distance[head] > bound(distance) and size[head] > bound(size)
+        for head in range(count)
+    ]
+    order = sorted((h for h in range(count) if not out[h]), key=lambda h: (-distance[h], h))
+    chosen = sorted(order[: int(Fraction(str(edit["select_fraction"])) * count)])
+    there = (edit["chosen"] or {}).get(layer, chosen)
+    if there != chosen:
+        swapped = [distance[head] for head in set(there) ^ set(chosen)]
+        assert max(swapped) - min(swapped) <= NEAR_TIE * max(swapped), (layer, there, chosen)
+    result = output.clone()
+    result[there, row:] *= edit["alpha"]
+    return result
+
+
+def bound(values: list[float]) -> float:
+    """Mean and one standard deviation (n - 1)."""
+    return statistics.fmean(values) + statistics.stdev(values)

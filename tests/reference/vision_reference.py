@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 from PIL import Image
+from reference_results import Result
 from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText
-from transformers_reference import Reference, Result
+from transformers_reference import Reference
 from vision_definition import Images
 
 Intervention = Mapping[str, Any]

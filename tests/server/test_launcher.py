@@ -3,6 +3,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from heed_server import models
 from heed_server.launcher import (
     BUNDLED_KV_CACHE_BYTES,
     choose_model,
@@ -38,6 +41,17 @@ def test_without_a_model_the_bundled_one_is_served_in_float32_under_its_name() -
     parsed = chosen()
     assert Path(parsed.model).name == "heed-tiny" and parsed.model == parsed.model_tag
     assert (parsed.served_model_name, parsed.dtype) == (["heed-tiny"], "float32")
+
+
+def test_every_bundled_directory_is_served_by_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "heed-tiny-vision").mkdir()
+    (tmp_path / "heed-tiny-vision" / "config.json").write_text("{}")
+    monkeypatch.setattr(models, "_DIRECTORY", tmp_path)
+    parsed = chosen(model_tag="heed-tiny-vision")
+    assert parsed.model == str(tmp_path / "heed-tiny-vision")
+    assert (parsed.served_model_name, parsed.dtype) == (["heed-tiny-vision"], "float32")
 
 
 def test_the_bundled_model_starts_quickly_and_leaves_memory_to_others() -> None:

@@ -13,6 +13,7 @@ from starlette.datastructures import State
 from vllm.logger import init_logger
 
 from heed_interventions.errors import InterventionError
+from heed_interventions.sink_dimensions import sink_dimensions
 from heed_interventions.views import ModelView
 from heed_kernels.table import EditTable
 from heed_server.api import errors, profile_routes, routes
@@ -86,6 +87,11 @@ class HeedEndpointPlugin:
             rotary=support.rotary,
             observes=support.observes,
             longest_step=support.longest_step,
+            hidden_size=support.hidden_size,
+            inputs_obstacle=support.inputs_obstacle,
+            sink_dims=sink_dimensions(
+                support.model_type, support.hidden_size, support.layers, support.kv_heads
+            ),
         )
         identity = await asyncio.to_thread(served_identity, engine_client.model_config, support)
         profiles = _profiles(settings, identity, view)

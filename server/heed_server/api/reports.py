@@ -65,6 +65,7 @@ def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> 
         | row_counts(per_source.get(index), request.prompt_length, tokens)
         | memory_counts(per_source.get(index), request.prompt_length, tokens)
         | sink_counts(per_source.get(index))
+        | per_source.get(index, {}).get("told", {})
         | lost
         for index, resolved in enumerate(request.resolution.reports)
     ]

@@ -2,8 +2,8 @@
 
 Registered in place of `CPU_ATTN`. A step without edited rows goes straight to the stock class. In a
 step with some, each layer runs the stock kernel over the requests that have at least one row without
-an edit there, untouched when that is all of them; then the step's observers look at the weights, and
-Heed's kernel writes the edited rows.
+an edit there, untouched when that is all of them; then the step's observers look at the weights, Heed's
+kernel writes the edited rows, and comparers of heads multiply outputs.
 """
 
 from typing import Any
@@ -37,6 +37,7 @@ class EditedStep:
         builder: "HeedCPUMetadataBuilder",
     ) -> None:
         self.table, self.plan, self.observers = edits.table, edits.plan, edits.observers
+        self.watchers, self.comparers = edits.watchers, edits.comparers
         self._rows = torch.from_numpy(edits.rows).long()
         self._stock = stock
         self._builder = builder
@@ -149,11 +150,11 @@ class HeedCPUImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
             rows = torch.empty((len(tokens), *output.shape[1:]), dtype=output.dtype)
             super().forward(layer, query[tokens], key, value, kv_cache, metadata, rows)
             output.index_copy_(0, tokens, rows)
-        if edited.observers:
-            table = attn_metadata.block_table
-            inputs = LayerInputs(query, kv_cache, table, self.scale, self.rope, self.layout)
-            for observer in edited.observers:
-                observer.before_edits(self._layer, inputs)
+        inputs = LayerInputs(
+            query, kv_cache, attn_metadata.block_table, self.scale, self.rope, self.layout
+        )
+        for observer in edited.observers:
+            observer.before_edits(self._layer, inputs)
         attend(
             query=query,
             output=output,
@@ -166,6 +167,8 @@ class HeedCPUImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
             rope=self.rope,
             layout=self.layout,
         )
+        for comparer in edited.comparers:
+            comparer.after_edits(self._layer, inputs, output)
         return output
 
 

@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heed_kernels.edits import OPEN, Edit, Rows, VisibleKeys
+from heed_kernels.edits import OPEN, Edit, FlagKeys, Rows, VisibleKeys
 from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict
 from heed_kernels.table import EditTable
 from heed_server.engine.payload import Payload
-from heed_server.engine.step import Observer, StepEdits
+from heed_server.engine.step import Observer, StepEdits, Watcher
 
 if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use for
+    from heed_server.engine.compared_heads import ComparedHeads
     from heed_server.engine.evicting_requests import EvictingRequests, LetGo
+    from heed_server.engine.flagged_tokens import FlaggedTokens
     from heed_server.engine.key_searches import KeySearches
 
 REPORTS_KEPT = 4096
@@ -38,6 +40,7 @@ class RunRecord:
     let_go: what its last eviction left.
     detailed: interventions whose reports have their long parts.
     found: by intervention, what a search for keys had found when the request last left the batch.
+    told: by intervention, further parts of its report.
     taken: whether the API process has its report already (a stop string ends a request there first).
     """
 
@@ -50,6 +53,7 @@ class RunRecord:
     let_go: "LetGo | None" = None
     detailed: tuple[int, ...] = ()
     found: dict[int, dict[str, Any]] = field(default_factory=dict)
+    told: dict[int, dict[str, Any]] = field(default_factory=dict)
     failure: str | None = None
     taken: bool = False
 
@@ -74,6 +78,7 @@ class RunRecord:
                 }
                 | (self._memory(block_bytes) if source == self.letting_go else {})
                 | ({"found": self.found[source]} if source in self.found else {})
+                | ({"told": self.told[source]} if source in self.told else {})
                 for source, rows in self.scopes.items()
             },
         }
@@ -97,6 +102,10 @@ class EditedRequests:
 
     evicting: "EvictingRequests | None" = None
     """None on devices where requests cannot evict."""
+    flagging: "FlaggedTokens | None" = None
+    """None where hidden states cannot be looked at."""
+    comparing: "ComparedHeads | None" = None
+    """None on devices where outputs cannot be compared."""
 
     def __init__(self, table: EditTable, searches: "KeySearches | None" = None) -> None:
         """searches: where weights can be observed while the model runs."""
@@ -146,6 +155,10 @@ class EditedRequests:
                 self.searches.enter(request_id, slot, payload.edits, computed_tokens)
             if self.evicting is not None:
                 self.evicting.enter(slot, payload, max_tokens)
+            if self.flagging is not None:
+                self.flagging.enter(slot, payload.edits, computed_tokens)
+            if self.comparing is not None:
+                self.comparing.enter(slot, request_id, payload.edits)
         except EditError as error:
             self.leave(request_id, finished=False)
             record.failure = str(error)
@@ -159,6 +172,8 @@ class EditedRequests:
             self._release(request_id, self._record(request_id))
         if not finished or request_id not in self._keys:
             return
+        if self.comparing is not None:
+            self.comparing.forget(request_id)
         report, choice = self._keys.pop(request_id)
         record = self._live[report].pop(choice)
         if not self._live[report]:
@@ -174,13 +189,18 @@ class EditedRequests:
         self._note_found(slot, record)
         if self.searches is not None:
             self.searches.leave(slot)
-        if self.evicting is not None:
-            self.evicting.leave(slot)
+        for book in (self.evicting, self.flagging, self.comparing):
+            if book is not None:
+                book.leave(slot)
         self.table.release(slot)
 
     def _note_found(self, slot: int, record: RunRecord) -> None:
         if self.searches is not None:
             record.found |= self.searches.told(slot, record.detailed)
+        if self.flagging is not None:
+            record.told |= self.flagging.told(slot, record.detailed)
+        if self.comparing is not None:
+            record.told |= self.comparing.told(slot)
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._slots
@@ -218,7 +238,11 @@ class EditedRequests:
             index,
         )
         plan = self.table.plan(*requests)
-        return StepEdits(self.table, plan, index, self._observers(np.column_stack(requests)))
+        items = np.column_stack(requests)
+        compared = self.comparing.comparers(items) if self.comparing is not None else ()
+        return StepEdits(
+            self.table, plan, index, self._observers(items), self._watchers(items), compared
+        )
 
     def _observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """items: int32 [edited requests, 5], as in `Pattern.items`."""
@@ -226,11 +250,22 @@ class EditedRequests:
         if self.searches is None:
             return scored
         step, failures = self.searches.advance(items)
+        self._note_failures(failures)
+        return scored if step is None else (step, *scored)
+
+    def _watchers(self, items: NDArray[np.int32]) -> tuple[Watcher, ...]:
+        if self.flagging is None:
+            return ()
+        watchers, failures = self.flagging.advance(items)
+        self._note_failures(failures)
+        return watchers
+
+    def _note_failures(self, failures: Mapping[int, str]) -> None:
+        """failures: by slot."""
         for name, slot in self._slots.items() if failures else ():
             if slot in failures:
                 self._record(name).failure = failures[slot]
                 self._failed.append(name)
-        return scored if step is None else (step, *scored)
 
     def evict(
         self, request_id: str, end: int, block_row: NDArray[np.int32], targets: Sequence[int]
@@ -300,6 +335,8 @@ def scopes_of(edits: Iterable[Edit]) -> dict[int, Rows]:
     """Per intervention the rows [first, last) that its edits hold for."""
     scopes: dict[int, Rows] = {}
     for edit in edits:
+        if isinstance(edit, FlagKeys):
+            continue  # looks at rows that nothing is done to
         rows = Rows(0, OPEN) if isinstance(edit, VisibleKeys) else edit.rows
         known = scopes.get(edit.source, rows)
         scopes[edit.source] = Rows(min(known.start, rows.start), max(known.end, rows.end))

@@ -20,6 +20,7 @@ from vllm.v1.attention.backend import AttentionType
 
 from heed_interventions import support
 from heed_kernels.rope import Rope
+from heed_server.engine.layer_inputs import inputs_obstacle
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,9 @@ class ModelSupport:
     eviction_obstacle: why requests that evict are refused, where others are not; None when they are not.
     observes: whether attention weights can be observed while the model runs.
     longest_step: tokens that one step holds; None where that is not known.
+    hidden_size: of the language model's hidden states.
+    model_type: the language model's, as transformers names it.
+    inputs_obstacle: why requests that look at hidden states are refused; None when they are not.
     """
 
     layers: int
@@ -50,6 +54,9 @@ class ModelSupport:
     eviction_obstacle: str | None = None
     observes: bool = False
     longest_step: int | None = None
+    hidden_size: int = 0
+    model_type: str = ""
+    inputs_obstacle: str | None = None
 
 
 def eviction_obstacle(config: VllmConfig, backend: str | None) -> str | None:
@@ -108,6 +115,11 @@ def model_support(
         backend=backend,
         eviction_obstacle=eviction_obstacle(config, backend),
         observes=support.observation_obstacle(backend) is None,
+        hidden_size=config.model_config.get_hidden_size(),
+        model_type=config.model_config.hf_text_config.model_type,
+        inputs_obstacle=inputs_obstacle(config, model, layers)
+        if backend == "cpu"
+        else "hidden states are looked at on the CPU only as yet",
     )
 
 

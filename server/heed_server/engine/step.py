@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from heed_kernels.plan import Plan
@@ -19,18 +20,36 @@ class Observer(Protocol):
         """The step's keys are in the cache, the edited rows of the layer are not computed yet."""
 
 
+class Watcher(Protocol):
+    """Looks at a step's hidden states in each layer."""
+
+    def look(self, layer: int, states: torch.Tensor) -> None:
+        """states: float32 [tokens, hidden_size] of the whole batch, at the input of `layer`."""
+
+
+class Comparer(Protocol):
+    """Multiplies a step's head outputs in each layer."""
+
+    def after_edits(self, layer: int, inputs: Any, output: torch.Tensor) -> None:
+        """output: [tokens, local_query_heads, head_dim] of the whole batch, before the projection; all
+        other edits are in it."""
+
+
 @dataclass(frozen=True)
 class StepEdits:
     """The edited part of one step.
 
     rows: int32 [edited requests], their places in the batch, in the order in which `plan` knows them.
     observers: what the edited requests have observed; their inputs are the backend's own.
+    watchers, comparers: of the edited requests, likewise.
     """
 
     table: EditTable
     plan: Plan
     rows: NDArray[np.int32]
     observers: tuple[Observer, ...] = ()
+    watchers: tuple[Watcher, ...] = ()
+    comparers: tuple[Comparer, ...] = ()
 
 
 _current: StepEdits | None = None

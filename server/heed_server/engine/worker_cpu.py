@@ -12,10 +12,13 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 from heed_kernels.table import EditTable
 from heed_server.engine import warm_up
 from heed_server.engine.backend_cpu import HeedCPUImpl
+from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.evicting_requests import Cache, EvictingRequests
 from heed_server.engine.eviction_events import EVICTED, EVICTING
+from heed_server.engine.flagged_tokens import FlaggedTokens
 from heed_server.engine.kept_counts import NOT_KEPT
 from heed_server.engine.key_searches import KeySearches
+from heed_server.engine.layer_inputs import watch_inputs
 from heed_server.engine.longer_streams import (
     lengthen_rotary_tables,
     room_for_streams,
@@ -98,6 +101,10 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
             pages = {index: layer.kv_cache for index, layer in layers.items()}
             cache = Cache(pages, layout, self.vllm_config.cache_config.block_size)
             self.edited.evicting = EvictingRequests(self.edited.table, cache, gathered)
+        self.edited.comparing = ComparedHeads(self.edited.table, gathered)
+        if self._support.inputs_obstacle is None:
+            self.edited.flagging = FlaggedTokens(self.edited.table)
+            watch_inputs(self.model_runner.get_model(), layers)
         self.model_runner.edit_with(self.edited)
         return seconds
 

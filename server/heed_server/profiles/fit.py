@@ -8,7 +8,7 @@ from heed_interventions.method import Method
 from heed_interventions.parse import parse_one
 from heed_interventions.registry import METHODS
 from heed_interventions.resolve import resolve
-from heed_interventions.views import ModelView, PromptView
+from heed_interventions.views import ImageSpan, ModelView, PromptView
 from heed_server.profiles.identity import ModelIdentity
 from heed_server.profiles.profile import Profile, ProfileError
 
@@ -27,6 +27,7 @@ def check_fit(profile: Profile, served: ModelIdentity, view: ModelView) -> bool:
     """
     if not profile.model.same_model(served):
         raise ProfileError(f"it was made for {profile.model}, and this server runs {served}")
+    images = (ImageSpan(1, 2),) if view.vision else ()
     item = {"method": profile.method, **profile.parameters}
     missing = _missing(profile, item)
     try:
@@ -34,7 +35,7 @@ def check_fit(profile: Profile, served: ModelIdentity, view: ModelView) -> bool:
         if view.unsupported is None:
             # Which heads and layers there are; permission and length are matters of each request.
             length = min(_STAND_IN_LENGTH, view.max_length, view.longest_step or view.max_length)
-            resolve([method], view, PromptView(length), allow_privileged=True)
+            resolve([method], view, PromptView(length, images=images), allow_privileged=True)
     except InterventionError as error:
         raise ProfileError(f"its parameters cannot be used: {error}") from error
     return not missing
@@ -64,7 +65,7 @@ def _missing(profile: Profile, item: dict[str, Any]) -> dict[str, Any]:
     known: type[Method] | None = METHODS.get(profile.method)
     if known is None:
         return {}  # parsing says which methods there are
-    fields = known.model_fields
+    fields = known.fields()
     return {
         field: value
         for field, value in FROM_THE_REQUEST.items()

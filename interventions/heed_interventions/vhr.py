@@ -1,0 +1,81 @@
+"""VHR (vision-aware head reinforcement): raise the heads whose output the image changes most.
+
+He et al., "Cracking the Code of Hallucination in LVLMs with Vision-aware Head Divergence", ACL 2025,
+arXiv 2412.13949, Eq. 4, 6, 7. At the last prompt row P - 1, layer by layer, with o_h a head's output
+before the output projection and b_h its output without the image
+
+    VHD_h = |o_h - b_h|,  set to 0 where VHD_h and |b_h|^2 both exceed mean + std over the layer's heads
+    o'_h = alpha o_h      for the floor(select_fraction H) largest VHD_h, in row P - 1 and all later ones
+
+The paper takes b_h from a second run without the image's tokens. Here b_h is what the same row gives when
+the image's keys are left out of its softmax (`mode` "masked"), which misses what earlier layers have
+already taken from the image; the second run is not offered. docs/methods/vhr.md says how far the two
+agree.
+"""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from pydantic import Field
+
+from heed_interventions.method import CacheClass, Method
+from heed_interventions.selectors import Layers, own_layers, share_of
+from heed_interventions.views import ModelView, RequestView
+from heed_kernels.edits import OPEN, Edit, HeadChoice, Rows
+
+
+class VHR(Method):
+    """The larger alpha, the more the chosen heads weigh; above 3 answers degenerate in the paper."""
+
+    title = "VHR (vision-aware head reinforcement)"
+    summary = "Reinforce the heads whose output depends on the image most, chosen once per answer."
+    paper = "arXiv:2412.13949"
+    cache = CacheClass.SHARED
+    needs_image = True
+    observes = True
+
+    method: Literal["vhr"] = "vhr"
+    alpha: float = Field(default=2.0, gt=0, le=3.5, description="Factor on the chosen heads.")
+    select_fraction: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of a layer's heads that are chosen."
+    )
+    filter: bool = Field(
+        default=True, description="Leave heads out that are outliers with and without the image."
+    )
+    mode: Literal["companion", "masked"] = Field(
+        default="companion",
+        description='What a head gives without the image: "masked" leaves the image\'s keys out of its '
+        'softmax; "companion", a second run without the image, is not offered.',
+    )
+    rows: Literal["last_and_generated", "all"] = Field(
+        default="last_and_generated",
+        description='Which rows are reinforced; "all", which needs the prompt twice, is not offered.',
+    )
+    layers: Layers = own_layers("Layer 1 and the last 14")
+
+    def default_layers(self, model: ModelView) -> list[int]:
+        return sorted({1, *range(max(model.layers - 14, 0), model.layers)})
+
+    def is_neutral(self, model: ModelView) -> bool:
+        return self.alpha == 1 or share_of(self.select_fraction, model.query_heads) == 0
+
+    def publication_limit(self, prompt_length: int) -> int:
+        return prompt_length - 1
+
+    def edits(self, request: RequestView) -> Iterator[Edit]:
+        for field, value in ("mode", "masked"), ("rows", "last_and_generated"):
+            if getattr(self, field) != value:
+                raise request.error(
+                    field,
+                    f'"{getattr(self, field)}" is not offered: set it to "{value}"',
+                    "unsupported",
+                )
+        yield HeadChoice(
+            on=self.on(request),
+            rows=Rows(request.prompt.length - 1, OPEN),
+            keys=request.visual_keys(self.method),
+            chosen=share_of(self.select_fraction, request.model.query_heads),
+            gain=self.alpha,
+            outliers_out=self.filter,
+            source=request.source,
+        )

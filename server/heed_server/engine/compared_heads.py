@@ -1,0 +1,79 @@
+"""Requests whose heads are compared with each other, and what was chosen for them. No vLLM here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heed_kernels.cpu.compare import Gather, HeadComparer
+from heed_kernels.cpu.search import LayerInputs
+from heed_kernels.edits import Edit, HeadChoice, HeadRanking
+from heed_kernels.plan import SLOT
+from heed_kernels.table import EditTable
+
+Chosen = dict[int, NDArray[np.bool_]]
+"""By layer, bool [query_heads] of the whole model."""
+
+
+@dataclass(frozen=True)
+class ComparedRows:
+    """Rows of one request in one step: a `step.Comparer`.
+
+    item: int32 [5], as in `plan.Pattern.items`.
+    """
+
+    comparer: HeadComparer
+    item: NDArray[np.int32]
+
+    def after_edits(self, layer: int, inputs: LayerInputs, output: torch.Tensor) -> None:
+        """See `step.Comparer`."""
+        self.comparer.multiply(self.item, layer, inputs, output)
+
+
+class ComparedHeads:
+    """By slot of the edit table; what was chosen is kept by request until it ends, so that one that was
+    preempted goes on with the same heads."""
+
+    def __init__(self, table: EditTable, gather: Gather) -> None:
+        self._table, self._gather = table, gather
+        self._by_slot: dict[int, HeadComparer] = {}
+        self._chosen: dict[str, Chosen] = {}
+
+    def enter(self, slot: int, request_id: str, edits: Sequence[Edit]) -> None:
+        """A request has got its slot."""
+        for edit in edits:
+            if isinstance(edit, HeadRanking | HeadChoice):
+                chosen = self._chosen.setdefault(request_id, {})
+                self._by_slot[slot] = HeadComparer(self._table, slot, edit, self._gather, chosen)
+
+    def leave(self, slot: int) -> None:
+        """The slot's request left the batch."""
+        self._by_slot.pop(slot, None)
+
+    def forget(self, request_id: str) -> None:
+        """The request has ended."""
+        self._chosen.pop(request_id, None)
+
+    def comparers(self, items: NDArray[np.int32]) -> tuple[ComparedRows, ...]:
+        """What multiplies outputs of a step.
+
+        items: int32 [requests, 5], all rows that the step has of each edited request, see
+        `plan.Pattern.items`.
+        """
+        return tuple(
+            ComparedRows(self._by_slot[int(item[SLOT])], item)
+            for item in (items if self._by_slot else ())
+            if int(item[SLOT]) in self._by_slot
+        )
+
+    def told(self, slot: int) -> dict[int, dict[str, Any]]:
+        """The report's part, by intervention: by layer the heads that were chosen."""
+        comparer = self._by_slot.get(slot)
+        if comparer is None or not isinstance(comparer.edit, HeadChoice):
+            return {}
+        chosen = sorted(comparer.known.items())
+        heads = {str(layer): np.flatnonzero(mask).tolist() for layer, mask in chosen}
+        return {comparer.edit.source: {"chosen_heads": heads}}

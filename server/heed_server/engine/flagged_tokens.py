@@ -1,0 +1,77 @@
+"""The flagged tokens of the requests in the edit table: who has some, and what was flagged. No vLLM here."""
+
+from collections.abc import Container, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heed_kernels.cpu.flags import KeyFlags
+from heed_kernels.edits import Edit, FlagKeys
+from heed_kernels.errors import EditError
+from heed_kernels.plan import SLOT
+from heed_kernels.table import EditTable
+
+POSITIONS = 8
+"""Of a layer's flagged tokens, how many a short report names."""
+
+
+class FlaggedTokens:
+    """By slot of the edit table."""
+
+    def __init__(self, table: EditTable) -> None:
+        self._table = table
+        self._by_slot: dict[int, KeyFlags] = {}
+
+    def enter(self, slot: int, edits: Sequence[Edit], computed_tokens: int) -> None:
+        """A request has got its slot; after a preemption it starts again.
+
+        Raises `EditError` when it begins behind rows that nobody looked at.
+        """
+        edit = next((edit for edit in edits if isinstance(edit, FlagKeys)), None)
+        if edit is None:
+            return
+        if computed_tokens:
+            raise EditError(f"{computed_tokens} rows came out of the prefix cache unseen")
+        self._by_slot[slot] = KeyFlags(self._table, slot, edit)
+
+    def leave(self, slot: int) -> None:
+        """The slot's request is gone."""
+        self._by_slot.pop(slot, None)
+
+    def advance(self, items: NDArray[np.int32]) -> tuple[tuple[KeyFlags, ...], dict[int, str]]:
+        """What looks at a step, and by slot why a request cannot go on.
+
+        items: int32 [requests, 5], all rows that the step has of each edited request, see
+        `plan.Pattern.items`.
+        """
+        watchers, failures = [], {}
+        for item in items if self._by_slot else ():
+            slot = int(item[SLOT])
+            flags = self._by_slot.get(slot)
+            if flags is None:
+                continue
+            try:
+                flags.advance(item)
+            except EditError as error:
+                failures[slot] = str(error)
+                self.leave(slot)
+                continue
+            watchers.append(flags)
+        return tuple(watchers), failures
+
+    def told(self, slot: int, detailed: Container[int]) -> dict[int, dict[str, Any]]:
+        """The report's part, by intervention: by layer how many sinks hold, and the first positions of
+        them; all of them where detailed."""
+        flags = self._by_slot.get(slot)
+        if flags is None:
+            return {}
+        layers = [layer for layer, mask in enumerate(flags.edit.on.masks) if mask]
+        found = {str(layer): flags.found(layer) for layer in layers}
+        told: dict[str, Any] = {
+            "sinks": {layer: len(keys) for layer, keys in found.items()},
+            "sink_positions": {layer: keys[:POSITIONS] for layer, keys in found.items() if keys},
+        }
+        if flags.edit.source in detailed:
+            told["sink_keys"] = {layer: keys for layer, keys in found.items() if keys}
+        return {flags.edit.source: told}

@@ -1,0 +1,155 @@
+"""Edits that compare heads: as the dense reference has them, on pages, in any steps, on two ranks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from tests.kernels.paged_model import layout_of
+
+from heed_kernels.cpu.compare import HeadComparer, chosen_heads
+from heed_kernels.cpu.search import LayerInputs
+from heed_kernels.edits import (
+    OPEN,
+    Edit,
+    HeadChoice,
+    HeadRanking,
+    HeadSet,
+    KeyBias,
+    KeyRanges,
+    Rows,
+)
+from heed_kernels.reference import attend
+from heed_kernels.table import EditTable
+
+LAYERS, HEADS, KV_HEADS, HEAD_DIM, BLOCK = 1, 6, 2, 16, 16
+PROMPT, LENGTH = 50, 61
+SCALE = 0.4
+ON = HeadSet((1,))
+VISUAL = KeyRanges(((4, 20), (22, 30)))
+ROWS = Rows(PROMPT - 1, OPEN)
+BIAS = KeyBias(HeadSet((0b110101,)), Rows(), KeyRanges(((10, 33),)), -0.7, 1)
+COMPARISONS = {
+    "a ranking": HeadRanking(ON, ROWS, VISUAL, 4, 0.25, 0),
+    "a ranking that removes": HeadRanking(ON, ROWS, VISUAL, 1, 0.0, 0),
+    "a choice": HeadChoice(ON, ROWS, VISUAL, 3, 2.0, True, 0),
+    "a choice of outliers too": HeadChoice(ON, ROWS, VISUAL, 2, 0.5, False, 0),
+}
+
+
+def alone(local: NDArray[Any]) -> NDArray[Any]:
+    return local
+
+
+class Sequence:
+    """Random tokens of one layer, and their pages."""
+
+    def __init__(self, seed: int = 3) -> None:
+        draw = torch.Generator().manual_seed(seed)
+        self.query = torch.randn(LENGTH, HEADS, HEAD_DIM, generator=draw)
+        self.key, self.value = (
+            torch.randn(LENGTH, KV_HEADS, HEAD_DIM, generator=draw) for _ in range(2)
+        )
+        self.layout = layout_of(BLOCK, HEAD_DIM)
+        blocks = -(-LENGTH // BLOCK)
+        self.table = torch.arange(blocks - 1, -1, -1, dtype=torch.int32)[None]
+        self.pages = torch.zeros(blocks, KV_HEADS, BLOCK, 2 * HEAD_DIM)
+        flat = self.pages.view(blocks, KV_HEADS, -1)
+        for token in range(LENGTH):
+            block, inside = int(self.table[0, token // BLOCK]), token % BLOCK
+            flat[block][:, self.layout.key_offset[inside]] = self.key[token]
+            flat[block][:, self.layout.value_offset[inside]] = self.value[token]
+
+    def dense(self, edits: list[Edit]) -> torch.Tensor:
+        return attend(self.query, self.key, self.value, edits, 0, SCALE)
+
+
+def compared(
+    sequence: Sequence,
+    edits: list[Edit],
+    steps: list[int],
+    gather: Callable[[NDArray[Any]], NDArray[Any]] = alone,
+    heads: slice = slice(0, HEADS),
+    known: dict[int, NDArray[np.bool_]] | None = None,
+) -> torch.Tensor:
+    """Outputs of one rank's heads: the other edits' dense ones, multiplied in steps."""
+    comparison = next(e for e in edits if isinstance(e, HeadRanking | HeadChoice))
+    others = [edit for edit in edits if edit is not comparison]
+    output = sequence.dense(others)[:, heads].contiguous()
+    local = heads.stop - heads.start
+    table = EditTable(1, LAYERS, HEADS, KV_HEADS, head_start=heads.start, local_query_heads=local)
+    slot = table.insert(edits, prompt_length=PROMPT)
+    comparer = HeadComparer(table, slot, comparison, gather, {} if known is None else known)
+    group = HEADS // KV_HEADS
+    pages = sequence.pages[:, heads.start // group : -(-heads.stop // group)]
+    for first, end in zip([0, *steps], [*steps, LENGTH], strict=True):
+        before = torch.zeros(5, local, HEAD_DIM)
+        rows = torch.cat([before, output[first:end]])
+        query = torch.cat([before, sequence.query[first:end, heads]])
+        inputs = LayerInputs(query, pages, sequence.table, SCALE, None, sequence.layout)
+        item = np.array([slot, 5, end - first, first, 0], np.int32)
+        comparer.multiply(item, 0, inputs, rows)
+        output[first:end] = rows[5:]
+    return output
+
+
+@pytest.mark.parametrize("steps", [[], [49], [50], [17, 48, 49, 50, 51, 60]])
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_outputs_are_the_dense_reference_s_in_any_steps(
+    name: str, biased: bool, steps: list[int]
+) -> None:
+    edits: list[Edit] = [COMPARISONS[name], *([BIAS] if biased else [])]
+    sequence = Sequence()
+    expected = sequence.dense(edits)
+    torch.testing.assert_close(compared(sequence, edits, steps), expected, rtol=1e-5, atol=1e-5)
+    plain = sequence.dense(edits[1:])
+    assert torch.equal(expected[: PROMPT - 1], plain[: PROMPT - 1])
+    assert not torch.allclose(expected[PROMPT - 1], plain[PROMPT - 1])
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_two_ranks_compare_the_whole_layer(name: str) -> None:
+    sequence, edits = Sequence(), [COMPARISONS[name]]
+    halves = slice(0, 3), slice(3, 6)
+    seen: dict[int, list[NDArray[Any]]] = {0: [], 1: []}
+    for rank, heads in enumerate(halves):
+
+        def remember(local: NDArray[Any], rank: int = rank) -> NDArray[Any]:
+            seen[rank].append(local)
+            return np.concatenate([local, local])
+
+        compared(sequence, edits, [], remember, heads)
+    parts = []
+    for heads in halves:
+        calls = iter(zip(*(seen[each] for each in (0, 1)), strict=True))
+        gather = lambda local, calls=calls: np.concatenate(next(calls))  # noqa: E731
+        parts.append(compared(sequence, edits, [], gather, heads))
+    torch.testing.assert_close(torch.cat(parts, dim=1), sequence.dense(edits), rtol=1e-5, atol=1e-5)
+
+
+def test_heads_that_were_chosen_stay_chosen() -> None:
+    edit = COMPARISONS["a choice"]
+    known = {0: np.array([True, False, False, False, True, False])}
+    sequence = Sequence()
+    output = compared(sequence, [edit], [], known=known)
+    factor = torch.ones(HEADS)
+    factor[[0, 4]] = 2.0
+    plain = sequence.dense([])
+    torch.testing.assert_close(output[PROMPT - 1 :], plain[PROMPT - 1 :] * factor[:, None])
+
+
+def test_a_head_that_stands_out_twice_is_left_out() -> None:
+    edit = HeadChoice(ON, ROWS, VISUAL, 2, 2.0, True, 0)
+    measured = np.array([[9, 9], [2, 1], [3, 1], [1, 1], [1, 1], [1, 1]], np.float32)
+    assert np.flatnonzero(chosen_heads(edit, measured)).tolist() == [1, 2]
+    # Far from the rest without the image alone, or with it alone, is no outlier.
+    measured[0, 1] = 1
+    assert np.flatnonzero(chosen_heads(edit, measured)).tolist() == [0, 2]
+
+
+def test_of_equal_heads_the_lower_id_is_chosen() -> None:
+    edit = HeadChoice(ON, ROWS, VISUAL, 2, 2.0, True, 0)
+    assert np.flatnonzero(chosen_heads(edit, np.ones((6, 2), np.float32))).tolist() == [0, 1]

@@ -1,0 +1,112 @@
+"""Flagged tokens: as defined, and whatever the steps in which the rows come."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from heed_kernels.cpu.flags import KeyFlags
+from heed_kernels.edits import (
+    OPEN,
+    SOURCES,
+    FlagKeys,
+    FoundKeys,
+    Gate,
+    HeadSet,
+    KeyRanges,
+    MassTransfer,
+    Rows,
+)
+from heed_kernels.errors import EditError
+from heed_kernels.reference import flagged_keys
+from heed_kernels.table import EditTable
+
+LAYERS, HEADS, KV_HEADS, WIDTH, PROMPT = 3, 4, 2, 32, 150
+VISUAL = KeyRanges(((5, 40), (44, 60)))
+ON = HeadSet((0b1111, 0, 0b0101))
+
+
+def flag(**changed: Any) -> FlagKeys:
+    given = {
+        "on": ON,
+        "rows": Rows(0, PROMPT),
+        "dimensions": (3, 17),
+        "threshold": 2.0,
+        "needed": VISUAL,
+        "only_needed": False,
+        "source": 0,
+    }
+    return FlagKeys(**(given | changed))
+
+
+def states(rows: int) -> torch.Tensor:
+    return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(rows))
+
+
+def entered(edit: FlagKeys) -> tuple[EditTable, KeyFlags]:
+    table = EditTable(2, LAYERS, HEADS, KV_HEADS)
+    transfer = MassTransfer(ON, Rows(60, OPEN), FoundKeys(), VISUAL, 0.5, Gate(), 0)
+    slot = table.insert([edit, transfer], prompt_length=PROMPT)
+    return table, KeyFlags(table, slot, edit)
+
+
+def fed(flags: KeyFlags, layer: int, given: torch.Tensor, steps: list[int]) -> None:
+    """The rows of `given`, cut before each of `steps`, each step behind a neighbour's seven tokens."""
+    for first, end in zip([0, *steps], [*steps, len(given)], strict=True):
+        flags.advance(np.array([0, 7, end - first, first, 0], np.int32))
+        flags.look(layer, torch.cat([10 * torch.ones(7, WIDTH), given[first:end]]))
+
+
+@pytest.mark.parametrize("only_needed", [False, True])
+@pytest.mark.parametrize("steps", [[], [1, 6, 63, 64, 149], [150, 151, 152]])
+def test_what_is_flagged_is_the_definition_s_in_any_steps(
+    steps: list[int], only_needed: bool
+) -> None:
+    edit, given = flag(only_needed=only_needed), states(160)
+    _, flags = entered(edit)
+    fed(flags, 0, given, steps)
+    expected = flagged_keys(edit, given)
+    assert flags.found(0) == expected
+    assert 0 < len(expected) < SOURCES
+    assert max(expected) < PROMPT
+
+
+def test_the_table_has_the_same_keys_for_every_head() -> None:
+    edit, given = flag(), states(PROMPT)
+    table, flags = entered(edit)
+    fed(flags, 2, given, [50])
+    expected = flagged_keys(edit, given)
+    assert (table.found_count[0, 2] == len(expected)).all()
+    assert (table.found_keys[0, 2, :, : len(expected)] == expected).all()
+    starts = table.range_start[0, : table.range_count[0]]
+    for key, at in zip(expected, table.found_range[0, 2, 0], strict=False):
+        assert starts[at] <= key and (at + 1 == len(starts) or key < starts[at + 1])
+
+
+def test_a_layer_without_a_flag_where_one_is_needed_has_none() -> None:
+    edit = flag(needed=KeyRanges(((148, 149),)))
+    _, flags = entered(edit)
+    given = states(PROMPT)
+    given[148, [3, 17]] = 0
+    fed(flags, 0, given, [])
+    assert flags.found(0) == [] == flagged_keys(edit, given)
+
+
+def test_layers_without_heads_are_not_looked_at() -> None:
+    table, flags = entered(flag())
+    fed(flags, 1, states(PROMPT), [])
+    assert flags.found(1) == [] and not table.found_count.any()
+
+
+def test_of_too_many_the_first_hold() -> None:
+    edit, given = flag(threshold=0.0), states(PROMPT)
+    _, flags = entered(edit)
+    fed(flags, 0, given, [70])
+    assert flags.found(0) == list(range(SOURCES)) == flagged_keys(edit, given)
+
+
+def test_rows_that_do_not_follow_are_refused() -> None:
+    _, flags = entered(flag())
+    with pytest.raises(EditError, match="row 5 came"):
+        flags.advance(np.array([0, 0, 3, 5, 0], np.int32))
