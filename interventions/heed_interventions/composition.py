@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from heed_interventions.act import ACT
+from heed_interventions.gift import GIFT
+from heed_interventions.head_gain import HeadGain
 from heed_interventions.method import Method
 from heed_interventions.spin import SPIN
 from heed_interventions.streaming_llm import StreamingLLM
@@ -75,13 +77,29 @@ def _sinks_of_two_kinds(one: Placed, other: Placed) -> str | None:
 
 
 def _two_comparisons_of_heads(one: Placed, other: Placed) -> str | None:
-    if not isinstance(one.method, VHR) or not isinstance(other.method, SPIN):
+    compare = VHR | SPIN | GIFT
+    if not isinstance(one.method, compare) or not isinstance(other.method, compare):
         return None
-    return "vhr and spin both choose among a layer's heads by what the image does to them; only one can"
+    return (
+        f"{one.method.name()} and {other.method.name()} both choose among a layer's heads by what they "
+        "give to the image; only one can"
+    )
+
+
+def _outputs_made_anew(one: Placed, other: Placed) -> str | None:
+    changes = ACT | VAR | HeadGain
+    if not isinstance(one.method, GIFT) or not isinstance(other.method, changes):
+        return None
+    return (
+        f"gift makes outputs of its own weights, and {other.method.name()} changes outputs or weights "
+        "after the softmax"
+    )
 
 
 def _hidden_images(one: Placed, other: Placed) -> str | None:
-    if not isinstance(one.method, VAR | VHR | SPIN) or not isinstance(other.method, StreamingLLM):
+    if not isinstance(one.method, VAR | VHR | SPIN | GIFT) or not isinstance(
+        other.method, StreamingLLM
+    ):
         return None
     return (
         f"{one.method.name()} weighs the image's keys, and streaming_llm hides them from later rows"
@@ -135,6 +153,7 @@ _RULES: tuple[Callable[[Placed, Placed], str | None], ...] = (
     _sinks_of_hidden_keys,
     _sinks_of_two_kinds,
     _two_comparisons_of_heads,
+    _outputs_made_anew,
     _hidden_images,
     _two_that_decide_what_stays,
     _segments_in_an_observation_window,

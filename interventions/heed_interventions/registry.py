@@ -9,6 +9,7 @@ from heed_interventions.attention_scale import AttentionScale
 from heed_interventions.avar import AVAR
 from heed_interventions.emphasis import Emphasis
 from heed_interventions.expected_attention import ExpectedAttention
+from heed_interventions.gift import GIFT
 from heed_interventions.h2o import H2O
 from heed_interventions.head_gain import HeadGain
 from heed_interventions.keydiff import KeyDiff
@@ -57,6 +58,7 @@ METHODS: dict[str, type[Method]] = {
         VAR,
         VHR,
         SPIN,
+        GIFT,
     )
 }
 

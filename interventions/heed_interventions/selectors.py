@@ -112,7 +112,7 @@ def select_layers(
     if layers == "all":
         return list(range(model.layers))
     return sorted(
-        {_layer(layer, model, join_path(path, "layers", i)) for i, layer in enumerate(layers)}
+        {layer_of(layer, model, join_path(path, "layers", i)) for i, layer in enumerate(layers)}
     )
 
 
@@ -130,7 +130,7 @@ def select_heads(
     masks = [0] * model.layers
     if isinstance(heads, dict):
         for key, ids in heads.items():
-            layer = _layer(int(key), model, join_path(path, key))
+            layer = layer_of(int(key), model, join_path(path, key))
             masks[layer] |= _mask(ids, model, join_path(path, key))
     else:
         everyone = (1 << model.query_heads) - 1
@@ -165,7 +165,8 @@ def first_row_by_length(scope: str, prompt_length: int) -> int | None:
     return prompt_length - 1 if scope == "last_and_generated" else None
 
 
-def _layer(layer: int, model: ModelView, path: str) -> int:
+def layer_of(layer: int, model: ModelView, path: str) -> int:
+    """The layer's id counted from 0. Raises `InterventionError` (reason `layer`) with `path`."""
     if not -model.layers <= layer < model.layers:
         raise InterventionError(
             f"layer {quote(layer)} does not exist: this model has layers 0 to {model.layers - 1} "

@@ -83,24 +83,24 @@ Spans = Annotated[
 
 
 def find_spans(
-    spans: list[TextSpan | PositionSpan | PictureSpan], request: RequestView
+    spans: list[TextSpan | PositionSpan | PictureSpan], request: RequestView, field: str = "spans"
 ) -> list[Range]:
     """Token ranges [start, end) in the order of `spans`, one per occurrence, and one per piece of an image.
 
     Raises `InterventionError` (reason `span`) for a text or an image that is not there and for
     positions outside of the prompt, (reason `vision`) where there is no image at all. Notes the
-    ranges as `spans` in the report.
+    ranges in the report. field: the parameter that they stand in.
     """
     found: list[Range] = []
     for index, span in enumerate(spans):
-        path = join_path(request.path, "spans", index)
+        path = join_path(request.path, field, index)
         if isinstance(span, TextSpan):
             found += _by_text(span, request, path)
         elif isinstance(span, PictureSpan):
-            found += _by_image(span, request, f"spans.{index}.image")
+            found += _by_image(span, request, f"{field}.{index}.image")
         else:
             found.append(_by_position(span, request, path))
-    request.report["spans"] = [list(span) for span in found]
+    request.report[field] = [list(span) for span in found]
     return found
 
 

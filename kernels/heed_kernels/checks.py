@@ -12,6 +12,7 @@ from heed_kernels.edits import (
     FlagKeys,
     FoundKeys,
     Gate,
+    GazeShift,
     HeadChoice,
     HeadGain,
     HeadMix,
@@ -82,6 +83,8 @@ def check_edit(edit: Edit) -> None:
             _check_find(edit)
         case FlagKeys():
             _check_flag(edit)
+        case GazeShift():
+            _check_shift(edit)
         case HeadRanking():
             _check_ranges(edit.keys)
             _integer(edit.kept, "kept", 0)
@@ -127,6 +130,17 @@ def _check_flag(edit: FlagKeys) -> None:
     _number(edit.threshold, "threshold", 0)
     _check_ranges(edit.needed)
     _boolean(edit.only_needed, "only_needed")
+
+
+def _check_shift(edit: GazeShift) -> None:
+    for keys in (edit.keys, edit.beside, edit.turning):
+        _check_ranges(keys)
+    _integer(edit.saliency_layer, "saliency_layer", 0)
+    _integer(edit.heads, "heads", 0)
+    _number(edit.strength, "strength", 0, 80)
+    _number(edit.balance, "balance", 0)
+    if any(edit.on.masks[: edit.saliency_layer + 1]):
+        raise EditError("keys are raised in layers after the saliency layer only")
 
 
 def _check_mix(edit: HeadMix) -> None:

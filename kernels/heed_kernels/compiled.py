@@ -15,6 +15,7 @@ from heed_kernels.edits import (
     FindKeys,
     FlagKeys,
     FoundKeys,
+    GazeShift,
     HeadChoice,
     HeadGain,
     HeadMix,
@@ -103,7 +104,7 @@ def compile_edits(
     if evict is not None:
         check_beside(evict, edits)
     visible = _only(_those(edits, VisibleKeys), "VisibleKeys")
-    compared = [e for e in edits if isinstance(e, HeadRanking | HeadChoice)]
+    compared = [e for e in edits if isinstance(e, _COMPARED)]
     _only(compared, "comparison of heads")
     kinds = {e.keys: None for e in _those(edits, KeyBias)}
     trailing = _only([k for k in kinds if isinstance(k, TrailingKeys)], "TrailingKeys")
@@ -158,7 +159,8 @@ def compile_edits(
 
 
 _OBSERVED = ObserveColumns | ObserveMass | FindKeys | FlagKeys
-_BESIDE = VisibleKeys | VisibleRanges | Evict | HeadMix | HeadRanking | HeadChoice | _OBSERVED
+_COMPARED = HeadRanking | HeadChoice | GazeShift
+_BESIDE = VisibleKeys | VisibleRanges | Evict | HeadMix | _COMPARED | _OBSERVED
 """Edits that are not in the vectors of a line."""
 
 

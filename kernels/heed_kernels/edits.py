@@ -17,7 +17,8 @@ Edits act in this order, whatever the order in which they are listed:
     o         <- g * o + u               g: product of the gains, u: sum of the weighted vectors that
                                          hold for (l, h, q)
     o         <- r * o                   r: of the `HeadRanking` or `HeadChoice` that holds for (l, q), by
-                                         comparison of the layer's heads
+                                         comparison of the layer's heads; or o of the weights that a
+                                         `GazeShift` makes of w
 
 Observations read w before the transfer and change nothing. Every edit names the intervention that
 asked for it by `source`, its index in the request's list.
@@ -223,6 +224,32 @@ class HeadChoice:
 
 
 @dataclass(frozen=True)
+class GazeShift:
+    """Raise the keys that rows of the prompt turned to, and other keys with them (GIFT, arXiv 2510.22067).
+
+    Once, in `saliency_layer`: for the rows i of `turning` D_i = max(w_i - w_(i-1), 0) on `keys`; their mean
+    over these rows and the `heads` heads with the largest sums, clipped to mean +- 3 standard deviations
+    (n - 1) and stretched to [0, 1], is the saliency S; 0 where all are equal, or there is no row.
+
+    Then, in rows `rows` of the layers of `on`, which come after it: H and G are the `heads` heads with the
+    largest m_keys and m_beside; in H weights of `keys` times exp(strength S), which raises the mass of `keys`
+    over all of H by the factor r; in G weights of `beside` times balance r; then rows are normalised. Of
+    equal heads the lower id comes first. Over all the layer's heads.
+    """
+
+    on: HeadSet
+    rows: Rows
+    keys: KeyRanges
+    beside: KeyRanges
+    turning: KeyRanges
+    saliency_layer: int
+    heads: int
+    strength: float
+    balance: float
+    source: int
+
+
+@dataclass(frozen=True)
 class ObserveColumns:
     """Sum of each key's weights over `rows`, per (l, h): what eviction scores and sinks are made of."""
 
@@ -289,7 +316,7 @@ class FlagKeys:
 SOURCES = 64
 """Most source keys of a transfer, per query head."""
 
-HeadComparison = HeadRanking | HeadChoice
+HeadComparison = HeadRanking | HeadChoice | GazeShift
 Change = (
     KeyBias
     | KeyScale

@@ -16,6 +16,7 @@ from heed_kernels.edits import (
     FindKeys,
     FlagKeys,
     FoundKeys,
+    GazeShift,
     HeadChoice,
     HeadRanking,
     KeyBias,
@@ -59,7 +60,7 @@ def splits_window(evict: Evict, edit: Edit) -> bool:
 
 def _keys_of(edit: Edit) -> Iterator[KeyRanges | TrailingKeys | FoundKeys]:
     match edit:
-        case KeyBias() | KeyScale() | ObserveMass() | HeadRanking() | HeadChoice():
+        case KeyBias() | KeyScale() | ObserveMass() | HeadRanking() | HeadChoice() | GazeShift():
             yield edit.keys
         case MassTransfer():
             yield from (edit.sources, edit.destination, edit.gate.numerator, edit.gate.denominator)

@@ -26,6 +26,7 @@ from heed_kernels.edits import (
     FlagKeys,
     FoundKeys,
     Gate,
+    GazeShift,
     HeadChoice,
     HeadGain,
     HeadMix,
@@ -68,6 +69,7 @@ _KINDS: dict[str, type[Edit]] = {
     "head_mix": HeadMix,
     "head_ranking": HeadRanking,
     "head_choice": HeadChoice,
+    "gaze_shift": GazeShift,
     "observe_columns": ObserveColumns,
     "observe_mass": ObserveMass,
     "find_keys": FindKeys,
@@ -83,7 +85,7 @@ _SCORES: dict[str, type[Score]] = {
 }
 _SHARES: dict[str, type[Share]] = {"head": HeadShare, "kind": KindShare, "query": QueryShare}
 _GATE = tuple(field.name for field in fields(Gate))
-_RANGES = ("destination", "protected", "numerator", "denominator", "needed")
+_RANGES = ("destination", "protected", "numerator", "denominator", "needed", "beside", "turning")
 _NAMES: dict[type, str] = {
     cls: name for kinds in (_KINDS, _SCORES, _SHARES) for name, cls in kinds.items()
 }

@@ -95,6 +95,7 @@ NEUTRAL: list[dict[str, object]] = [
     {"method": "var", "move_fraction": 0},
     {"method": "vhr", "alpha": 1, "mode": "masked"},
     {"method": "spin", "lambda": 1},
+    {"method": "gift", "alpha": 0, "saliency_layer": 0, "layers": [1]},
     *({"method": name, "keep": 1} for name, method in METHODS.items() if method.evicts),
 ]
 

@@ -24,6 +24,7 @@ from heed_kernels.edits import (
     FlagKeys,
     FoundKeys,
     Gate,
+    GazeShift,
     HeadChoice,
     HeadRanking,
     HeadSet,
@@ -37,6 +38,7 @@ from heed_kernels.edits import (
 EVERYWHERE = HeadSet(EVERY_HEAD)
 LAYER_2 = HeadSet((0, 0, EVERY_HEAD[2], 0))
 FROM_2 = HeadSet((0, 0, *EVERY_HEAD[2:]))
+QUESTION = KeyRanges(((9, 19),))
 VISUAL, SYSTEM = KeyRanges(((3, 9),)), KeyRanges(((0, 3),))
 LAST = 19
 
@@ -94,7 +96,35 @@ EDITS: list[tuple[dict[str, object], list[Edit]]] = [
         {"method": "spin", "ratio": 0.29, "lambda": 0},
         [HeadRanking(EVERYWHERE, Rows(LAST, OPEN), VISUAL, 2, 0.0, 0)],
     ),
+    (
+        {"method": "gift", "saliency_layer": 1, "layers": [2]},
+        [GazeShift(LAYER_2, Rows(LAST, OPEN), VISUAL, QUESTION, QUESTION, 1, 4, 5.0, 1.0, 0)],
+    ),
+    (
+        {
+            "method": "gift",
+            "saliency_layer": -3,
+            "layers": [2],
+            "head_fraction": 0.25,
+            "content_rows": [{"start": 7, "end": 11}, {"start": 14, "end": 15}],
+        },
+        [
+            GazeShift(
+                LAYER_2,
+                Rows(LAST, OPEN),
+                VISUAL,
+                QUESTION,
+                KeyRanges(((9, 11), (14, 15))),
+                1,
+                2,
+                5.0,
+                1.0,
+                0,
+            )
+        ],
+    ),
 ]
+GIFT: dict[str, object] = {"method": "gift", "saliency_layer": 0, "layers": [1, 2]}
 # Parameters that are not neutral; layers that the model of the tests has.
 LEAST: dict[str, dict[str, Any]] = {
     "pai": {},
@@ -104,6 +134,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "var": {},
     "vhr": {"mode": "masked"},
     "spin": {},
+    "gift": {"saliency_layer": 0, "layers": [1, 2]},
 }
 each_method = pytest.mark.parametrize("name", LEAST)
 
@@ -166,6 +197,7 @@ def test_more_pieces_of_images_than_the_server_holds_are_refused(name: str) -> N
         ({"method": "var"}, "private", 0),
         ({"method": "vhr", "mode": "masked"}, "shared", LAST),
         ({"method": "spin"}, "shared", LAST),
+        ({"method": "gift", "saliency_layer": 0, "layers": [1]}, "private", 0),
     ],
 )
 def test_rows_after_the_prompt_s_end_leave_the_prompt_s_blocks_alone(
@@ -294,6 +326,13 @@ def test_hidden_states_that_cannot_be_read_are_said_in_catalogue_and_refusal() -
     [
         ({"method": "act", "layers": [1]}, {"method": "var"}),
         ({"method": "vhr", "mode": "masked"}, {"method": "spin"}),
+        (GIFT, {"method": "spin"}),
+        (GIFT, {"method": "vhr", "mode": "masked"}),
+        (GIFT, {"method": "var"}),
+        (GIFT, {"method": "act", "layers": [1]}),
+        (GIFT, {"method": "head_gain", "gain": 2}),
+        (GIFT, {"method": "streaming_llm", "window": 16}),
+        (GIFT, {"method": "knorm", "keep": 0.5}),
         ({"method": "streaming_llm", "window": 16}, {"method": "var"}),
         ({"method": "streaming_llm", "window": 16}, {"method": "vhr", "mode": "masked"}),
         ({"method": "streaming_llm", "window": 16}, {"method": "spin"}),
@@ -324,3 +363,24 @@ def test_what_is_named_like_a_word_of_python_is_read_and_refused_by_that_name() 
             parse([{"method": "spin", **raw}])
         assert caught.value.reason == reason
         assert caught.value.param == f"interventions.0.{next(iter(raw))}"
+
+
+@pytest.mark.parametrize(
+    ("layer", "words"), [(1, "come after it"), (3, "come after it"), (4, "does not exist")]
+)
+def test_gift_finds_its_saliency_below_the_layers_that_it_enhances(layer: int, words: str) -> None:
+    raw = {"method": "gift", "saliency_layer": layer, "layers": [1, 2]}
+    with pytest.raises(InterventionError, match=words) as caught:
+        resolve(parse([raw]), VISION, prompt(images=(IMAGE,)))
+    assert (caught.value.reason, caught.value.param) == ("layer", "interventions.0.saliency_layer")
+
+
+def test_spans_of_gift_are_named_by_their_own_field() -> None:
+    raw = {**GIFT, "content_rows": [{"text": "zebra"}]}
+    with pytest.raises(InterventionError) as caught:
+        resolve(parse([raw]), VISION, prompt(images=(IMAGE,)))
+    assert caught.value.param == "interventions.0.content_rows.0.text"
+    raw = {**GIFT, "content_rows": "some"}
+    with pytest.raises(InterventionError) as caught:
+        parse([raw])
+    assert caught.value.param == "interventions.0.content_rows"

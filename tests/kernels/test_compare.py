@@ -90,7 +90,7 @@ def compared(
         query = torch.cat([before, sequence.query[first:end, heads]])
         inputs = LayerInputs(query, pages, sequence.table, SCALE, None, sequence.layout)
         item = np.array([slot, 5, end - first, first, 0], np.int32)
-        comparer.multiply(item, 0, inputs, rows)
+        comparer.carry_out(item, 0, inputs, rows)
         output[first:end] = rows[5:]
     return output
 

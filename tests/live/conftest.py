@@ -2,7 +2,7 @@
 
 `HEED_TEST_SERVER_URL` names a running server to use instead, `HEED_TEST_MODEL` a model directory
 for the one that is started here. Without either it is the bundled model. Tests with images have a second
-server; `vision_server.vision_model` says of which model.
+server, or HEED_TEST_VISION_URL; `vision_server.vision_model` says of which model.
 """
 
 from __future__ import annotations
@@ -53,6 +53,9 @@ def vision_server(
     vision_directory: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
     """The server of a vision-language model that the tests with images share."""
+    if url := os.environ.get("HEED_TEST_VISION_URL"):
+        yield LiveServer(url.rstrip("/"))
+        return
     log = tmp_path_factory.mktemp("vision") / "server.log"
     with serving(log, VISION, vision_directory) as started:
         yield started

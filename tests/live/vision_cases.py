@@ -51,6 +51,19 @@ VISION_CASES: dict[str, Edits] = {
     ],
     "spin": [{"method": "spin", "ratio": 0.5, "lambda": 0}],
     "spin of some layers": [{"method": "spin", "ratio": 0.7, "lambda": 0.2, "layers": [1, -2]}],
+    "gift": [{"method": "gift", "saliency_layer": 1, "layers": [2, 3, 4]}],
+    "gift of some words": [
+        {
+            "method": "gift",
+            "saliency_layer": 0,
+            "layers": [1, 5],
+            "alpha": 3,
+            "beta": 1.7,
+            "head_fraction": 0.34,
+            "content_rows": [{"start": 68, "end": 70}, {"start": 71, "end": 73}],
+        },
+        {"method": "zerotuning", "gamma": 2},
+    ],
     "choosing and moving": [
         {"method": "vhr", "mode": "masked"},
         {"method": "var", **SINKS, "min_visual_mass": 0.1},

@@ -17,6 +17,7 @@ Order of composition:
               moved from sinks to the rest of the image              (var)
     output    sum of weights and values, times `gain`                (head_gain)
               times factors by comparison of heads                   (vhr, spin)
+              made anew of other weights in chosen heads             (gift)
 """
 
 from __future__ import annotations
@@ -244,6 +245,7 @@ class EditedAttention:
         self.prompt_length, self.images = prompt_length, images
         self.group = self.head_count // decoder.config.num_key_value_heads
         self.gone = partial(evicted, evictions, layer, self.head_count)
+        self.gifts = [edit for edit in interventions if edit["method"] == "gift"]
         self.edits = [
             (intervention, heads)
             for intervention in interventions
@@ -281,6 +283,15 @@ class EditedAttention:
             )
         for edit, _ in self.chosen("spin"):
             output = vision_definition.suppressed(output, edit, self.images, raw, prompt_length)
+        for edit in self.gifts:
+            if self.layer == edit["saliency_layer"]:
+                edit["salient"] = vision_definition.saliency(
+                    edit, self.images, self.observed, prompt_length
+                )
+        for edit, _ in self.chosen("gift"):
+            output = vision_definition.shifted(
+                output, edit, self.images, self.observed, value, edit["salient"], prompt_length
+            )
         self.weights = weights
         output = self.module.o_proj(output.transpose(0, 1).reshape(rows, -1))
         return output[None], weights[None]

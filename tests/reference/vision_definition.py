@@ -39,6 +39,14 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "chosen": None,
     },
     "spin": {"ratio": 0.8, "lambda": 0.1, "layers": "all"},
+    "gift": {
+        "alpha": 5.0,
+        "beta": 1.0,
+        "saliency_layer": REQUIRED,
+        "layers": REQUIRED,
+        "head_fraction": 0.5,
+        "content_rows": "all",
+    },
 }
 """As in `reference_parameters.PARAMETERS`; `layers` None are the method's own. `chosen` is no parameter:
 heads that somebody else chose, by layer, taken over where the choice was a near-tie."""
@@ -183,6 +191,61 @@ def reinforced(
         assert max(swapped) - min(swapped) <= NEAR_TIE * max(swapped), (layer, there, chosen)
     result = output.clone()
     result[there, row:] *= edit["alpha"]
+    return result
+
+
+def saliency(
+    edit: Mapping[str, Any], images: Images, weights: Tensor, prompt_length: int
+) -> Tensor:
+    """GIFT's, [visual keys], from the weights [heads, rows, keys] of its layer."""
+    kept = int(Fraction(str(edit["head_fraction"])) * len(weights))
+    rows = list(range(images.end, prompt_length - 1))
+    if edit["content_rows"] != "all":
+        spans = edit["content_rows"]
+        rows = [r for r in rows if any(span["start"] <= r < span["end"] for span in spans)]
+    if not rows or not kept:
+        return torch.zeros(int(images.visual.sum()))
+    on_image = weights[:, :, images.visual]
+    turns = torch.stack([(on_image[:, r] - on_image[:, r - 1]).relu() for r in rows], dim=1)
+    sums = turns.sum(dim=(1, 2)).tolist()
+    top = sorted(range(len(weights)), key=lambda head: (-sums[head], head))[:kept]
+    mean = turns[top].mean(dim=(0, 1))
+    reach = 3 * mean.std()
+    mean = mean.clamp(mean.mean() - reach, mean.mean() + reach)
+    span = mean.max() - mean.min()
+    return (mean - mean.min()) / span if span > 0 else torch.zeros_like(mean)
+
+
+def shifted(
+    output: Tensor,
+    edit: Mapping[str, Any],
+    images: Images,
+    weights: Tensor,
+    value: Tensor,
+    salient: Tensor,
+    prompt_length: int,
+) -> Tensor:
+    """GIFT: head outputs [heads, rows, head_dim] of a layer. weights: [heads, rows, keys]."""
+    count, rows = weights.shape[:2]
+    kept = int(Fraction(str(edit["head_fraction"])) * count)
+    position = torch.arange(rows)
+    question = (position >= images.end) & (position < prompt_length - 1)
+    raised = (edit["alpha"] * salient).exp()
+    result = output.clone()
+    for row in range(prompt_length - 1, rows):
+        now = weights[:, row].clone()
+        image_mass = now[:, images.visual].sum(dim=1).tolist()
+        question_mass = now[:, question].sum(dim=1).tolist()
+        looking = sorted(range(count), key=lambda head: (-image_mass[head], head))[:kept]
+        asking = sorted(range(count), key=lambda head: (-question_mass[head], head))[:kept]
+        before = sum(image_mass[head] for head in looking)
+        for head in looking:
+            now[head, images.visual] *= raised
+        after = sum(float(now[head, images.visual].sum()) for head in looking)
+        for head in asking:
+            now[head, question] *= edit["beta"] * after / before
+        for head in {*looking, *asking}:
+            result[head, row] = (now[head] / now[head].sum()) @ value[head]
     return result
 
 

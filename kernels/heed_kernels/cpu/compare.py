@@ -1,4 +1,4 @@
-"""Edits that compare a layer's heads with each other (`HeadRanking`, `HeadChoice`), on finished outputs."""
+"""Heads that are multiplied by comparison with each other (`HeadRanking`, `HeadChoice`), on finished outputs."""
 
 from collections.abc import Callable
 from typing import Any
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from heed_kernels.cpu.eviction.pages import Pages
 from heed_kernels.cpu.eviction.window import ObservedRows
 from heed_kernels.cpu.search import LayerInputs
-from heed_kernels.edits import HeadChoice, HeadComparison, HeadRanking, KeyRanges
+from heed_kernels.edits import HeadChoice, HeadRanking, KeyRanges
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS
 from heed_kernels.table import EditTable
 
@@ -55,9 +55,9 @@ class HeadComparer:
         self,
         table: EditTable,
         slot: int,
-        edit: HeadComparison,
+        edit: HeadRanking | HeadChoice,
         gather: Gather,
-        known: dict[int, NDArray[np.bool_]],
+        known: dict[int, NDArray[Any]],
     ) -> None:
         self.edit = edit
         self.known = known
@@ -68,7 +68,7 @@ class HeadComparer:
         local = np.arange(table.head_start, table.head_start + table.local_query_heads)
         self._kv_head = local // group - table.kv_head_start
 
-    def multiply(
+    def carry_out(
         self, item: NDArray[np.int32], layer: int, inputs: LayerInputs, output: torch.Tensor
     ) -> None:
         """Multiply a step's rows of the request in `output` [tokens, local_query_heads, head_dim].
@@ -105,8 +105,9 @@ class HeadComparer:
         """float32 [local_query_heads, rows]: a row's logits on the keys, summed."""
         if layer not in self._key_sums:
             kv_heads = range(self._table.local_kv_heads)
-            sums = [pages.read(head, self._keys, "key").float().sum(dim=0) for head in kv_heads]
-            self._key_sums[layer] = torch.stack(sums)
+            self._key_sums[layer] = torch.stack(
+                [pages.read(head, self._keys, "key").float().sum(dim=0) for head in kv_heads]
+            )
         sums = self._key_sums[layer][self._kv_head]  # [local_query_heads, head_dim]
         scores = (queries.float() * sums).sum(dim=2).mul_(scale)
         return np.ascontiguousarray(scores.numpy().T)

@@ -10,12 +10,14 @@ from numpy.typing import NDArray
 
 from heed_kernels.cpu.compare import Gather, HeadComparer
 from heed_kernels.cpu.search import LayerInputs
-from heed_kernels.edits import Edit, HeadChoice, HeadRanking
+from heed_kernels.cpu.shift import GazeShifter
+from heed_kernels.edits import Edit, GazeShift, HeadChoice, HeadRanking
 from heed_kernels.plan import SLOT
 from heed_kernels.table import EditTable
 
-Chosen = dict[int, NDArray[np.bool_]]
-"""By layer, bool [query_heads] of the whole model."""
+Known = dict[int, NDArray[Any]]
+"""By layer, what a comparison has found once and goes on with: bool [query_heads] of the whole model for a
+`HeadChoice`, the saliency of the keys for a `GazeShift`."""
 
 
 @dataclass(frozen=True)
@@ -25,29 +27,30 @@ class ComparedRows:
     item: int32 [5], as in `plan.Pattern.items`.
     """
 
-    comparer: HeadComparer
+    comparer: HeadComparer | GazeShifter
     item: NDArray[np.int32]
 
     def after_edits(self, layer: int, inputs: LayerInputs, output: torch.Tensor) -> None:
         """See `step.Comparer`."""
-        self.comparer.multiply(self.item, layer, inputs, output)
+        self.comparer.carry_out(self.item, layer, inputs, output)
 
 
 class ComparedHeads:
-    """By slot of the edit table; what was chosen is kept by request until it ends, so that one that was
-    preempted goes on with the same heads."""
+    """By slot of the edit table; what was found once is kept by request until it ends, so that one that was
+    preempted goes on with the same."""
 
     def __init__(self, table: EditTable, gather: Gather) -> None:
         self._table, self._gather = table, gather
-        self._by_slot: dict[int, HeadComparer] = {}
-        self._chosen: dict[str, Chosen] = {}
+        self._by_slot: dict[int, HeadComparer | GazeShifter] = {}
+        self._known: dict[str, Known] = {}
 
     def enter(self, slot: int, request_id: str, edits: Sequence[Edit]) -> None:
         """A request has got its slot."""
         for edit in edits:
-            if isinstance(edit, HeadRanking | HeadChoice):
-                chosen = self._chosen.setdefault(request_id, {})
-                self._by_slot[slot] = HeadComparer(self._table, slot, edit, self._gather, chosen)
+            if isinstance(edit, HeadRanking | HeadChoice | GazeShift):
+                kind = GazeShifter if isinstance(edit, GazeShift) else HeadComparer
+                known = self._known.setdefault(request_id, {})
+                self._by_slot[slot] = kind(self._table, slot, edit, self._gather, known)  # type: ignore[arg-type]
 
     def leave(self, slot: int) -> None:
         """The slot's request left the batch."""
@@ -55,7 +58,7 @@ class ComparedHeads:
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""
-        self._chosen.pop(request_id, None)
+        self._known.pop(request_id, None)
 
     def comparers(self, items: NDArray[np.int32]) -> tuple[ComparedRows, ...]:
         """What multiplies outputs of a step.

@@ -1,0 +1,148 @@
+"""`GazeShift` on pages, as the independent definition has it, in any steps and on two ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import vision_definition
+from numpy.typing import NDArray
+from tests.kernels.test_compare import (
+    HEAD_DIM,
+    HEADS,
+    KV_HEADS,
+    LENGTH,
+    PROMPT,
+    SCALE,
+    Sequence,
+    alone,
+)
+from vision_definition import Images
+
+from heed_kernels.cpu.search import LayerInputs
+from heed_kernels.cpu.shift import GazeShifter, saliency
+from heed_kernels.edits import OPEN, GazeShift, HeadSet, KeyRanges, Rows
+from heed_kernels.reference import attention_weights
+from heed_kernels.table import EditTable
+
+LAYERS, IMAGE_END = 2, 30
+VISUAL = KeyRanges(((4, 20), (22, IMAGE_END)))
+QUESTION = KeyRanges(((IMAGE_END, PROMPT - 1),))
+CASES: dict[str, dict[str, Any]] = {
+    "as published": {"alpha": 5.0, "beta": 1.0, "head_fraction": 0.5},
+    "gentle": {"alpha": 0.7, "beta": 1.6, "head_fraction": 0.34},
+    "of some rows": {
+        "alpha": 3.0,
+        "beta": 0.5,
+        "head_fraction": 1,
+        "content_rows": [{"start": 31, "end": 33}, {"start": 40, "end": 41}],
+    },
+    "of no rows": {"alpha": 3.0, "beta": 1.5, "head_fraction": 0.5, "content_rows": []},
+}
+
+
+def edit_of(case: dict[str, Any]) -> GazeShift:
+    spans = case.get("content_rows", "all")
+    turning = (
+        QUESTION if spans == "all" else KeyRanges(tuple((s["start"], s["end"]) for s in spans))
+    )
+    heads = int(case["head_fraction"] * HEADS)
+    return GazeShift(
+        HeadSet((0, 0b111111)), Rows(PROMPT - 1, OPEN), VISUAL, QUESTION, turning, 0, heads,
+        case["alpha"], case["beta"], 0,
+    )  # fmt: skip
+
+
+def images() -> Images:
+    visual = torch.zeros(LENGTH, dtype=torch.bool)
+    for start, end in VISUAL.ranges:
+        visual[start:end] = True
+    return Images(visual, 4, IMAGE_END)
+
+
+def defined(case: dict[str, Any], layers: list[Sequence]) -> torch.Tensor:
+    """Outputs [rows, heads, head_dim] of the second layer."""
+    edit = {"content_rows": "all", **case}
+    weights = [attention_weights(each.query, each.key, [], 0, SCALE).before for each in layers]
+    salient = vision_definition.saliency(edit, images(), weights[0], PROMPT)
+    output = layers[1].dense([]).transpose(0, 1)
+    value = layers[1].value.repeat_interleave(HEADS // KV_HEADS, dim=1).transpose(0, 1)
+    return vision_definition.shifted(
+        output, edit, images(), weights[1], value, salient, PROMPT
+    ).transpose(0, 1)
+
+
+def shifted(
+    edit: GazeShift,
+    layers: list[Sequence],
+    steps: list[int],
+    gather: Callable[[NDArray[Any]], NDArray[Any]] = alone,
+    heads: slice = slice(0, HEADS),
+) -> torch.Tensor:
+    """Outputs of one rank's heads of the second layer, its rows in steps."""
+    local, group = heads.stop - heads.start, HEADS // KV_HEADS
+    table = EditTable(1, LAYERS, HEADS, KV_HEADS, head_start=heads.start, local_query_heads=local)
+    shifter = GazeShifter(table, table.insert([edit], prompt_length=PROMPT), edit, gather, {})
+    output = layers[1].dense([])[:, heads].contiguous()
+    for first, end in zip([0, *steps], [*steps, LENGTH], strict=True):
+        item = np.array([0, 5, end - first, first, 0], np.int32)
+        rows = torch.cat([torch.zeros(5, local, HEAD_DIM), output[first:end]])
+        for layer, each in enumerate(layers):
+            query = torch.cat([torch.zeros(5, local, HEAD_DIM), each.query[first:end, heads]])
+            pages = each.pages[:, heads.start // group : -(-heads.stop // group)]
+            inputs = LayerInputs(query, pages, each.table, SCALE, None, each.layout)
+            shifter.carry_out(item, layer, inputs, rows)
+        output[first:end] = rows[5:]
+    return output
+
+
+@pytest.fixture(scope="module")
+def layers() -> list[Sequence]:
+    return [Sequence(5), Sequence(6)]
+
+
+@pytest.mark.parametrize("steps", [[], [30], [29, 31, 49], [*range(1, LENGTH)]], ids=len)
+@pytest.mark.parametrize("name", CASES)
+def test_outputs_are_those_of_the_definition_in_any_steps(
+    layers: list[Sequence], name: str, steps: list[int]
+) -> None:
+    expected = defined(CASES[name], layers)
+    found = shifted(edit_of(CASES[name]), layers, steps)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    plain = layers[1].dense([])
+    assert torch.equal(found[: PROMPT - 1], plain[: PROMPT - 1])
+    assert not torch.allclose(found[PROMPT - 1 :], plain[PROMPT - 1 :])
+
+
+def test_two_ranks_compare_the_whole_layer(layers: list[Sequence]) -> None:
+    """What a rank gathers is known from a run of the whole layer: each call gives all heads' values."""
+    edit = edit_of(CASES["as published"])
+    calls: list[NDArray[Any]] = []
+
+    def remember(whole: NDArray[Any]) -> NDArray[Any]:
+        calls.append(whole.copy())
+        return whole
+
+    whole = shifted(edit, layers, [40], remember)
+    for heads in slice(0, 3), slice(3, 6):
+        given = iter(calls)
+
+        def gather(local: NDArray[Any], heads: slice = heads, given: Any = given) -> NDArray[Any]:
+            every: NDArray[Any] = next(given)
+            np.testing.assert_allclose(local, every[heads], rtol=1e-5, atol=1e-6)
+            return every
+
+        part = shifted(edit, layers, [40], gather, heads)
+        torch.testing.assert_close(part, whole[:, heads], rtol=1e-5, atol=1e-5)
+
+
+def test_the_saliency_lies_between_0_and_1_and_a_flat_one_is_0() -> None:
+    edit = edit_of(CASES["as published"])
+    draw = np.random.default_rng(0).random((HEADS, 24)).astype(np.float32)
+    found = saliency(edit, draw, 7)
+    assert (found.min(), found.max()) == (0, 1)
+    assert not saliency(edit, np.ones((HEADS, 24), np.float32), 7).any()
+    assert not saliency(edit, draw, 0).any()
