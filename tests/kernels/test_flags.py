@@ -104,6 +104,7 @@ def test_of_too_many_the_first_hold() -> None:
     _, flags = entered(edit)
     fed(flags, 0, given, [70])
     assert flags.found(0) == list(range(SOURCES)) == flagged_keys(edit, given)
+    assert flags.left_out(0) == PROMPT - SOURCES
 
 
 def test_rows_that_do_not_follow_are_refused() -> None:

@@ -51,6 +51,9 @@ PARAMETERS: dict[str, dict[str, Any]] = {
 """As in `reference_parameters.PARAMETERS`; `layers` None are the method's own. `chosen` is no parameter:
 heads that somebody else chose, by layer, taken over where the choice was a near-tie."""
 
+MOST_SINKS = 64
+"""VAR: of a layer, the first ones."""
+
 NEAR_TIE = 1e-4
 """Two heads whose distances are as near as this, relatively, may change places."""
 
@@ -119,8 +122,9 @@ def redistributed(
     sinks = (phi > edit["tau"]) & (position < prompt_length)
     if not (sinks & images.visual).any():
         return weights
-    rest = images.visual & ~sinks
     giving = sinks if edit["include_text_sinks"] else sinks & images.visual
+    giving = giving & (giving.cumsum(0) <= MOST_SINKS)
+    rest = images.visual & ~giving
     rows = torch.zeros_like(sinks)
     if edit["prefill"]:
         rows |= (position >= images.end) & (position < prompt_length)

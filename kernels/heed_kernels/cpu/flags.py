@@ -59,12 +59,19 @@ class KeyFlags:
 
     def found(self, layer: int) -> list[int]:
         """The flagged keys that hold, ascending."""
+        return self._found(layer)[:SOURCES]
+
+    def left_out(self, layer: int) -> int:
+        """How many more there are than can hold."""
+        return max(len(self._found(layer)) - SOURCES, 0)
+
+    def _found(self, layer: int) -> list[int]:
         flagged = self._flagged.get(layer, np.zeros(0, np.int64))
         needed = inside(flagged, np.array(self.edit.needed.ranges, np.int64).reshape(-1, 2))
         if not needed.any():
             return []
         kept: list[int] = flagged[needed if self.edit.only_needed else slice(None)].tolist()
-        return kept[:SOURCES]
+        return kept
 
     def _write(self, layer: int) -> None:
         table, slot = self.table, self.slot

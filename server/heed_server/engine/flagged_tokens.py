@@ -61,8 +61,8 @@ class FlaggedTokens:
         return tuple(watchers), failures
 
     def told(self, slot: int, detailed: Container[int]) -> dict[int, dict[str, Any]]:
-        """The report's part, by intervention: by layer how many sinks hold, and the first positions of
-        them; all of them where detailed."""
+        """The report's part, by intervention: by layer how many sinks hold, the first positions of
+        them (all where detailed), and how many more there are than can hold."""
         flags = self._by_slot.get(slot)
         if flags is None:
             return {}
@@ -72,6 +72,9 @@ class FlaggedTokens:
             "sinks": {layer: len(keys) for layer, keys in found.items()},
             "sink_positions": {layer: keys[:POSITIONS] for layer, keys in found.items() if keys},
         }
+        left_out = {str(layer): flags.left_out(layer) for layer in layers if flags.left_out(layer)}
+        if left_out:
+            told["sinks_left_out"] = left_out
         if flags.edit.source in detailed:
             told["sink_keys"] = {layer: keys for layer, keys in found.items() if keys}
         return {flags.edit.source: told}
