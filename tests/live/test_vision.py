@@ -12,7 +12,7 @@ from conformance import assert_close
 from live_server import LiveServer, serving, together
 from PIL import Image
 from vision_cases import VISION_CASES, assert_vision_conforms, moved
-from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, picture
+from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, picture, trained_model
 
 from heed_interventions import METHODS
 
@@ -61,6 +61,8 @@ def test_an_edited_request_with_pictures_equals_the_reference(
 
 @each_case
 def test_the_edits_are_strong_enough_to_be_seen(vision_server: LiveServer, case: str) -> None:
+    if trained_model() is None:
+        pytest.skip("a tower of random weights gives nothing to look at")
     asked = ask(vision_server, QUESTIONS[0], [picture(5)])
     assert moved(vision_server, asked, VISION_CASES[case]) > 1e-3
 

@@ -121,10 +121,15 @@ def ask(
 
 def vision_model(scratch: Path) -> Path:
     """The directory of HEED_TEST_VISION_MODEL, or the bundled model, or one of random weights."""
+    return trained_model() or random_llava(scratch)
+
+
+def trained_model() -> Path | None:
+    """The first two of these; None where there is neither."""
     if named := os.environ.get("HEED_TEST_VISION_MODEL"):
         return Path(named)
     bundled = bundled_model("heed-tiny-vision")
-    return bundled.directory if bundled is not None else random_llava(scratch)
+    return bundled.directory if bundled is not None else None
 
 
 def random_llava(directory: Path) -> Path:
