@@ -36,6 +36,7 @@ class VAR(Method):
     paper = "arXiv:2503.03321"
     cache = CacheClass.PRIVATE
     needs_image = True
+    observes = True
     reads_inputs = True
 
     method: Literal["var"] = "var"
