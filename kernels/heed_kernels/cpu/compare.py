@@ -104,10 +104,7 @@ class HeadComparer:
     ) -> NDArray[np.float32]:
         """float32 [local_query_heads, rows]: a row's logits on the keys, summed."""
         if layer not in self._key_sums:
-            kv_heads = range(self._table.local_kv_heads)
-            self._key_sums[layer] = torch.stack(
-                [pages.read(head, self._keys, "key").float().sum(dim=0) for head in kv_heads]
-            )
+            self._key_sums[layer] = pages.read(self._keys, "key").float().sum(dim=1)
         sums = self._key_sums[layer][self._kv_head]  # [local_query_heads, head_dim]
         scores = (queries.float() * sums).sum(dim=2).mul_(scale)
         return np.ascontiguousarray(scores.numpy().T)
@@ -124,13 +121,10 @@ class HeadComparer:
         """float32 [local_query_heads, 2]: |o - b| and |b|^2 of one row. query, output: [heads, head_dim]."""
         places = np.arange(row + 1)
         observed = ObservedRows(self._table, self._slot, layer, row, places, 0, scale)
-        measured = np.zeros((len(query), 2), np.float32)
-        for head, kv_head in enumerate(self._kv_head.tolist()):
-            key = pages.read(kv_head, places, "key").float()
-            value = pages.read(kv_head, places, "value").float()
-            weights = observed.weights(query[head][None].float(), key, head)[0]
-            weights[self._keys[self._keys <= row]] = 0
-            without = weights @ value / weights.sum().clamp(min=1e-30)
-            measured[head, 0] = torch.linalg.vector_norm(output[head].float() - without)
-            measured[head, 1] = without.square().sum()
-        return measured
+        weights = observed.weights(query[None].float(), pages.read(places, "key").float(), 0)[:, 0]
+        weights[:, self._keys[self._keys <= row]] = 0
+        value = pages.read(places, "value").float()[self._kv_head]  # [heads, keys, head_dim]
+        without = torch.einsum("hk,hkd->hd", weights, value)
+        without /= weights.sum(dim=1, keepdim=True).clamp(min=1e-30)
+        distance = torch.linalg.vector_norm(output.float() - without, dim=1)
+        return torch.stack([distance, without.square().sum(dim=1)], dim=1).numpy()

@@ -85,13 +85,7 @@ class GazeShifter:
         places = np.arange(high)
         observed = ObservedRows(self._table, self._slot, layer, low, places, 0, inputs.scale)
         query = inputs.query[low + offset : high + offset].float()
-        keys = {head: pages.read(head, places, "key").float() for head in set(self._kv_head)}
-        return torch.stack(
-            [
-                observed.weights(query[:, head], keys[kv_head], head)
-                for head, kv_head in enumerate(self._kv_head)
-            ]
-        )
+        return observed.weights(query, pages.read(places, "key").float(), 0)
 
     def _look(
         self, layer: int, start: int, end: int, inputs: LayerInputs, offset: int, pages: Pages
@@ -122,7 +116,7 @@ class GazeShifter:
         sums = on_keys.sum(2), (on_keys * gain).sum(2), on_beside.sum(2)
         masses = self._gather(torch.stack(sums, dim=2).numpy())  # [query_heads, rows, 3]
         places = np.arange(weights.shape[2])
-        values = [pages.read(head, places, "value").float() for head in sorted(set(self._kv_head))]
+        values = pages.read(places, "value").float()
         own = range(self._table.head_start, self._table.head_start + len(weights))
         for row in range(weights.shape[1]):
             looking = first(masses[:, row, 0], edit.heads)
