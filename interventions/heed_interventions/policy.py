@@ -150,9 +150,10 @@ def parse_policy(raw: object) -> Policy:
 
 def _check_field(method: type[Method], name: str, bounds: Bounds) -> None:
     path = join_path("methods", method.name(), name)
-    if name not in method.model_fields:
-        raise ValueError(f"{path}: it has no such parameter, but {', '.join(method.model_fields)}")
-    values = _values(method.model_fields[name].annotation) - {NoneType}
+    fields = method.fields()
+    if name not in fields:
+        raise ValueError(f"{path}: it has no such parameter, but {', '.join(fields)}")
+    values = _values(fields[name].annotation) - {NoneType}
     numbers, words = values <= {int, float}, not any(isinstance(value, type) for value in values)
     if not numbers and not words:
         raise ValueError(f"{path}: only numbers, words, and true and false can be bounded")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from evictors import EVICTORS
-from intervention_views import MODEL
+from intervention_views import VISION
 
 from heed_interventions import METHODS, catalogue_entry
 from heed_interventions.support import PATHS, eviction_obstacle, observation_obstacle
@@ -16,7 +16,7 @@ OBSERVING = [name for name, method in METHODS.items() if method.observes]
 
 
 def cells(name: str) -> dict[tuple[str, str, str], dict[str, Any]]:
-    entry = catalogue_entry(METHODS[name], MODEL)
+    entry = catalogue_entry(METHODS[name], VISION)
     return {(cell["device"], cell["runner"], cell["scheduler"]): cell for cell in entry["support"]}
 
 
@@ -48,7 +48,7 @@ def test_a_gpu_has_what_neither_evicts_nor_observes(name: str) -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_catalogue_of_a_server_says_the_same_of_its_own_path(name: str, device: str) -> None:
     model = replace(
-        MODEL,
+        VISION,
         observes=observation_obstacle(device) is None,
         eviction_obstacle=eviction_obstacle(device),
     )

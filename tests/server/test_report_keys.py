@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from heed_interventions import METHODS, ModelView, PromptView, TokenText, parse, resolve
+from heed_interventions import METHODS, ImageSpan, ModelView, PromptView, TokenText, parse, resolve
 from heed_interventions.resolve import report_of
 from heed_kernels.edits import Rows
 from heed_server.api.exchange import EngineRequest
@@ -15,7 +15,10 @@ from heed_server.api.reports import assemble
 from heed_server.engine.edited_requests import RunRecord
 from heed_server.engine.evicting_requests import LetGo
 
-MODEL = ModelView(layers=4, query_heads=8, kv_heads=2, head_dim=16, max_length=4096)
+MODEL = ModelView(
+    layers=4, query_heads=8, kv_heads=2, head_dim=16, max_length=4096,
+    vision=True, hidden_size=128, sink_dims=(5, 77),
+)  # fmt: skip
 LENGTH = 400
 EVICTING = {"keep": 0.5, "report": "full"}
 FIELDS: dict[str, dict[str, Any]] = {
@@ -26,11 +29,27 @@ FIELDS: dict[str, dict[str, Any]] = {
     "locore": {},
     "head_gain": {"gain": 2},
     "attention_scale": {"q_scale": 2},
+    "pai": {},
+    "vaf": {"layers": "all"},
+    "avar": {},
+    "adaptvis": {"w": 2},
+    "var": {},
+    "vhr": {"mode": "masked"},
+    "spin": {},
+    "gift": {"saliency_layer": 0, "layers": [1, 2]},
 }
 FOUND: dict[str, Any] = {
     "counts": {1: 2}, "positions": {1: [3, 9]}, "keys": {1: {0: [3, 9]}}, "moved": {1: 0.5},
     "heads": {1: 2}, "rows": 4,
 }  # fmt: skip
+TOLD: dict[str, dict[str, Any]] = {
+    "vhr": {"chosen_heads": {"1": [0]}},
+    "var": {
+        "sinks": {"1": 65}, "sink_positions": {"1": [3]}, "sinks_left_out": {"1": 1},
+        "sink_keys": {"1": [3]},
+    },
+}  # fmt: skip
+"""As `FlaggedTokens.told` and `ComparedHeads.told` give it."""
 SURVIVORS = [[np.arange(3, dtype=np.int32)] * MODEL.kv_heads] * MODEL.layers
 
 
@@ -55,15 +74,16 @@ def measured(letting_go: bool, left_out: str | None) -> dict[str, Any]:
 
 def keys_of(name: str, left_out: str | None = None) -> set[str]:
     """Keys of the report of a request with this method alone."""
-    prompt = PromptView(LENGTH, lambda: TokenText("", range(0), range(0)))
+    prompt = PromptView(LENGTH, lambda: TokenText("", range(0), range(0)), (ImageSpan(3, 9),))
     fields = FIELDS.get(name, EVICTING)
     methods = parse([{"method": name, "report": "full", **fields}])
     resolution = resolve(methods, MODEL, prompt)
     assert resolution.edits, resolution.reports
     letting_go = METHODS[name].evicts or name == "streaming_llm"
     worker = {0: measured(letting_go, left_out)}
-    if not (letting_go or METHODS[name].observes):
-        worker = {0: RunRecord(LENGTH, {0: Rows()}).report(0)}
+    if METHODS[name].needs_image or not (letting_go or METHODS[name].observes):
+        told = {0: TOLD[name]} if name in TOLD else {}
+        worker = {0: RunRecord(LENGTH, {0: Rows()}, told=told).report(0)}
     (report,) = assemble(EngineRequest(resolution, LENGTH), 0, worker)
     return set(report)
 
