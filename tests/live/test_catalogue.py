@@ -24,9 +24,9 @@ def test_the_catalogue_lists_every_method_with_its_parameters(server: LiveServer
     for entry in by_name.values():
         keys = {"method", "title", "summary", "paper", "parameters", "cache", "available"}
         assert keys | {"reason", "privileged", "support"} <= set(entry)
-        # The live tests run on the CPU, where there is one path.
+        # The live tests run on the CPU, where there is one path; what needs an image needs another model.
         cpu = [cell for cell in entry["support"] if cell["device"] == "cpu"]
-        assert [cell["available"] for cell in cpu] == [entry["available"], False, False, False]
+        assert [cell["available"] for cell in cpu] == [True, False, False, False]
         assert entry["cache"] in ("shared", "salted", "private")
         assert entry["available"] != METHODS[entry["method"]].needs_image
         assert entry["available"] or entry["reason"]
