@@ -8,7 +8,7 @@ from conformance import NEAR_TIE, TOLERANCE, assert_close, largest_difference
 from live_server import LiveServer
 from reference_results import Result
 from vision_reference import generate
-from vision_server import Asked
+from vision_server import Asked, trained_model
 
 Edits = list[dict[str, Any]]
 
@@ -103,10 +103,13 @@ def assert_vision_conforms(server: LiveServer, asked: Asked, edits: Edits) -> No
     for i, best in enumerate(expected.best_tokens):
         gap = expected.best_logprobs[i] - expected.token_logprobs[i]
         assert done.tokens[i] == best or gap < NEAR_TIE, f"{edits}: token {i} by {gap:.2g}"
+    # A model that has not learned to read its pictures calls its own prompt unlikely, with log-probabilities
+    # down to -20, whose float32 is coarser.
+    tolerance = TOLERANCE if trained_model() is not None else 2 * TOLERANCE
     assert_close(
         [*done.prompt_logprobs, *done.logprobs],
         [*expected.prompt_logprobs[: len(done.prompt_logprobs)], *expected.token_logprobs],
-        TOLERANCE,
+        tolerance,
         str(edits),
     )
 
