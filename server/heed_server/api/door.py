@@ -110,7 +110,7 @@ class Door:
             self.metrics.rejected("reserved")
             raise
         exchange = CURRENT.get()
-        if exchange is None or not exchange.methods:
+        if exchange is None or not (exchange.methods or exchange.inspection):
             return stock(prompt, sampling_params, request_id, **rest)
         if exchange.skipped is not None and exchange.engine_requests:
             # A beam search comes once per beam and step.
@@ -129,11 +129,12 @@ class Door:
             raise
         admitted = EngineRequest(resolution, prompt_length)
         exchange.engine_requests.append(admitted)
-        if not resolution.edits:
+        if not resolution.edits and exchange.inspection is None:
             self.metrics.resolved(resolution.reports)
             return stock(prompt, sampling_params, request_id, **rest)
+        admitted.report_id = uuid4().hex
         payload = Payload(
-            report=uuid4().hex,
+            report=admitted.report_id,
             choices=sampling_params.n,
             prompt_length=prompt_length,
             publication_limit=resolution.publication_limit,
@@ -141,6 +142,7 @@ class Door:
             detailed=tuple(
                 index for index, method in enumerate(exchange.methods) if method.report == "full"
             ),
+            inspection=exchange.inspection,
         )
         sampling_params = sampling_params.clone()
         sampling_params.extra_args = {**(extra_args or {}), RESERVED_KEY: pack(payload)}

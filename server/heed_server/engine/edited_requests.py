@@ -20,6 +20,7 @@ from heed_server.engine.step import Observer, StepEdits
 
 if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use for
     from heed_server.engine.evicting_requests import EvictingRequests, LetGo
+    from heed_server.engine.inspected_requests import InspectedRequests
     from heed_server.engine.key_searches import KeySearches
 
 REPORTS_KEPT = 4096
@@ -97,6 +98,8 @@ class EditedRequests:
 
     evicting: "EvictingRequests | None" = None
     """None on devices where requests cannot evict."""
+    inspected: "InspectedRequests | None" = None
+    """None on devices where attention cannot be observed."""
 
     def __init__(self, table: EditTable, searches: "KeySearches | None" = None) -> None:
         """searches: where weights can be observed while the model runs."""
@@ -145,6 +148,8 @@ class EditedRequests:
                 self.searches.enter(request_id, slot, payload.edits, computed_tokens)
             if self.evicting is not None:
                 self.evicting.enter(slot, payload, max_tokens)
+            if self.inspected is not None:
+                self.inspected.enter(slot, payload)
         except EditError as error:
             self.leave(request_id, finished=False)
             record.failure = str(error)
@@ -174,6 +179,8 @@ class EditedRequests:
             self.searches.leave(slot)
         if self.evicting is not None:
             self.evicting.leave(slot)
+        if self.inspected is not None:
+            self.inspected.leave(slot)
         self.table.release(slot)
 
     def _note_found(self, slot: int, record: RunRecord) -> None:
@@ -220,14 +227,17 @@ class EditedRequests:
 
     def _observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """items: int32 [edited requests, 5], as in `Pattern.items`."""
-        scored = self.evicting.observers(items) if self.evicting is not None else ()
+        watching: tuple[Observer, ...] = ()
+        for book in (self.evicting, self.inspected):
+            watching += book.observers(items) if book is not None else ()
         if self.searches is None:
-            return scored
+            return watching
         step, failures = self.searches.advance(items)
         for name, slot in self._slots.items() if failures else ():
             if slot in failures:
                 self._record(name).failure = failures[slot]
-        return scored if step is None else (step, *scored)
+        # Searches come first: the others look at weights with the keys that hold for these rows.
+        return watching if step is None else (step, *watching)
 
     def evict(
         self, request_id: str, end: int, block_row: NDArray[np.int32], targets: Sequence[int]

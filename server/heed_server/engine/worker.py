@@ -59,6 +59,12 @@ class EditsInWorker:
             return {}
         return self.edited.take(report_ids, self._block_bytes())
 
+    def heed_inspection(self, report_id: str) -> dict[str, Any] | None:
+        """What was measured for this engine request (`InspectedRequests.take`)."""
+        if self.edited is None or self.edited.inspected is None:
+            return None
+        return self.edited.inspected.take(report_id)
+
     def heed_gauges(self) -> dict[str, int]:
         """Rows of the edit table in use."""
         return {"edit_table_rows": self.edited.rows_in_use if self.edited is not None else 0}

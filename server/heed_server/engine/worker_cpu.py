@@ -14,6 +14,7 @@ from heed_server.engine import warm_up
 from heed_server.engine.backend_cpu import HeedCPUImpl
 from heed_server.engine.evicting_requests import Cache, EvictingRequests
 from heed_server.engine.eviction_events import EVICTED, EVICTING
+from heed_server.engine.inspected_requests import InspectedRequests
 from heed_server.engine.kept_counts import NOT_KEPT
 from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.longer_streams import (
@@ -93,6 +94,7 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
             assert isinstance(impl, HeedCPUImpl)
             impl.rope, impl.layout = ropes.get(index), layout
         self.edited = self._new_book()
+        self.edited.inspected = InspectedRequests(self.edited.table)
         if self._support.eviction_obstacle is None:
             pages = {index: layer.kv_cache for index, layer in layers.items()}
             cache = Cache(pages, layout, self.vllm_config.cache_config.block_size)
