@@ -17,7 +17,9 @@ from heed_server.engine.payload import RESERVED_KEY
 
 _FORM_FIELD = re.compile(rf'name="?{FIELD}[";\s]'.encode())
 
-CARRYING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/interventions/validate"})
+CARRYING = frozenset(
+    {"/v1/attention", "/v1/chat/completions", "/v1/completions", "/v1/interventions/validate"}
+)
 """Routes that take the field."""
 
 

@@ -24,6 +24,8 @@ from heed_server.api.found_keys import of_all_ranks
 from heed_server.api.other_doors import OtherDoors
 from heed_server.api.reports import ReportCollector
 from heed_server.api.served_model import served_identity
+from heed_server.attention import routes as attention_routes
+from heed_server.attention.service import Diagnostics
 from heed_server.engine.model_support import ModelSupport
 from heed_server.metrics import Metrics
 from heed_server.profiles.identity import ModelIdentity
@@ -45,6 +47,7 @@ class HeedEndpointPlugin:
         """Routes with vLLM's paths replace vLLM's own."""
         app.include_router(routes.router)
         app.include_router(profile_routes.router)
+        app.include_router(attention_routes.router)
         app.add_middleware(OtherDoors)
         errors.install(app)
 
@@ -85,6 +88,7 @@ class HeedEndpointPlugin:
             cache=(support.kv_blocks, support.block_size),
         )
         state.heed_door.stand_before(engine_client)
+        state.heed_diagnostics = Diagnostics(engine_client, state.heed_door, engines.inspection)
         if state.heed_door.settings.max_streaming_length is not None:
             let_requests_differ(engine_client.model_config)
         if settings.profiles is not None:
@@ -131,6 +135,10 @@ class Engines:
     async def reports(self, report_ids: list[str]) -> Iterable[Mapping[str, Mapping[int, Report]]]:
         """Reports from each engine: its workers all run the same rows, and any may have failed."""
         return [_one_report(workers) for workers in await self.call("heed_reports", report_ids)]
+
+    async def inspection(self, report_id: str) -> list[list[Any]]:
+        """What each engine's workers measured for one engine request, None where it did not run."""
+        return await self.call("heed_inspection", report_id)
 
     async def poll(self, activity: Activity, metrics: Metrics) -> None:
         """Keep the worker gauges fresh while requests are edited, until the engine is gone."""

@@ -21,11 +21,12 @@ from heed_server.api.context_length import context_length
 from heed_server.api.door import Door, user_salt
 from heed_server.api.errors import RefusedError, error_response, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
+from heed_server.api.rendering import rendered_prompts
 from heed_server.api.reports import assemble
 from heed_server.api.requests import HeedChatRequest, HeedCompletionRequest, exchange_of
 
 router = APIRouter()
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 403, 404, 500)
 }
 
@@ -39,7 +40,7 @@ def door_of(request: Request) -> Door:
 @router.post(
     "/v1/chat/completions",
     dependencies=[Depends(validate_json_request)],
-    responses={200: {"content": {"text/event-stream": {}}}, **_ERRORS},
+    responses={200: {"content": {"text/event-stream": {}}}, **ERRORS},
 )
 async def create_chat_completion(request: HeedChatRequest, raw_request: Request) -> Response:
     """vLLM's chat completions, with interventions."""
@@ -49,7 +50,7 @@ async def create_chat_completion(request: HeedChatRequest, raw_request: Request)
 @router.post(
     "/v1/completions",
     dependencies=[Depends(validate_json_request)],
-    responses={200: {"content": {"text/event-stream": {}}}, **_ERRORS},
+    responses={200: {"content": {"text/event-stream": {}}}, **ERRORS},
 )
 async def create_completion(request: HeedCompletionRequest, raw_request: Request) -> Response:
     """vLLM's completions, with interventions."""
@@ -93,7 +94,7 @@ async def get_intervention(method: str, raw_request: Request) -> JSONResponse:
 @router.post(
     "/v1/interventions/validate",
     dependencies=[Depends(validate_json_request)],
-    responses=_ERRORS,
+    responses=ERRORS,
 )
 async def validate_interventions(raw_request: Request) -> Response:
     """What a chat or completion request would do: the reports without rows, or the error.
@@ -101,11 +102,10 @@ async def validate_interventions(raw_request: Request) -> Response:
     Nothing is generated and nothing counted.
     """
     body = await _json_object(raw_request)
-    chat = "messages" in body
     try:
         request: HeedChatRequest | HeedCompletionRequest = (
             HeedChatRequest.model_validate(body)
-            if chat
+            if "messages" in body
             else HeedCompletionRequest.model_validate(body)
         )
     except ValidationError as error:
@@ -118,14 +118,10 @@ async def validate_interventions(raw_request: Request) -> Response:
         (), "request", False
     )
     with context_length(door.length_for(exchange)):
-        if chat:
-            rendered = await state.openai_serving_chat.render_chat_request(request)
-        else:
-            rendered = await state.openai_serving_completion.render_completion_request(request)
-    if isinstance(rendered, ErrorResponse):
-        return JSONResponse(rendered.model_dump(), status_code=rendered.error.code)
+        prompts = await rendered_prompts(state, request)
+    if isinstance(prompts, ErrorResponse):
+        return JSONResponse(prompts.model_dump(), status_code=prompts.error.code)
     request.to_sampling_params(1, {})
-    prompts = rendered[1] if chat else rendered
     results = [_validated(door, exchange, prompt) for prompt in prompts]
     return JSONResponse(
         {
