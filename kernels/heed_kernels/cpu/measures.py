@@ -46,20 +46,30 @@ class HeadMeasures:
         """
         rows, keys = weights.shape[1:]
         low, high = np.searchsorted(self._rows, [first, first + rows])
+        logs = weights
+        if "entropy" in self._arrays or "dormancy" in self._arrays:
+            logs = torch.xlogy(weights, weights)
         if low < high:
-            chosen = weights[:, torch.from_numpy(self._rows[low:high] - first)]
-            self._add_chosen(layer, heads, slice(int(low), int(high)), chosen)
+            chosen = torch.from_numpy(self._rows[low:high] - first)
+            at = slice(int(low), int(high))
+            self._add_chosen(layer, heads, at, weights[:, chosen], logs[:, chosen])
         if "columns" in self._arrays:
             self._arrays["columns"][layer, heads, :keys] += _sum(weights, 1)
         if "dormancy" in self._arrays:
-            self._add_dormancy(layer, heads, first, weights)
+            self._add_dormancy(layer, heads, first, logs)
         begin = max(self._asked.response - first, 0)
         if begin < rows:
             self._add_response(layer, heads, first + begin, weights[:, begin:])
 
     def _add_chosen(
-        self, layer: int, heads: NDArray[np.intp], at: slice, weights: torch.Tensor
+        self,
+        layer: int,
+        heads: NDArray[np.intp],
+        at: slice,
+        weights: torch.Tensor,
+        logs: torch.Tensor,
     ) -> None:
+        """logs: of the same rows a_qk ln a_qk, where entropies are wanted."""
         keys = weights.shape[2]
         if "weights" in self._arrays:
             self._arrays["weights"][layer, heads, at, :keys] = weights.numpy()
@@ -68,13 +78,12 @@ class HeadMeasures:
                 mass = sum(_sum(weights[:, :, start:end], 2) for start, end in ranges)
                 self._arrays["mass"][layer, heads, at, index] = mass
         if "entropy" in self._arrays:
-            self._arrays["entropy"][layer, heads, at] = -_sum(torch.xlogy(weights, weights), 2)
+            self._arrays["entropy"][layer, heads, at] = -_sum(logs, 2)
 
     def _add_dormancy(
-        self, layer: int, heads: NDArray[np.intp], first: int, weights: torch.Tensor
+        self, layer: int, heads: NDArray[np.intp], first: int, logs: torch.Tensor
     ) -> None:
-        rows, keys = weights.shape[1:]
-        logs = torch.xlogy(weights, weights)
+        rows, keys = logs.shape[1:]
         sums = self._arrays["dormancy"]
         sums[layer, heads, 1 : 1 + keys] += _sum(logs, 1)
         lengths = np.arange(first, first + rows) + 1

@@ -1,9 +1,10 @@
 """The attention of one request, measured while its rows come in, layer by layer.
 
 Column sums come from the kernel that observes. All else is taken from the weights themselves, which are
-made again in tiles of TILE_ROWS rows and the query heads of one KV head, by the definition of the edits
-(`reference.attention_weights`) in float32: beside what it keeps, a tile takes some 40 bytes for each
-row, key and query head of the group.
+made again in float32, in tiles of TILE_ROWS rows and the query heads of one KV head: as for an
+eviction's window where edits are of logits alone, else by their definition (`reference.attention_weights`),
+which takes some ten times as long. Beside what is kept, a tile takes some 40 bytes for each row, key and
+query head of the group.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from heed_kernels.cpu.eviction.pages import Pages
 from heed_kernels.cpu.eviction.scores import query_similarity
+from heed_kernels.cpu.eviction.window import Window
 from heed_kernels.cpu.measures import HeadMeasures
 from heed_kernels.cpu.observation import ColumnSums, add_columns
 from heed_kernels.edits import (
@@ -66,6 +68,7 @@ class Recording:
         self._table, self._slot = table, slot
         self._edits = [edit for edit in edits if isinstance(edit, _OnWeights)]
         self._transfers = any(isinstance(edit, MassTransfer) for edit in self._edits)
+        self._of_logits = all(isinstance(edit, KeyBias | KeyScale) for edit in self._edits)
         end = table.head_start + table.local_query_heads
         self.heads = [head for head in inspection.heads if table.head_start <= head < end]
         self._layers = {layer: at for at, layer in enumerate(inspection.layers)}
@@ -145,26 +148,42 @@ class Recording:
                 start = row
 
     def _measure(self, layer: int, rows: LayerRows, start: int, stop: int) -> None:
-        table = self._table
-        group_heads = table.query_heads // table.kv_heads
-        places = np.arange(stop)
+        group_heads = self._table.query_heads // self._table.kv_heads
         query = rows.query[start - rows.first : stop - rows.first].float()
-        local = np.array(self.heads) - table.head_start
+        local = np.array(self.heads) - self._table.head_start
         for kv_head in np.unique(local // group_heads):
             mine = np.flatnonzero(local // group_heads == kv_head)
-            own = slice(int(kv_head) * group_heads, (int(kv_head) + 1) * group_heads)
-            key = rows.pages.read(int(kv_head), places, "key").float()[:, None]
-            weights = attention_weights(
-                query[:, own],
-                key,
-                self._edits_of(own),
-                layer,
-                rows.scale,
-                rows.rope,
-                self._found(layer, own),
-            ).after
-            inside = torch.from_numpy(local[mine] - own.start)
-            self._measures.add(self._layers[layer], mine, start, weights[inside])
+            key = rows.pages.read(int(kv_head), np.arange(stop), "key").float()
+            if self._of_logits:
+                weights = self._by_table(layer, rows, start, query, key, local[mine].tolist())
+            else:
+                own = slice(int(kv_head) * group_heads, (int(kv_head) + 1) * group_heads)
+                every = self._by_definition(layer, rows, query[:, own], key, own)
+                weights = every[torch.from_numpy(local[mine] - own.start)]
+            self._measures.add(self._layers[layer], mine, start, weights)
+
+    def _by_table(
+        self,
+        layer: int,
+        rows: LayerRows,
+        start: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        heads: Sequence[int],
+    ) -> torch.Tensor:
+        """float32 [heads, rows, keys] of some local heads of one KV head."""
+        places = np.arange(len(key))
+        window = Window(self._table, self._slot, layer, start, places, 0, rows.scale)
+        return torch.stack([window.weights(query[:, head], key, head) for head in heads])
+
+    def _by_definition(
+        self, layer: int, rows: LayerRows, query: torch.Tensor, key: torch.Tensor, own: slice
+    ) -> torch.Tensor:
+        """float32 [heads, rows, keys] of the local heads `own`, all those of one KV head."""
+        edits, found = self._edits_of(own), self._found(layer, own)
+        return attention_weights(
+            query, key[:, None], edits, layer, rows.scale, rows.rope, found
+        ).after
 
     def _edits_of(self, own: slice) -> list[Edit]:
         """The edits as they are for some local heads alone, which they number from 0 on."""

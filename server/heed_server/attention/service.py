@@ -59,7 +59,8 @@ class Diagnostics:
             if exchange.source == "request":
                 raise RefusedError(f"{apart}: send one of them", "continuation")
             exchange.skipped = apart
-        with context_length(door.length_for(exchange)):
+        longest = door.length_for(exchange)
+        with context_length(longest):
             prompts = await rendered_prompts(state, request)
         if isinstance(prompts, ErrorResponse):
             return prompts
@@ -67,10 +68,11 @@ class Diagnostics:
         token_ids = list(prompt["prompt_token_ids"])
         length = len(token_ids)
         token_ids += self._continuation(body)
-        if len(token_ids) >= door.model.max_length:
+        longest = longest or door.model.max_length
+        if len(token_ids) >= longest:
             raise RefusedError(
-                f"prompt and continuation have {len(token_ids)} tokens, and this model takes "
-                f"{door.model.max_length - 1}",
+                f"prompt and continuation have {len(token_ids)} tokens, and at most {longest - 1} "
+                "can be looked at",
                 "prompt" if body.continuation is None else "continuation",
             )
         text = partial(align, self._tokenizer, token_ids) if self._tokenizer else None
