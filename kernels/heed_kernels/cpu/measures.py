@@ -11,7 +11,7 @@ R the rows of the response.
     distance   sum_k a_qk (q - k) and sum_k a_qk min(q - k, W), of the rows in R
     ahead      sum over q in R with k + lo <= q <= k + hi of a_qk
 
-Sums over keys and rows are taken in float64.
+Sums within a tile are taken in float32, over tiles in float64.
 """
 
 from typing import Any
@@ -108,4 +108,4 @@ class HeadMeasures:
 
 
 def _sum(values: torch.Tensor, axis: int) -> NDArray[np.float64]:
-    return np.asarray(values.sum(dim=axis, dtype=torch.float64).numpy())
+    return np.asarray(values.sum(dim=axis).double().numpy())
