@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from heed_kernels.cpu.eviction.pages import Pages
-from heed_kernels.cpu.eviction.scores import query_similarity
+from heed_kernels.cpu.eviction.scores import QuerySimilarity
 from heed_kernels.cpu.eviction.window import Window
 from heed_kernels.cpu.measures import HeadMeasures
 from heed_kernels.cpu.observation import ColumnSums, add_columns
@@ -74,7 +74,7 @@ class Recording:
         self._layers = {layer: at for at, layer in enumerate(inspection.layers)}
         self._measures = HeadMeasures(inspection, len(self.heads))
         self._columns: dict[int, ColumnSums] = {}
-        self._queries: dict[int, list[torch.Tensor]] = {}
+        self._similarity: dict[int, QuerySimilarity] = {}
         self._seen = dict.fromkeys(inspection.layers, 0)
         self._dense = self._dense_rows()
         self._out_of_order: str | None = None
@@ -109,7 +109,7 @@ class Recording:
         if "columns" in self.inspection.quantities and not self._transfers:
             self._add_columns(layer, rows, end)
         if "queries" in self.inspection.quantities:
-            self._keep_queries(layer, rows, end)
+            self._compare_queries(layer, rows, end)
         for start, stop in self._tiles(first, end):
             self._measure(layer, rows, start, stop)
 
@@ -120,8 +120,8 @@ class Recording:
             own = [head - self._table.head_start for head in self.heads]
             if layer in self._columns:
                 arrays["columns"][at] = self._columns[layer].as_float()[own]
-            if layer in self._queries:
-                arrays["queries"][at] = query_similarity(torch.cat(self._queries[layer])).numpy()
+            if layer in self._similarity:
+                arrays["queries"][at] = self._similarity[layer].mean().numpy()
         return arrays
 
     def _dense_rows(self) -> NDArray[np.bool_]:
@@ -221,8 +221,11 @@ class Recording:
             [self._columns[layer]],
         )  # fmt: skip
 
-    def _keep_queries(self, layer: int, rows: LayerRows, end: int) -> None:
+    def _compare_queries(self, layer: int, rows: LayerRows, end: int) -> None:
         chosen = [row - rows.first for row in self.inspection.rows if rows.first <= row < end]
-        if chosen:
-            own = [head - self._table.head_start for head in self.heads]
-            self._queries.setdefault(layer, []).append(rows.query[chosen][:, own].clone())
+        if not chosen:
+            return
+        query = rows.query[chosen][:, [head - self._table.head_start for head in self.heads]]
+        if layer not in self._similarity:
+            self._similarity[layer] = QuerySimilarity(*query.shape[1:])
+        self._similarity[layer].add(query)
