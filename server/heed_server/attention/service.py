@@ -16,6 +16,7 @@ from heed_server.api.context_length import context_length
 from heed_server.api.door import Door
 from heed_server.api.errors import RefusedError
 from heed_server.api.exchange import CURRENT, Exchange
+from heed_server.api.model_names import IsServed
 from heed_server.api.rendering import rendered_prompts
 from heed_server.api.requests import HeedChatRequest, HeedCompletionRequest, exchange_of
 from heed_server.attention.answer import measured
@@ -52,29 +53,16 @@ class Diagnostics:
         check_body(body, door.model)
         request = _generation(body)
         serving = state.openai_serving_models
-        exchange = exchange_of(request, door.profiles, serving.is_base_model, door.metrics)
-        exchange = exchange or Exchange((), "request", asked=False)
-        if body.continuation is not None and exchange.methods:
-            apart = "a continuation cannot be combined with interventions"
-            if exchange.source == "request":
-                raise RefusedError(f"{apart}: send one of them", "continuation")
-            exchange.skipped = apart
+        exchange = self._exchange(request, serving.is_base_model, body.continuation is not None)
         longest = door.length_for(exchange)
         with context_length(longest):
             prompts = await rendered_prompts(state, request)
         if isinstance(prompts, ErrorResponse):
             return prompts
         (prompt,) = prompts
-        token_ids = list(prompt["prompt_token_ids"])
-        length = len(token_ids)
-        token_ids += self._continuation(body)
-        longest = longest or door.model.max_length
-        if len(token_ids) >= longest:
-            raise RefusedError(
-                f"prompt and continuation have {len(token_ids)} tokens, and at most {longest - 1} "
-                "can be looked at",
-                "prompt" if body.continuation is None else "continuation",
-            )
+        length = len(prompt["prompt_token_ids"])
+        token_ids = [*prompt["prompt_token_ids"], *self._continuation(body)]
+        _check_length(body, len(token_ids), longest or door.model.max_length)
         text = partial(align, self._tokenizer, token_ids) if self._tokenizer else None
         asked = asked_for(body, door.model, PromptView(len(token_ids), text), length)
         exchange.inspection = asked.inspection
@@ -97,6 +85,23 @@ class Diagnostics:
             **said,
             "interventions": reports,
         }
+
+    def _exchange(
+        self,
+        request: HeedChatRequest | HeedCompletionRequest,
+        is_served: IsServed,
+        continued: bool,
+    ) -> Exchange:
+        """The request's interventions, of which there are none beside a continuation."""
+        exchange = exchange_of(request, self._door.profiles, is_served, self._door.metrics)
+        if exchange is None:
+            return Exchange((), "request", asked=False)
+        if continued and exchange.methods:
+            apart = "a continuation cannot be combined with interventions"
+            if exchange.source == "request":
+                raise RefusedError(f"{apart}: send one of them", "continuation")
+            exchange.skipped = apart
+        return exchange
 
     def _continuation(self, body: AttentionBody) -> list[int]:
         if not isinstance(body.continuation, str):
@@ -125,6 +130,14 @@ class Diagnostics:
             CURRENT.reset(token)
         async for _ in generator:
             pass
+
+
+def _check_length(body: AttentionBody, tokens: int, longest: int) -> None:
+    if tokens >= longest:
+        raise RefusedError(
+            f"there are {tokens} tokens, and at most {longest - 1} can be looked at",
+            "continuation" if body.continuation else "messages" if body.messages else "prompt",
+        )
 
 
 def _generation(body: AttentionBody) -> HeedChatRequest | HeedCompletionRequest:
