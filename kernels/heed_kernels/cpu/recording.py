@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from heed_kernels.cpu.eviction.pages import Pages
 from heed_kernels.cpu.eviction.scores import QuerySimilarity
+from heed_kernels.cpu.eviction.threads import one_thread
 from heed_kernels.cpu.eviction.window import Window
 from heed_kernels.cpu.measures import HeadMeasures
 from heed_kernels.cpu.observation import ColumnSums, add_columns
@@ -147,6 +148,7 @@ class Recording:
             if inside and start is None:
                 start = row
 
+    @one_thread
     def _measure(self, layer: int, rows: LayerRows, start: int, stop: int) -> None:
         group_heads = self._table.query_heads // self._table.kv_heads
         query = rows.query[start - rows.first : stop - rows.first].float()
@@ -221,6 +223,7 @@ class Recording:
             [self._columns[layer]],
         )  # fmt: skip
 
+    @one_thread
     def _compare_queries(self, layer: int, rows: LayerRows, end: int) -> None:
         chosen = [row - rows.first for row in self.inspection.rows if rows.first <= row < end]
         if not chosen:
