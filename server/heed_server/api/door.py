@@ -1,49 +1,32 @@
 """The engine's door: every generation passes here with its rendered prompt, once per prompt.
 
-A plain function stands in front of the engine client's `generate`. Plain requests go straight on.
-For others the interventions are resolved (spans to positions, rows, cache class), the prefix cache
-is salted, and the compiled set travels on in the sampling parameters.
+A plain function stands in front of the engine client's `generate`. Plain requests go straight on;
+others are admitted (`admission.py`), and watched until they end.
 """
 
-import time
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import Any
-from uuid import uuid4
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from heed_interventions.errors import InterventionError
-from heed_interventions.method import CacheClass, Method
-from heed_interventions.resolve import Resolution, report_of, resolve
-from heed_interventions.token_text import align
-from heed_interventions.views import ModelView, PromptView
-from heed_kernels.edits import VisibleKeys
-from heed_kernels.errors import EditError
-from heed_kernels.evict import Evict
+from heed_interventions.views import ModelView
 from heed_kernels.table import EditTable
 from heed_server.api.activity import Activity
+from heed_server.api.admission import Admission
 from heed_server.api.context_length import context_length
-from heed_server.api.errors import RefusedError, refused
-from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
+from heed_server.api.errors import RefusedError
+from heed_server.api.exchange import CURRENT, EngineRequest
 from heed_server.api.reports import ReportCollector, count_edited_tokens
-from heed_server.engine.hidden_blocks import Window
-from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
-from heed_server.salt import SALT_PREFIX, salted
 from heed_server.settings import Settings
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
 
 
-class Door:
-    """Resolves interventions and lets requests through.
-
-    table: an edit table of the served model's shape, in which each set is compiled once before it
-        is admitted, so that a set that no worker could take is refused here.
-    cache: blocks of an engine's KV cache, and their size in tokens; 0 where that is not known.
-    """
+class Door(Admission):
+    """Lets requests through to an asynchronous engine; see `Admission` for the rest."""
 
     def __init__(
         self,
@@ -57,26 +40,9 @@ class Door:
         activity: Activity,
         cache: tuple[int, int] = (0, 0),
     ) -> None:
-        self.model = model
-        self.settings = settings
-        self.profiles = profiles
-        self.metrics = metrics
-        self._tokenizer = tokenizer
-        self._table = table
+        super().__init__(model, settings, profiles, tokenizer, table, metrics, cache)
         self._reports = reports
         self._activity = activity
-        self._cache = cache
-
-    def length_for(self, exchange: Exchange) -> int | None:
-        """How long a request may be that is going to be rendered; None: as the model's context."""
-        longest = self.settings.max_streaming_length
-        if longest is None or exchange.skipped is not None:
-            return None
-        model = self.model
-        if model.unsupported is not None or not model.rotary:
-            return None
-        bounded = any(method.bounds_positions(model) for method in exchange.methods)
-        return longest if bounded else None
 
     def stand_before(self, engine_client: Any) -> None:
         """Put the door in front of `engine_client.generate`."""
@@ -93,152 +59,26 @@ class Door:
         """What `AsyncLLM.generate` is to its callers.
 
         Raises:
-            RefusedError: the interventions cannot be carried out for this prompt, or something that
-                is Heed's own came from outside.
+            RefusedError: as `admit`; the exchange keeps it, because some of vLLM's handlers turn
+                every error into one of their own.
         """
-        extra_args = sampling_params.extra_args
-        if extra_args and RESERVED_KEY in extra_args:
-            self.metrics.rejected("reserved")
-            raise RefusedError(
-                f"the key {RESERVED_KEY!r} of vllm_xargs (extra_args) is reserved: "
-                "send `interventions` instead",
-                f"vllm_xargs.{RESERVED_KEY}",
-            )
-        try:
-            salt = user_salt(prompt)
-        except RefusedError:
-            self.metrics.rejected("reserved")
-            raise
         exchange = CURRENT.get()
-        if exchange is None or not (exchange.methods or exchange.inspection):
-            return stock(prompt, sampling_params, request_id, **rest)
-        if exchange.skipped is not None and exchange.engine_requests:
-            # A beam search comes once per beam and step.
-            return stock(prompt, sampling_params, request_id, **rest)
-        start = time.perf_counter()
         try:
-            resolution, prompt_length = self.resolve(exchange, prompt)
-        except InterventionError as error:
-            self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
-            raise refused(error) from error
-        self.metrics.compiled(time.perf_counter() - start)
-        try:
-            sampling_params, length = self._bounded(sampling_params, resolution, prompt_length)
-        except RefusedError:
-            self.metrics.rejected("context", [method.method for method in exchange.methods])
+            admitted = self.admit(exchange, prompt, sampling_params)
+        except RefusedError as error:
+            if exchange is not None:
+                exchange.refusal = error
             raise
-        admitted = EngineRequest(resolution, prompt_length)
-        exchange.engine_requests.append(admitted)
-        if not resolution.edits and exchange.inspection is None:
-            self.metrics.resolved(resolution.reports)
-            return stock(prompt, sampling_params, request_id, **rest)
-        admitted.report_id = uuid4().hex
-        payload = Payload(
-            report=admitted.report_id,
-            choices=sampling_params.n,
-            prompt_length=prompt_length,
-            publication_limit=resolution.publication_limit,
-            edits=resolution.edits,
-            detailed=tuple(
-                index for index, method in enumerate(exchange.methods) if method.report == "full"
-            ),
-            inspection=exchange.inspection,
-        )
-        sampling_params = sampling_params.clone()
-        sampling_params.extra_args = {**(extra_args or {}), RESERVED_KEY: pack(payload)}
-        if resolution.digest is not None:
-            prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
-        generator = stock(prompt, sampling_params, request_id, **rest)
-        if length is not None:
-            generator = submitted(generator, length)
-        return self._observed(generator, admitted, payload.report, sampling_params.output_kind)
-
-    def resolve(self, exchange: Exchange, prompt: Any) -> tuple[Resolution, int]:
-        """The exchange's interventions for one rendered prompt, and that prompt's length in tokens.
-
-        Raises:
-            InterventionError: they cannot be carried out; never for the server's defaults, which
-                are left out where they do not fit.
-        """
-        token_ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
-        length = len(token_ids) if token_ids is not None else 0
-        try:
-            if exchange.skipped is not None or token_ids is None:
-                reason = exchange.skipped or "the prompt is of embeddings, not of text or token ids"
-                raise InterventionError(reason, "interventions", reason="unsupported")
-            view = PromptView(
-                length=length,
-                text=partial(align, self._tokenizer, token_ids) if self._tokenizer else None,
-            )
-            resolution = resolve(
-                exchange.methods,
-                self.model,
-                view,
-                sources=[exchange.source] * len(exchange.methods),
-                allow_privileged=self.settings.allow_privileged,
-            )
-            self._compile(resolution)
-        except InterventionError as error:
-            if exchange.source == "request":
-                raise
-            return skipped(exchange.methods, error.message), length
-        return resolution, length
-
-    def _bounded(
-        self, params: SamplingParams, resolution: Resolution, prompt_length: int
-    ) -> tuple[SamplingParams, int | None]:
-        """The parameters within the length that holds for the request, and that length where it is not
-        the model's own.
-
-        Raises:
-            RefusedError: the prompt is beyond it, or no cache could hold the window, or the prompt that
-                is to be evicted from.
-        """
-        longest = self.settings.max_streaming_length
-        window = next((edit for edit in resolution.edits if isinstance(edit, VisibleKeys)), None)
-        lifted = longest is not None and window is not None and window.rolling
-        room = self.model.max_length - prompt_length
-        if longest is not None and not lifted:
-            # A default that was to lift the limit, and was then left out of this request.
-            if room < 1:
-                raise RefusedError(
-                    f"This model's maximum context length is {self.model.max_length} tokens. "
-                    f"However, your prompt contains {prompt_length} input tokens.",
-                    "input_tokens",
-                )
-            if params.max_tokens is None or params.max_tokens > room:
-                params = params.clone()
-                params.max_tokens = room
-        blocks, size = self._cache
-        if window is not None and prompt_length + (params.max_tokens or 1) > blocks * size > 0:
-            # Two rows: one may be under way while the next is scheduled.
-            needed = Window(window.sinks, window.window).most_blocks(2, size)
-            if needed > blocks:
-                raise RefusedError(
-                    f"{window.sinks} sinks and a window of {window.window} take {needed} blocks of "
-                    f"{size} tokens in the KV cache, and it has {blocks}",
-                    f"interventions.{window.source}.window",
-                )
-        evict = next((edit for edit in resolution.edits if isinstance(edit, Evict)), None)
-        if evict is not None and prompt_length > blocks * size > 0:
-            raise RefusedError(
-                f"keys are evicted when the whole prompt is computed, and a prompt of {prompt_length} "
-                f"tokens does not fit into the KV cache of {blocks} blocks of {size} tokens",
-                f"interventions.{evict.source}",
-            )
-        return params, longest if lifted else None
-
-    def _compile(self, resolution: Resolution) -> None:
-        if not resolution.edits or self._table is None:
-            return
-        try:
-            self._table.release(self._table.insert(resolution.edits))
-        except EditError as error:
-            raise InterventionError(
-                f"the interventions are too many to be carried out together: {error}",
-                param="interventions",
-                reason="too_many",
-            ) from error
+        params, request = admitted.params, admitted.request
+        generator = stock(admitted.prompt, params, request_id, **rest)
+        if request is None:
+            return generator
+        if request.report_id is None:
+            self.count(request)
+            return generator
+        if admitted.length is not None:
+            generator = submitted(generator, admitted.length)
+        return self._observed(generator, request, request.report_id, params.output_kind)
 
     async def _observed(
         self,
@@ -250,9 +90,7 @@ class Door:
         # The engine's own generator is closed with this one: that is how an abort gets through.
         tokens = admitted.completion_tokens
         self._activity.begin()
-        self.metrics.resolved(admitted.resolution.reports)
-        if admitted.resolution.digest is not None:
-            self.metrics.salted()
+        self.count(admitted)
         try:
             async for output in generator:
                 for choice in output.outputs:
@@ -279,25 +117,3 @@ async def submitted(
                 yield output
     finally:
         await generator.aclose()
-
-
-def user_salt(prompt: Any) -> str | None:
-    """The request's own `cache_salt`.
-
-    Raises:
-        RefusedError: it begins like one of Heed's.
-    """
-    salt: str | None = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
-    if salt and salt.startswith(SALT_PREFIX):
-        raise RefusedError(
-            f"a cache_salt must not begin with {SALT_PREFIX!r}, which is reserved", "cache_salt"
-        )
-    return salt
-
-
-def skipped(methods: Sequence[Method], reason: str) -> Resolution:
-    """A plain resolution of the server's defaults, in which each is left out for `reason`."""
-    reports = tuple(
-        report_of(method, "skipped", "default") | {"reason": reason} for method in methods
-    )
-    return Resolution((), CacheClass.SHARED, None, None, reports, (None,) * len(reports))

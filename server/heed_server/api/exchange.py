@@ -9,6 +9,7 @@ from typing import Any
 from heed_interventions.method import Method
 from heed_interventions.resolve import Resolution, Source
 from heed_kernels.inspection import Inspection
+from heed_server.api.errors import RefusedError
 
 Report = dict[str, Any]
 
@@ -37,6 +38,7 @@ class Exchange:
     asked: whether the client itself sent a list with something in it.
     skipped: why the server's defaults are left out of this request, if they are.
     inspection: what is to be measured of the attention, if anything is.
+    refusal: why the door did not let it through, where it did not.
     """
 
     methods: Sequence[Method]
@@ -44,6 +46,7 @@ class Exchange:
     asked: bool
     skipped: str | None = None
     inspection: Inspection | None = None
+    refusal: RefusedError | None = None
     engine_requests: list[EngineRequest] = field(default_factory=list)
 
 

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
 from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from heed_interventions.errors import InterventionError
 from heed_interventions.method import Method
@@ -36,8 +38,25 @@ class HeedCompletionRequest(CompletionRequest):  # type: ignore[misc]
     interventions: Interventions = None
 
 
+class HeedResponsesRequest(ResponsesRequest):  # type: ignore[misc]
+    """`ResponsesRequest` with `interventions`."""
+
+    interventions: Interventions = None
+
+
+class HeedMessagesRequest(AnthropicMessagesRequest):  # type: ignore[misc]
+    """`AnthropicMessagesRequest` with `interventions`."""
+
+    interventions: Interventions = None
+
+
+HeedRequest = HeedChatRequest | HeedCompletionRequest | HeedResponsesRequest | HeedMessagesRequest
+_EXCLUDING = ("use_beam_search", "background")
+"""Fields of which each, where it is set, asks for something that cannot carry interventions."""
+
+
 def exchange_of(
-    request: HeedChatRequest | HeedCompletionRequest,
+    request: HeedRequest,
     profiles: ProfileStore,
     is_served: IsServed,
     metrics: Metrics | None,
@@ -63,31 +82,31 @@ def exchange_of(
     request.interventions = None
     loaded = profiles.loaded
     asked = bool(raw)
+    excluding = next((name for name in _EXCLUDING if getattr(request, name, False)), None)
     try:
         named = take_profile(request, is_served, loaded)
         if named is not None and (raw is None or isinstance(raw, list)):
             raw = [*(raw or []), named]
         if raw is None:
-            return _defaults(loaded.defaults, request.use_beam_search)
+            return _defaults(loaded.defaults, excluding)
         methods = parse(merged(raw, loaded.profiles, loaded.refused))
     except InterventionError as error:
         if metrics is not None:
             metrics.rejected(error.reason, _named_methods(raw))
         raise refused(error) from error
-    if methods and request.use_beam_search:
+    if methods and excluding is not None:
         if metrics is not None:
             metrics.rejected("composition", [method.method for method in methods])
         raise RefusedError(
-            "interventions cannot be combined with use_beam_search: send one of them",
-            "use_beam_search",
+            f"interventions cannot be combined with {excluding}: send one of them", excluding
         )
     return Exchange(methods, "request", asked)
 
 
-def _defaults(methods: Sequence[Method], beam_search: bool) -> Exchange | None:
+def _defaults(methods: Sequence[Method], excluding: str | None) -> Exchange | None:
     if not methods:
         return None
-    skipped = "use_beam_search cannot carry interventions" if beam_search else None
+    skipped = f"{excluding} cannot carry interventions" if excluding is not None else None
     return Exchange(methods, "default", asked=False, skipped=skipped)
 
 

@@ -16,14 +16,20 @@ from vllm.entrypoints.serve.utils.api_utils import validate_json_request
 
 from heed_interventions.errors import InterventionError
 from heed_interventions.registry import METHODS, catalogue, catalogue_entry
+from heed_server.api.admission import user_salt
 from heed_server.api.answers import with_reports
 from heed_server.api.context_length import context_length
-from heed_server.api.door import Door, user_salt
+from heed_server.api.door import Door
 from heed_server.api.errors import RefusedError, error_response, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
 from heed_server.api.rendering import rendered_prompts
 from heed_server.api.reports import assemble
-from heed_server.api.requests import HeedChatRequest, HeedCompletionRequest, exchange_of
+from heed_server.api.requests import (
+    HeedChatRequest,
+    HeedCompletionRequest,
+    HeedRequest,
+    exchange_of,
+)
 
 router = APIRouter()
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -44,7 +50,7 @@ def door_of(request: Request) -> Door:
 )
 async def create_chat_completion(request: HeedChatRequest, raw_request: Request) -> Response:
     """vLLM's chat completions, with interventions."""
-    return await _generate(chat_api.create_chat_completion, request, raw_request)
+    return await generate(chat_api.create_chat_completion, request, raw_request)
 
 
 @router.post(
@@ -54,14 +60,22 @@ async def create_chat_completion(request: HeedChatRequest, raw_request: Request)
 )
 async def create_completion(request: HeedCompletionRequest, raw_request: Request) -> Response:
     """vLLM's completions, with interventions."""
-    return await _generate(completion_api.create_completion, request, raw_request)
+    return await generate(completion_api.create_completion, request, raw_request)
 
 
-async def _generate(
+async def generate(
     stock: Callable[..., Coroutine[Any, Any, Response]],
-    request: HeedChatRequest | HeedCompletionRequest,
+    request: HeedRequest,
     raw_request: Request,
+    reported: Callable[[Response, Exchange], Coroutine[Any, Any, Response]] = with_reports,
 ) -> Response:
+    """What vLLM's handler `stock` answers while the request's interventions are the current ones.
+
+    reported: puts the reports into a response that has some.
+
+    Raises:
+        RefusedError: the interventions cannot be used.
+    """
     door = door_of(raw_request)
     serving = raw_request.app.state.openai_serving_models
     exchange = exchange_of(request, door.profiles, serving.is_base_model, door.metrics)
@@ -73,7 +87,7 @@ async def _generate(
             response = await stock(request, raw_request)
     finally:
         CURRENT.reset(token)
-    return await with_reports(response, exchange)
+    return await reported(response, exchange)
 
 
 @router.get("/v1/interventions")

@@ -1,0 +1,262 @@
+"""What a rendered prompt needs before it may go to the engine with interventions.
+
+The interventions are resolved (spans to positions, rows, cache class), the prefix cache is salted, and
+the compiled set travels on in the sampling parameters. Every door of the server and the offline engine
+let requests through by way of this one class.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from uuid import uuid4
+
+from vllm.sampling_params import SamplingParams
+
+from heed_interventions.errors import InterventionError
+from heed_interventions.method import CacheClass, Method
+from heed_interventions.resolve import Resolution, report_of, resolve
+from heed_interventions.token_text import align
+from heed_interventions.views import ModelView, PromptView
+from heed_kernels.edits import VisibleKeys
+from heed_kernels.errors import EditError
+from heed_kernels.evict import Evict
+from heed_kernels.table import EditTable
+from heed_server.api.errors import RefusedError, refused
+from heed_server.api.exchange import EngineRequest, Exchange
+from heed_server.engine.hidden_blocks import Window
+from heed_server.engine.payload import RESERVED_KEY, Payload, pack
+from heed_server.metrics import Metrics
+from heed_server.profiles.store import ProfileStore
+from heed_server.salt import SALT_PREFIX, salted
+from heed_server.settings import Settings
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """A prompt as it goes on to the engine.
+
+    request: None for a prompt that carries no interventions.
+    length: how long the request may be where that is not the model's own length.
+    """
+
+    prompt: Any
+    params: SamplingParams
+    request: EngineRequest | None = None
+    length: int | None = None
+
+
+class Admission:
+    """Resolves interventions and admits prompts.
+
+    table: an edit table of the served model's shape, in which each set is compiled once before it
+        is admitted, so that a set that no worker could take is refused here.
+    cache: blocks of an engine's KV cache, and their size in tokens; 0 where that is not known.
+    """
+
+    def __init__(
+        self,
+        model: ModelView,
+        settings: Settings,
+        profiles: ProfileStore,
+        tokenizer: Any,
+        table: EditTable | None,
+        metrics: Metrics,
+        cache: tuple[int, int] = (0, 0),
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.profiles = profiles
+        self.metrics = metrics
+        self._tokenizer = tokenizer
+        self._table = table
+        self._cache = cache
+
+    def length_for(self, exchange: Exchange) -> int | None:
+        """How long a request may be that is going to be rendered; None: as the model's context."""
+        longest = self.settings.max_streaming_length
+        if longest is None or exchange.skipped is not None:
+            return None
+        model = self.model
+        if model.unsupported is not None or not model.rotary:
+            return None
+        bounded = any(method.bounds_positions(model) for method in exchange.methods)
+        return longest if bounded else None
+
+    def admit(self, exchange: Exchange | None, prompt: Any, params: SamplingParams) -> Admitted:
+        """One rendered prompt of an exchange, which gets an engine request more; None: a plain one.
+
+        Raises:
+            RefusedError: the interventions cannot be carried out for this prompt, or something that
+                is Heed's own came from outside.
+        """
+        salt = self._check_reserved(prompt, params)
+        if exchange is None or not (exchange.methods or exchange.inspection):
+            return Admitted(prompt, params)
+        if exchange.skipped is not None and exchange.engine_requests:
+            # A beam search comes once per beam and step.
+            return Admitted(prompt, params)
+        start = time.perf_counter()
+        try:
+            resolution, prompt_length = self.resolve(exchange, prompt)
+        except InterventionError as error:
+            self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
+            raise refused(error) from error
+        self.metrics.compiled(time.perf_counter() - start)
+        try:
+            params, length = self._bounded(params, resolution, prompt_length)
+        except RefusedError:
+            self.metrics.rejected("context", [method.method for method in exchange.methods])
+            raise
+        request = EngineRequest(resolution, prompt_length)
+        exchange.engine_requests.append(request)
+        if not resolution.edits and exchange.inspection is None:
+            return Admitted(prompt, params, request)
+        request.report_id = uuid4().hex
+        payload = Payload(
+            report=request.report_id,
+            choices=params.n,
+            prompt_length=prompt_length,
+            publication_limit=resolution.publication_limit,
+            edits=resolution.edits,
+            detailed=tuple(
+                index for index, method in enumerate(exchange.methods) if method.report == "full"
+            ),
+            inspection=exchange.inspection,
+        )
+        params = params.clone()
+        params.extra_args = {**(params.extra_args or {}), RESERVED_KEY: pack(payload)}
+        if resolution.digest is not None:
+            prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
+        return Admitted(prompt, params, request, length)
+
+    def count(self, request: EngineRequest) -> None:
+        """An admitted request goes to the engine."""
+        self.metrics.resolved(request.resolution.reports)
+        if request.resolution.digest is not None:
+            self.metrics.salted()
+
+    def resolve(self, exchange: Exchange, prompt: Any) -> tuple[Resolution, int]:
+        """The exchange's interventions for one rendered prompt, and that prompt's length in tokens.
+
+        Raises:
+            InterventionError: they cannot be carried out; never for the server's defaults, which
+                are left out where they do not fit.
+        """
+        token_ids = prompt.get("prompt_token_ids") if isinstance(prompt, Mapping) else None
+        length = len(token_ids) if token_ids is not None else 0
+        try:
+            if exchange.skipped is not None or token_ids is None:
+                reason = exchange.skipped or "the prompt is of embeddings, not of text or token ids"
+                raise InterventionError(reason, "interventions", reason="unsupported")
+            view = PromptView(
+                length=length,
+                text=partial(align, self._tokenizer, token_ids) if self._tokenizer else None,
+            )
+            resolution = resolve(
+                exchange.methods,
+                self.model,
+                view,
+                sources=[exchange.source] * len(exchange.methods),
+                allow_privileged=self.settings.allow_privileged,
+            )
+            self._compile(resolution)
+        except InterventionError as error:
+            if exchange.source == "request":
+                raise
+            return skipped(exchange.methods, error.message), length
+        return resolution, length
+
+    def _bounded(
+        self, params: SamplingParams, resolution: Resolution, prompt_length: int
+    ) -> tuple[SamplingParams, int | None]:
+        """The parameters within the length that holds for the request, and that length where it is not
+        the model's own.
+
+        Raises:
+            RefusedError: the prompt is beyond it, or no cache could hold the window, or the prompt that
+                is to be evicted from.
+        """
+        longest = self.settings.max_streaming_length
+        window = next((edit for edit in resolution.edits if isinstance(edit, VisibleKeys)), None)
+        lifted = longest is not None and window is not None and window.rolling
+        room = self.model.max_length - prompt_length
+        if longest is not None and not lifted:
+            # A default that was to lift the limit, and was then left out of this request.
+            if room < 1:
+                raise RefusedError(
+                    f"This model's maximum context length is {self.model.max_length} tokens. "
+                    f"However, your prompt contains {prompt_length} input tokens.",
+                    "input_tokens",
+                )
+            if params.max_tokens is None or params.max_tokens > room:
+                params = params.clone()
+                params.max_tokens = room
+        blocks, size = self._cache
+        if window is not None and prompt_length + (params.max_tokens or 1) > blocks * size > 0:
+            # Two rows: one may be under way while the next is scheduled.
+            needed = Window(window.sinks, window.window).most_blocks(2, size)
+            if needed > blocks:
+                raise RefusedError(
+                    f"{window.sinks} sinks and a window of {window.window} take {needed} blocks of "
+                    f"{size} tokens in the KV cache, and it has {blocks}",
+                    f"interventions.{window.source}.window",
+                )
+        evict = next((edit for edit in resolution.edits if isinstance(edit, Evict)), None)
+        if evict is not None and prompt_length > blocks * size > 0:
+            raise RefusedError(
+                f"keys are evicted when the whole prompt is computed, and a prompt of {prompt_length} "
+                f"tokens does not fit into the KV cache of {blocks} blocks of {size} tokens",
+                f"interventions.{evict.source}",
+            )
+        return params, longest if lifted else None
+
+    def _compile(self, resolution: Resolution) -> None:
+        if not resolution.edits or self._table is None:
+            return
+        try:
+            self._table.release(self._table.insert(resolution.edits))
+        except EditError as error:
+            raise InterventionError(
+                f"the interventions are too many to be carried out together: {error}",
+                param="interventions",
+                reason="too_many",
+            ) from error
+
+    def _check_reserved(self, prompt: Any, params: SamplingParams) -> str | None:
+        """The request's own cache salt, if it has one. Raises `RefusedError` for what is Heed's own."""
+        if params.extra_args and RESERVED_KEY in params.extra_args:
+            self.metrics.rejected("reserved")
+            raise RefusedError(
+                f"the key {RESERVED_KEY!r} of vllm_xargs (extra_args) is reserved: "
+                "send `interventions` instead",
+                f"vllm_xargs.{RESERVED_KEY}",
+            )
+        try:
+            return user_salt(prompt)
+        except RefusedError:
+            self.metrics.rejected("reserved")
+            raise
+
+
+def user_salt(prompt: Any) -> str | None:
+    """The request's own `cache_salt`.
+
+    Raises:
+        RefusedError: it begins like one of Heed's.
+    """
+    salt: str | None = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
+    if salt and salt.startswith(SALT_PREFIX):
+        raise RefusedError(
+            f"a cache_salt must not begin with {SALT_PREFIX!r}, which is reserved", "cache_salt"
+        )
+    return salt
+
+
+def skipped(methods: Sequence[Method], reason: str) -> Resolution:
+    """A plain resolution of the server's defaults, in which each is left out for `reason`."""
+    reports = tuple(
+        report_of(method, "skipped", "default") | {"reason": reason} for method in methods
+    )
+    return Resolution((), CacheClass.SHARED, None, None, reports, (None,) * len(reports))
