@@ -1,6 +1,5 @@
 """vLLM's request bodies with one more typed field, and what it says."""
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import WithJsonSchema
@@ -10,7 +9,6 @@ from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 from vllm.entrypoints.openai.responses.protocol import ResponsesRequest
 
 from heed_interventions.errors import InterventionError
-from heed_interventions.method import Method
 from heed_interventions.parse import parse
 from heed_interventions.registry import field_schema
 from heed_server.api.errors import RefusedError, refused
@@ -19,7 +17,7 @@ from heed_server.api.model_names import IsServed, take_profile
 from heed_server.engine.payload import RESERVED_KEY
 from heed_server.metrics import Metrics
 from heed_server.profiles.merge import merged
-from heed_server.profiles.store import ProfileStore
+from heed_server.profiles.store import Loaded, ProfileStore
 
 FIELD = "interventions"
 Interventions = Annotated[Any, WithJsonSchema({"anyOf": [field_schema(), {"type": "null"}]})]
@@ -81,33 +79,41 @@ def exchange_of(
     # vLLM hands the request on to handlers that know nothing of the field.
     request.interventions = None
     loaded = profiles.loaded
-    asked = bool(raw)
-    excluding = next((name for name in _EXCLUDING if getattr(request, name, False)), None)
+    together = raw
     try:
         named = take_profile(request, is_served, loaded)
         if named is not None and (raw is None or isinstance(raw, list)):
-            raw = [*(raw or []), named]
-        if raw is None:
-            return _defaults(loaded.defaults, excluding)
-        methods = parse(merged(raw, loaded.profiles, loaded.refused))
+            together = [*(raw or []), named]
+        exchange = exchange_from(together, loaded)
     except InterventionError as error:
         if metrics is not None:
-            metrics.rejected(error.reason, _named_methods(raw))
+            metrics.rejected(error.reason, _named_methods(together))
         raise refused(error) from error
-    if methods and excluding is not None:
+    if exchange is None:
+        return None
+    exchange.asked = bool(raw)
+    excluding = next((name for name in _EXCLUDING if getattr(request, name, False)), None)
+    if excluding is not None and exchange.source == "default":
+        exchange.skipped = f"{excluding} cannot carry interventions"
+    elif excluding is not None and exchange.methods:
         if metrics is not None:
-            metrics.rejected("composition", [method.method for method in methods])
+            metrics.rejected("composition", [method.method for method in exchange.methods])
         raise RefusedError(
             f"interventions cannot be combined with {excluding}: send one of them", excluding
         )
-    return Exchange(methods, "request", asked)
+    return exchange
 
 
-def _defaults(methods: Sequence[Method], excluding: str | None) -> Exchange | None:
-    if not methods:
-        return None
-    skipped = f"{excluding} cannot carry interventions" if excluding is not None else None
-    return Exchange(methods, "default", asked=False, skipped=skipped)
+def exchange_from(raw: Any, loaded: Loaded) -> Exchange | None:
+    """What a list of interventions says; None where it is missing and the server has no defaults.
+
+    Raises:
+        InterventionError: it is malformed, or asks for a profile that cannot be had.
+    """
+    if raw is None:
+        return Exchange(loaded.defaults, "default", asked=False) if loaded.defaults else None
+    methods = parse(merged(raw, loaded.profiles, loaded.refused))
+    return Exchange(methods, "request", asked=bool(raw))
 
 
 def _named_methods(raw: Any) -> list[object]:
