@@ -1,8 +1,20 @@
 """What a request wants to know of its own attention, as plain values that travel to the workers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heed_kernels.edits import (
+    Edit,
+    KeyBias,
+    KeyScale,
+    MassTransfer,
+    VisibleKeys,
+    VisibleRanges,
+)
 
 Quantity = Literal[
     "weights", "mass", "entropy", "columns", "dormancy", "distance", "ahead", "queries"
@@ -14,6 +26,13 @@ LOCAL_WINDOW = 10
 
 AHEAD = (10, 100)
 """Least and most distance in tokens of the rows that FAI looks ahead to, both included (same paper)."""
+
+
+OnWeights = KeyBias | KeyScale | VisibleKeys | VisibleRanges | MassTransfer
+"""Edits that change weights; all others act before or after them."""
+
+SLOWER = 10
+"""How much longer a weight takes that is made by the definition of the edits."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +80,37 @@ class Inspection:
                 each *= size
             total += each
         return total * len(self.layers) * len(self.heads)
+
+    def dense_rows(self, edits: Iterable[Edit]) -> NDArray[np.bool_]:
+        """bool [length]: rows whose weights are made again; kernels sum columns, but not behind a transfer."""
+        wanted = set(self.quantities)
+        dense = np.zeros(self.length, bool)
+        if wanted & {"weights", "mass", "entropy"}:
+            dense[list(self.rows)] = True
+        if wanted & {"distance", "ahead"}:
+            dense[self.response :] = True
+        if "dormancy" in wanted or ("columns" in wanted and transfers(edits)):
+            dense[:] = True
+        return dense
+
+    def work(self, edits: Iterable[Edit]) -> int:
+        """Weights that are made again under these edits, in units of those under edits of logits alone."""
+        edits = list(edits)
+        keys = int((np.flatnonzero(self.dense_rows(edits)) + 1).sum())
+        each = 1 if of_logits(edits) else SLOWER
+        return each * keys * len(self.layers) * len(self.heads)
+
+
+def of_logits(edits: Iterable[Edit]) -> bool:
+    """Whether all that changes weights is added to logits or scales them."""
+    return all(
+        isinstance(edit, KeyBias | KeyScale) for edit in edits if isinstance(edit, OnWeights)
+    )
+
+
+def transfers(edits: Iterable[Edit]) -> bool:
+    """Whether mass is moved after the softmax."""
+    return any(isinstance(edit, MassTransfer) for edit in edits)
 
 
 def inspection_to_wire(inspection: Inspection) -> dict[str, Any]:

@@ -177,3 +177,14 @@ def test_rows_that_are_missing_leave_a_failure() -> None:
     assert recording.failure == "not every row of the prompt was computed"
     recording.observe(0, rows)
     assert recording.failure == "row 0 came where row 20 was to be inspected"
+
+
+def test_work_counts_the_weights_that_are_made_again() -> None:
+    shape = len(LAYERS) * len(HEADS)
+    some = asked(quantities=("mass", "columns"))
+    assert some.work(()) == some.work(EDITS["logits"]) == shape * sum(row + 1 for row in ROWS)
+    assert some.work(EDITS["rolling window"]) == 10 * some.work(())
+    every = LENGTH * (LENGTH + 1) // 2
+    assert some.work(EDITS["transfer"]) == 10 * shape * every, "columns behind a transfer too"
+    assert asked(quantities=("dormancy",)).work(()) == shape * every
+    assert asked(quantities=("queries", "columns")).work(()) == 0

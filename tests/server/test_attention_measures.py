@@ -1,6 +1,8 @@
 """Answers of `POST /v1/attention` from what workers measured, against dense float64 weights."""
 
 import base64
+import io
+import json
 import math
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from heed_kernels.inspection import AHEAD, LOCAL_WINDOW
 from heed_server.attention import measures
-from heed_server.attention.answer import as_base64, as_lists
+from heed_server.attention.answer import archive, as_base64, as_lists
 from heed_server.attention.recordings import of_all_workers
 
 LAYERS, HEADS, LENGTH, RESPONSE = 3, 4, 160, 120
@@ -118,6 +120,20 @@ def test_base64_is_the_array() -> None:
     assert made["shape"] == [1, 2, 3] and made["dtype"] == "float32"
     data = np.frombuffer(base64.b64decode(made["data"]), "<f4").reshape(made["shape"])
     np.testing.assert_array_equal(data, values)
+
+
+def test_an_archive_has_the_arrays_by_path_and_the_rest_as_a_document() -> None:
+    first = np.arange(6, dtype=np.float64).reshape(1, 2, 3)
+    answer = {
+        "model": "m", "rows": [1], "mass": {"position_0": first}, "attention": first + 1,
+        "sink": {"epsilon": 0.3, "share": first},
+    }  # fmt: skip
+    with np.load(io.BytesIO(archive(answer)), allow_pickle=False) as made:
+        assert set(made) == {"mass.position_0", "attention", "sink.share", "document"}
+        assert made["mass.position_0"].dtype == np.float32
+        np.testing.assert_array_equal(made["attention"], first + 1)
+        document = json.loads(str(made["document"]))
+    assert document == {"model": "m", "rows": [1], "sink": {"epsilon": 0.3}}
 
 
 def worker(heads: list[int], failure: str | None = None) -> dict[str, object]:

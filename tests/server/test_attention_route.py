@@ -1,5 +1,7 @@
 """The route from body to answer, with a stand-in for the engine whose worker is a real book."""
 
+import io
+import json
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from heed_interventions.views import ModelView
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import KeyBias
 from heed_kernels.table import EditTable
-from heed_server.api import errors
+from heed_server.api import admission, errors
 from heed_server.api.activity import Activity
 from heed_server.api.door import Door
 from heed_server.api.reports import ReportCollector
@@ -140,6 +142,27 @@ def test_a_continuation_is_computed_behind_the_prompt(client: TestClient, engine
     assert engine.prompt["prompt_token_ids"] == PROMPT
     assert (answer["prompt_tokens"], answer["continuation_tokens"]) == (30, 20)
     assert len(answer["waad"]["values"]) == 20
+
+
+def test_the_answer_comes_as_a_numpy_archive_on_request(client: TestClient) -> None:
+    lists = ask(client).json()
+    response = ask(client, encoding="npz")
+    assert response.headers["content-type"] == "application/x-npz"
+    with np.load(io.BytesIO(response.content), allow_pickle=False) as made:
+        np.testing.assert_allclose(made["attention"], lists["attention"], atol=1e-6)
+        assert json.loads(str(made["document"]))["token_ids"] == PROMPT
+
+
+def test_an_inspection_that_would_hold_up_others_is_refused(
+    client: TestClient, engine: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = LAYERS * QUERY_HEADS * LENGTH * (LENGTH + 1) // 2
+    monkeypatch.setattr(admission, "MOST_WORK", every)
+    assert ask(client, include=["dormancy"]).status_code == 200
+    edits = [{"method": "streaming_llm", "window": 16, "positions": "original"}]
+    refusal = ask(client, include=["dormancy"], interventions=edits)
+    assert refusal.status_code == 400 and refusal.json()["error"]["param"] == "include"
+    assert str(10 * every) in refusal.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

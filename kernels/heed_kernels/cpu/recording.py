@@ -3,8 +3,8 @@
 Column sums come from the kernel that observes. All else is taken from the weights themselves, which are
 made again in float32, in tiles of TILE_ROWS rows and the query heads of one KV head: as for an
 eviction's window where edits are of logits alone, else by their definition (`reference.attention_weights`),
-which takes some ten times as long. Beside what is kept, a tile takes some 40 bytes for each row, key and
-query head of the group.
+which takes SLOWER times as long (`inspection.py`). Beside what is kept, a tile takes some 40 bytes for
+each row, key and query head of the group.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,22 +24,18 @@ from heed_kernels.edits import (
     Edit,
     FoundKeys,
     HeadSet,
-    KeyBias,
-    KeyScale,
     MassTransfer,
     ObserveColumns,
     Rows,
     VisibleKeys,
     VisibleRanges,
 )
-from heed_kernels.inspection import Inspection
+from heed_kernels.inspection import Inspection, OnWeights, of_logits, transfers
 from heed_kernels.reference import Found, attention_weights
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 
 TILE_ROWS = 64
-
-_OnWeights = KeyBias | KeyScale | VisibleKeys | VisibleRanges | MassTransfer
 
 
 @dataclass(frozen=True)
@@ -67,9 +63,8 @@ class Recording:
     ) -> None:
         self.inspection = inspection
         self._table, self._slot = table, slot
-        self._edits = [edit for edit in edits if isinstance(edit, _OnWeights)]
-        self._transfers = any(isinstance(edit, MassTransfer) for edit in self._edits)
-        self._of_logits = all(isinstance(edit, KeyBias | KeyScale) for edit in self._edits)
+        self._edits = [edit for edit in edits if isinstance(edit, OnWeights)]
+        self._transfers, self._of_logits = transfers(edits), of_logits(edits)
         end = table.head_start + table.local_query_heads
         self.heads = [head for head in inspection.heads if table.head_start <= head < end]
         self._layers = {layer: at for at, layer in enumerate(inspection.layers)}
@@ -77,7 +72,7 @@ class Recording:
         self._columns: dict[int, ColumnSums] = {}
         self._similarity: dict[int, QuerySimilarity] = {}
         self._seen = dict.fromkeys(inspection.layers, 0)
-        self._dense = self._dense_rows()
+        self._dense = inspection.dense_rows(edits)
         self._out_of_order: str | None = None
 
     @property
@@ -124,18 +119,6 @@ class Recording:
             if layer in self._similarity:
                 arrays["queries"][at] = self._similarity[layer].mean().numpy()
         return arrays
-
-    def _dense_rows(self) -> NDArray[np.bool_]:
-        """bool [length]: rows whose weights are needed."""
-        asked, wanted = self.inspection, set(self.inspection.quantities)
-        dense = np.zeros(asked.length, bool)
-        if wanted & {"weights", "mass", "entropy"}:
-            dense[list(asked.rows)] = True
-        if wanted & {"distance", "ahead"}:
-            dense[asked.response :] = True
-        if "dormancy" in wanted or ("columns" in wanted and self._transfers):
-            dense[:] = True
-        return dense
 
     def _tiles(self, first: int, end: int) -> Iterator[tuple[int, int]]:
         """Runs of such rows in [first, end), each at most TILE_ROWS long."""

@@ -32,6 +32,10 @@ from heed_server.profiles.store import ProfileStore
 from heed_server.salt import SALT_PREFIX, salted
 from heed_server.settings import Settings
 
+MOST_WORK = 1 << 27
+"""Most weights that are made again for one inspection (`Inspection.work`): the steps of the prompt, and
+with them whoever shares a step, wait for them."""
+
 
 @dataclass(frozen=True)
 class Admitted:
@@ -104,6 +108,8 @@ class Admission:
             self.metrics.rejected(error.reason, [method.method for method in exchange.methods])
             raise refused(error) from error
         self.metrics.compiled(time.perf_counter() - start)
+        if exchange.inspection is not None:
+            check_work(exchange.inspection.work(resolution.edits))
         try:
             params, length = self._bounded(params, resolution, prompt_length)
         except RefusedError:
@@ -238,6 +244,16 @@ class Admission:
         except RefusedError:
             self.metrics.rejected("reserved")
             raise
+
+
+def check_work(work: int) -> None:
+    """Raises `RefusedError` where an inspection would hold up others for too long."""
+    if work > MOST_WORK:
+        raise RefusedError(
+            f"{work} weights would have to be computed, and {MOST_WORK} are the most: name fewer rows, "
+            "layers or heads, or leave out dormancy, which is of all rows",
+            "include",
+        )
 
 
 def user_salt(prompt: Any) -> str | None:

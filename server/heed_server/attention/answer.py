@@ -1,7 +1,9 @@
 """What was measured as the values of an answer."""
 
 import base64
-from collections.abc import Sequence
+import io
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,7 @@ DECIMALS = 7
 
 
 def measured(body: AttentionBody, asked: Asked, arrays: Arrays) -> dict[str, Any]:
-    """The parts of an `AttentionAnswer` that `include` names, ready for JSON."""
+    """The parts of an `AttentionAnswer` that `include` names, ready for JSON or for `archive`."""
     inspection = asked.inspection
     parts: dict[str, Any] = {}
     if "attention" in body.include:
@@ -71,6 +73,8 @@ def _encoded(part: Any, encoding: Encoding) -> Any:
         return {name: _encoded(value, encoding) for name, value in part.items()}
     if not isinstance(part, np.ndarray):
         return part
+    if encoding == "npz":
+        return part
     return as_base64(part) if encoding == "base64" else as_lists(part)
 
 
@@ -89,3 +93,29 @@ def as_lists(values: ArrayLike) -> Sequence[Any]:
         array = array.astype(object)
         array[undefined] = None
     return list(array.tolist())
+
+
+def archive(answer: Mapping[str, Any]) -> bytes:
+    """An answer as a numpy archive: float32 arrays by their paths, dots between, and `document`, a
+    string with everything else as JSON."""
+    arrays: dict[str, NDArray[np.float32]] = {}
+    document = json.dumps(_without_arrays(answer, "", arrays), ensure_ascii=False)
+    file = io.BytesIO()
+    np.savez(file, allow_pickle=False, document=np.array(document), **arrays)
+    return file.getvalue()
+
+
+def _without_arrays(
+    part: Mapping[str, Any], path: str, arrays: dict[str, NDArray[np.float32]]
+) -> dict[str, Any]:
+    """`part` without its arrays, which go into `arrays`, and without what would then be empty."""
+    kept: dict[str, Any] = {}
+    for name, value in part.items():
+        where = f"{path}.{name}" if path else name
+        if isinstance(value, np.ndarray):
+            arrays[where] = value.astype(np.float32)
+        elif not isinstance(value, Mapping):
+            kept[name] = value
+        elif inner := _without_arrays(value, where, arrays):
+            kept[name] = inner
+    return kept

@@ -11,7 +11,7 @@ from heed_kernels.inspection import Inspection, Quantity
 from heed_server.api.errors import RefusedError, refused
 from heed_server.attention.body import AttentionBody, Encoding, Measure
 
-MOST_VALUES: dict[Encoding, int] = {"json": 1 << 18, "base64": 1 << 22}
+MOST_VALUES: dict[Encoding, int] = {"json": 1 << 18, "base64": 1 << 22, "npz": 1 << 22}
 """Most numbers that one answer is made of: JSON is written by the process that serves everybody."""
 
 _QUANTITIES: dict[Measure, tuple[Quantity, ...]] = {
@@ -86,7 +86,7 @@ def asked_for(body: AttentionBody, model: ModelView, view: PromptView, prompt: i
     )
     most = MOST_VALUES[body.encoding]
     if inspection.values > most:
-        hint = "" if body.encoding == "base64" else ', or take "encoding": "base64"'
+        hint = ', or take "encoding": "npz"' if body.encoding == "json" else ""
         raise RefusedError(
             f"the answer would be made of {inspection.values} numbers, and {most} are the most with "
             f'"encoding": "{body.encoding}": name fewer rows, layers, heads or measures{hint}',

@@ -14,7 +14,7 @@ Measure = Literal[
     "attention", "column_mean", "sink", "mass", "entropy", "dormancy", "waad", "fai",
     "q_similarity", "vas", "vhd",
 ]  # fmt: skip
-Encoding = Literal["json", "base64"]
+Encoding = Literal["json", "base64", "npz"]
 _TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
 
 

@@ -1,5 +1,6 @@
 """`POST /v1/attention`."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -16,8 +17,11 @@ from heed_interventions.errors import join_path
 from heed_interventions.parse import is_mark
 from heed_server.api.errors import error_response
 from heed_server.api.routes import ERRORS
+from heed_server.attention.answer import archive
 from heed_server.attention.body import AttentionAnswer, AttentionBody
 from heed_server.attention.service import Diagnostics
+
+NPZ = "application/x-npz"
 
 
 class NamingRoute(APIRoute):
@@ -50,7 +54,10 @@ router = APIRouter(route_class=NamingRoute)
 @router.post(
     "/v1/attention",
     dependencies=[Depends(validate_json_request)],
-    responses={200: {"model": AttentionAnswer}, **ERRORS},
+    responses={
+        200: {"model": AttentionAnswer, "content": {NPZ: {"schema": {"format": "binary"}}}},
+        **ERRORS,
+    },
 )
 async def create_attention(body: AttentionBody, raw_request: Request) -> Response:
     """What a prompt's attention looks like, with or without interventions."""
@@ -66,4 +73,6 @@ async def _answer(body: AttentionBody, raw_request: Request) -> Response:
     answer = await diagnostics.answer(body, state)
     if isinstance(answer, ErrorResponse):
         return JSONResponse(answer.model_dump(), status_code=answer.error.code)
+    if body.encoding == "npz":
+        return Response(await asyncio.to_thread(archive, answer), media_type=NPZ)
     return JSONResponse(answer)
