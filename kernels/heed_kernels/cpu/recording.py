@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from heed_kernels.cpu.eviction.pages import Pages
 from heed_kernels.cpu.eviction.scores import QuerySimilarity
 from heed_kernels.cpu.eviction.threads import one_thread
-from heed_kernels.cpu.eviction.window import Window
+from heed_kernels.cpu.eviction.window import ObservedRows
 from heed_kernels.cpu.measures import HeadMeasures
 from heed_kernels.cpu.observation import ColumnSums, add_columns
 from heed_kernels.edits import (
@@ -158,8 +158,8 @@ class Recording:
     ) -> torch.Tensor:
         """float32 [heads, rows, keys] of some local heads of one KV head."""
         places = np.arange(len(key))
-        window = Window(self._table, self._slot, layer, start, places, 0, rows.scale)
-        return torch.stack([window.weights(query[:, head], key, head) for head in heads])
+        seen = ObservedRows(self._table, self._slot, layer, start, places, 0, rows.scale)
+        return torch.stack([seen.weights(query[:, head], key, head) for head in heads])
 
     def _by_definition(
         self, layer: int, rows: LayerRows, query: torch.Tensor, key: torch.Tensor, own: slice

@@ -129,11 +129,11 @@ class Engines:
             await activity.wait()
             await asyncio.sleep(POLL_SECONDS)
             try:
-                gauges = [workers[0] for workers in await self.call("heed_gauges")]
+                told = [workers[0] for workers in await self.call("heed_gauges")]
             except Exception as error:
                 logger.debug("Heed: the poll of the workers failed: %s", error)
                 continue
-            metrics.rows(sum(gauge["edit_table_rows"] for gauge in gauges))
+            metrics.polled(told)
 
 
 def reload_on_hangup(profiles: ProfileStore) -> None:

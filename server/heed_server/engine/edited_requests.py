@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use 
     from heed_server.engine.evicting_requests import EvictingRequests, LetGo
     from heed_server.engine.inspected_requests import InspectedRequests
     from heed_server.engine.key_searches import KeySearches
+    from heed_server.engine.sink_samples import SinkSamples
 
 REPORTS_KEPT = 4096
 """Finished reports kept until the API process takes them; the oldest go first."""
@@ -100,6 +101,8 @@ class EditedRequests:
     """None on devices where requests cannot evict."""
     inspected: "InspectedRequests | None" = None
     """None on devices where attention cannot be observed."""
+    sinks: "SinkSamples | None" = None
+    """The same."""
 
     def __init__(self, table: EditTable, searches: "KeySearches | None" = None) -> None:
         """searches: where weights can be observed while the model runs."""
@@ -148,8 +151,9 @@ class EditedRequests:
                 self.searches.enter(request_id, slot, payload.edits, computed_tokens)
             if self.evicting is not None:
                 self.evicting.enter(slot, payload, max_tokens)
-            if self.inspected is not None:
-                self.inspected.enter(slot, payload)
+            for book in (self.inspected, self.sinks):
+                if book is not None:
+                    book.enter(slot, payload)
         except EditError as error:
             self.leave(request_id, finished=False)
             record.failure = str(error)
@@ -177,10 +181,9 @@ class EditedRequests:
         self._note_found(slot, record)
         if self.searches is not None:
             self.searches.leave(slot)
-        if self.evicting is not None:
-            self.evicting.leave(slot)
-        if self.inspected is not None:
-            self.inspected.leave(slot)
+        for book in (self.evicting, self.inspected, self.sinks):
+            if book is not None:
+                book.leave(slot)
         self.table.release(slot)
 
     def _note_found(self, slot: int, record: RunRecord) -> None:
@@ -228,7 +231,7 @@ class EditedRequests:
     def _observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """items: int32 [edited requests, 5], as in `Pattern.items`."""
         watching: tuple[Observer, ...] = ()
-        for book in (self.evicting, self.inspected):
+        for book in (self.evicting, self.inspected, self.sinks):
             watching += book.observers(items) if book is not None else ()
         if self.searches is None:
             return watching
