@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import io
+import json
 from functools import cache
 from typing import Any
 
@@ -79,6 +81,8 @@ def test_the_default_answer_is_that_of_dense_attention(any_server: LiveServer) -
     close(answer["column_mean"], mean)
     close(answer["sink"]["share"], (mean > 0.3).mean(axis=-1))
     close(answer["mass"]["position_0"], weights[:, :, -1:, 0])
+    found = {tuple(place) for place in answer["sink"]["secondary"]}
+    assert found == {tuple(at) for at in np.argwhere(mean > 0.3) if 0 < at[2] <= length - 16}
 
 
 def test_everything_else_that_can_be_included(any_server: LiveServer) -> None:
@@ -137,6 +141,18 @@ def test_a_chat_is_looked_at_with_its_template(server: LiveServer) -> None:
     answer = response.json()
     ((start, end),) = answer["spans"]
     assert "red door" in server.tokenizer.decode(answer["token_ids"][start:end])
+
+
+def test_an_archive_holds_what_lists_hold(server: LiveServer) -> None:
+    prompt = server.prompt(90, start=3)
+    lists = ask(server, prompt, rows=[5, -1])
+    body = {"model": server.model, "prompt": prompt, "rows": [5, -1], "encoding": "npz"}
+    response = server.post("/v1/attention", body)
+    assert response.headers["content-type"] == "application/x-npz"
+    with np.load(io.BytesIO(response.content), allow_pickle=False) as archive:
+        close(archive["attention"], np.array(lists["attention"]))
+        close(archive["sink.share"], np.array(lists["sink"]["share"]))
+        assert json.loads(str(archive["document"]))["tokens"] == lists["tokens"]
 
 
 def test_plain_neighbours_keep_their_bits(server: LiveServer) -> None:

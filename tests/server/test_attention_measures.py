@@ -38,6 +38,13 @@ def test_a_key_is_averaged_over_the_rows_that_see_it() -> None:
     assert keys[0] == (mean[..., 0] > 0.3).sum() / (LAYERS * HEADS)
 
 
+def test_secondary_sinks_are_keys_behind_the_first_that_enough_rows_see() -> None:
+    means = np.zeros((2, 2, 20))
+    means[0, 0, 0] = means[1, 0, 3] = means[1, 1, 4] = means[0, 1, 5] = means[0, 1, 19] = 0.9
+    assert measures.secondary_sinks(means, 0.3).tolist() == [[1, 0, 3], [1, 1, 4]]
+    assert measures.secondary_sinks(means[..., :10], 0.3).tolist() == []
+
+
 def test_equal_weights_have_a_normalised_entropy_of_one() -> None:
     rows = np.array([0, 1, 9])
     made = measures.normalised_entropy(np.log(rows + 1.0)[None, None], rows)

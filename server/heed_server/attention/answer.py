@@ -28,8 +28,15 @@ def measured(body: AttentionBody, asked: Asked, arrays: Arrays) -> dict[str, Any
     if "column_mean" in body.include:
         parts["column_mean"] = measures.column_mean(arrays["columns"])
     if "sink" in body.include:
-        share, keys = measures.sink_share(measures.column_mean(arrays["columns"]), body.epsilon)
-        parts["sink"] = {"epsilon": body.epsilon, "share": share, "keys": keys}
+        means = measures.column_mean(arrays["columns"])
+        share, keys = measures.sink_share(means, body.epsilon)
+        secondary = [
+            [inspection.layers[layer], inspection.heads[head], key]
+            for layer, head, key in measures.secondary_sinks(means, body.epsilon).tolist()
+        ]
+        parts["sink"] = {
+            "epsilon": body.epsilon, "share": share, "keys": keys, "secondary": secondary,
+        }  # fmt: skip
     if "mass" in body.include:
         parts["mass"] = {"position_0": arrays["mass"][..., 0]}
         if asked.spans:

@@ -91,11 +91,13 @@ Values = EncodedArray | list[Any]
 
 
 class Sink(BaseModel):
-    """share: [layers][heads], of keys with a mean weight above epsilon; keys: [keys], of the heads."""
+    """share: [layers][heads], of keys with a mean weight above epsilon; keys: [keys], of the heads;
+    secondary: [layer, head, key] of each such key but the first, where enough rows see it."""
 
     epsilon: float
     share: Values
     keys: Values
+    secondary: list[list[int]]
 
 
 class Mass(BaseModel):

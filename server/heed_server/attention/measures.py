@@ -12,6 +12,9 @@ from heed_kernels.inspection import AHEAD
 SHARE = 0.3
 """Share of the heads that are local, and of those that are global (arXiv 2510.13554)."""
 
+SEEN = 16
+"""Least rows that a secondary sink is seen by."""
+
 Floats = NDArray[np.float64]
 
 
@@ -26,6 +29,13 @@ def sink_share(means: Floats, epsilon: float) -> tuple[Floats, Floats]:
     """Of `column_mean`: [layers, heads], the share of keys above epsilon; [T], the share of heads."""
     above = means > epsilon
     return above.mean(axis=-1), above.mean(axis=(0, 1))
+
+
+def secondary_sinks(means: Floats, epsilon: float) -> NDArray[np.intp]:
+    """Places [sinks, 3] of layer, head and key, in that order, of `column_mean`: keys behind the first one
+    above epsilon. The last keys are left out: fewer than SEEN rows see them, mostly their own."""
+    inside = means[..., 1 : max(means.shape[-1] - SEEN + 1, 1)]
+    return np.argwhere(inside > epsilon) + np.array([0, 0, 1])
 
 
 def normalised_entropy(nats: ArrayLike, rows: ArrayLike) -> Floats:
