@@ -12,6 +12,8 @@ import pytest
 from heed_client.methods import ACT, Emphasis, PositionSpan, SnapKV, TextSpan, ZeroTuning
 from pydantic import Field, ValidationError
 
+import heed_client
+import heed_server.version
 from heed_client import Intervention, bodies, extra_body, from_profile
 from heed_interventions import METHODS, method_schema
 from heed_interventions.method import CacheClass, Method
@@ -43,6 +45,10 @@ def generator() -> ModuleType:
 def test_the_file_is_what_the_schemas_make(generator: ModuleType) -> None:
     made = generator.render(method_schema(method) for method in METHODS.values())
     assert generator.TARGET.read_text() == made, "run `make client`"
+
+
+def test_the_client_is_of_the_servers_version() -> None:
+    assert heed_client.__version__ == heed_server.version.__version__
 
 
 def test_there_is_a_builder_for_each_method() -> None:
