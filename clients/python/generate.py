@@ -56,8 +56,9 @@ def render(schemas: Iterable[Schema]) -> str:
 
 
 def class_name(title: str) -> str:
-    """A method's title, or a part's, as the name of a class."""
-    return re.sub(r"\W", "", title)
+    """A method's title, or a part's, as the name of a class; what stands in brackets is left out."""
+    words = re.findall(r"\w+", title.partition("(")[0])
+    return "".join(word[0].upper() + word[1:] for word in words)
 
 
 def _class(name: str, base: str, schema: Schema, parts: dict[str, str]) -> str:
@@ -71,7 +72,10 @@ def _class(name: str, base: str, schema: Schema, parts: dict[str, str]) -> str:
         if base == "Intervention" and field in _SHARED:
             continue
         arguments = _arguments(of, field in required)
-        lines.append(f"    {field}: {_annotation(of, parts)} = Field({', '.join(arguments)})")
+        annotation = _annotation(of, parts)
+        if field not in required and "default" not in of:
+            annotation += " | None"  # left to the server, which knows the model
+        lines.append(f"    {field}: {annotation} = Field({', '.join(arguments)})")
     return "\n".join(lines) + "\n"
 
 
@@ -124,7 +128,7 @@ def _docstring(text: str) -> str:
 
 
 def _formatted(text: str) -> str:
-    for command in (["check", "--select", "F401,I", "--fix", "--exit-zero"], ["format"]):
+    for command in (["check", "--select", "F401,I,RUF022", "--fix", "--exit-zero"], ["format"]):
         done = subprocess.run(
             [sys.executable, "-m", "ruff", *command, "--quiet", "--stdin-filename", TARGET, "-"],
             input=text, capture_output=True, text=True, check=True,

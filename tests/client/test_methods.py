@@ -7,14 +7,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import heed_client.methods
 import pytest
-from heed_client.methods import ACT, Emphasis, PositionSpan, SnapKV, TextSpan, ZeroTuning
 from pydantic import Field, ValidationError
 
 import heed_client
+import heed_client.methods
 import heed_server.version
 from heed_client import Intervention, bodies, extra_body, from_profile
+from heed_client.methods import ACT, Emphasis, PositionSpan, SnapKV, TextSpan, ZeroTuning
 from heed_interventions import METHODS, method_schema
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.selectors import Heads, Layers
@@ -88,7 +88,7 @@ def examples() -> Iterator[tuple[Intervention, dict[str, Any]]]:
     yield ACT(profile="sentiment"), {"method": "act", "profile": "sentiment"}
 
 
-@pytest.mark.parametrize(("built", "body"), examples())
+@pytest.mark.parametrize(("built", "body"), list(examples()))
 def test_only_what_was_written_is_sent(built: Intervention, body: dict[str, Any]) -> None:
     assert built.body() == body
     json.dumps(extra_body([built]))

@@ -51,7 +51,7 @@ def scrape(server: LiveServer) -> Scrape:
     return found
 
 
-@pytest.mark.parametrize(("name", "query"), queries(), ids=lambda value: value[:40])
+@pytest.mark.parametrize(("name", "query"), list(queries()), ids=lambda value: value[:40])
 def test_a_query_asks_for_names_and_labels_that_exist(
     scrape: Scrape, name: str, query: str
 ) -> None:

@@ -64,7 +64,8 @@ def test_the_last_event_carries_the_reports(style: EventStyle) -> None:
     begin, token, end = streamed(stock(), exchange, style)
     assert (begin, token) == (event("begin"), event("token"))
     data = data_of(end)
-    assert (data.get("interventions") or data["response"]["interventions"]) == [REPORT]
+    (report,) = data.get("interventions") or data["response"]["interventions"]
+    assert report["method"] == "zerotuning"
     assert CURRENT.get() is None
 
 
@@ -118,7 +119,7 @@ def test_a_whole_answer_carries_the_reports_of_its_last_turn() -> None:
     def answered(response: Response) -> Response:
         return asyncio.run(with_named_reports(response, exchange, responses_route.STYLE))
 
-    made = answered(JSONResponse({"id": "r"}))
-    assert json.loads(bytes(made.body)) == {"id": "r", "interventions": [{"turn": 2}]}
+    made = json.loads(bytes(answered(JSONResponse({"id": "r"})).body))
+    assert made["id"] == "r" and [report["turn"] for report in made["interventions"]] == [2]
     error = JSONResponse({"error": {}}, status_code=404)
     assert answered(error) is error

@@ -72,6 +72,7 @@ async def within(exchange: Exchange, stream: Any) -> Events:
     try:
         while True:
             token = CURRENT.set(exchange)
+            event: Any
             try:
                 event = await anext(stream, _END)
             finally:

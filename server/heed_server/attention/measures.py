@@ -35,7 +35,7 @@ def secondary_sinks(means: Floats, epsilon: float) -> NDArray[np.intp]:
     """Places [sinks, 3] of layer, head and key, in that order, of `column_mean`: keys behind the first one
     above epsilon. The last keys are left out: fewer than SEEN rows see them, mostly their own."""
     inside = means[..., 1 : max(means.shape[-1] - SEEN + 1, 1)]
-    return np.argwhere(inside > epsilon) + np.array([0, 0, 1])
+    return np.asarray(np.argwhere(inside > epsilon) + np.array([0, 0, 1]))
 
 
 def normalised_entropy(nats: ArrayLike, rows: ArrayLike) -> Floats:
