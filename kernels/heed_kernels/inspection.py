@@ -31,7 +31,7 @@ AHEAD = (10, 100)
 OnWeights = KeyBias | KeyScale | VisibleKeys | VisibleRanges | MassTransfer
 """Edits that change weights; all others act before or after them."""
 
-SLOWER = 10
+SLOWER = 3
 """How much longer a weight takes that is made by the definition of the edits."""
 
 

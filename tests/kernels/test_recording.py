@@ -23,7 +23,7 @@ from heed_kernels.edits import (
     Rows,
     VisibleKeys,
 )
-from heed_kernels.inspection import AHEAD, LOCAL_WINDOW, QUANTITIES, Inspection
+from heed_kernels.inspection import AHEAD, LOCAL_WINDOW, QUANTITIES, SLOWER, Inspection
 from heed_kernels.table import EditTable
 
 QUERY_HEADS, KV_HEADS, LENGTH, RESPONSE = 6, 2, 150, 130
@@ -183,8 +183,8 @@ def test_work_counts_the_weights_that_are_made_again() -> None:
     shape = len(LAYERS) * len(HEADS)
     some = asked(quantities=("mass", "columns"))
     assert some.work(()) == some.work(EDITS["logits"]) == shape * sum(row + 1 for row in ROWS)
-    assert some.work(EDITS["rolling window"]) == 10 * some.work(())
+    assert some.work(EDITS["rolling window"]) == SLOWER * some.work(())
     every = LENGTH * (LENGTH + 1) // 2
-    assert some.work(EDITS["transfer"]) == 10 * shape * every, "columns behind a transfer too"
+    assert some.work(EDITS["transfer"]) == SLOWER * shape * every, "columns behind a transfer too"
     assert asked(quantities=("dormancy",)).work(()) == shape * every
     assert asked(quantities=("queries", "columns")).work(()) == 0

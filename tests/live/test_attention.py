@@ -8,7 +8,6 @@ import json
 from functools import cache
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -204,7 +203,7 @@ def test_an_unknown_model_is_a_404(server: LiveServer) -> None:
 
 
 def test_the_route_stands_in_the_openapi_document(server: LiveServer) -> None:
-    document = httpx.get(f"{server.url}/openapi.json").json()
+    document = server.client.get("/openapi.json").json()
     operation = document["paths"]["/v1/attention"]["post"]
     assert "AttentionBody" in str(operation["requestBody"])
     assert "AttentionAnswer" in str(operation["responses"]["200"])

@@ -16,6 +16,7 @@ from tests.kernels.paged_model import Model, layout_of
 from heed_interventions.views import ModelView
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import KeyBias
+from heed_kernels.inspection import SLOWER
 from heed_kernels.table import EditTable
 from heed_server.api import admission, errors
 from heed_server.api.activity import Activity
@@ -162,7 +163,7 @@ def test_an_inspection_that_would_hold_up_others_is_refused(
     edits = [{"method": "streaming_llm", "window": 16, "positions": "original"}]
     refusal = ask(client, include=["dormancy"], interventions=edits)
     assert refusal.status_code == 400 and refusal.json()["error"]["param"] == "include"
-    assert str(10 * every) in refusal.json()["error"]["message"]
+    assert str(SLOWER * every) in refusal.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
