@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
 from live_server import LiveServer
 from prometheus_client.parser import text_string_to_metric_families
+
+from heed_server.measuring.servers import free_port
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = json.loads((DEPLOY / "grafana" / "heed.json").read_text())
@@ -34,13 +39,19 @@ def queries() -> Iterator[tuple[str, str]]:
             yield rule["alert"], rule["expr"]
 
 
-@pytest.fixture(scope="module")
-def scrape(server: LiveServer) -> Scrape:
-    """After requests of each kind that a query speaks of, and a poll of the workers."""
+def traffic(server: LiveServer) -> None:
+    """Requests of each kind that a query speaks of."""
     prompt = server.prompt(300)
     for edits in ([{"method": "zerotuning", "gamma": 2}], [{"method": "snapkv", "keep": 0.2}]):
         server.fresh(prompt, edits, max_tokens=100)
     server.post("/v1/completions", {"prompt": "a", "interventions": [{"method": "nothing"}]})
+
+
+@pytest.fixture(scope="module")
+def scrape(server: LiveServer) -> Scrape:
+    """After such requests, and a poll of the workers."""
+    traffic(server)
+    prompt = server.prompt(300)
     deadline = time.monotonic() + 30
     while not server.metric("heed_sink_mass_count") and time.monotonic() < deadline:
         server.fresh(prompt, [{"method": "zerotuning", "gamma": 2}], max_tokens=50)
@@ -94,3 +105,58 @@ def test_promtool_takes_the_rules_and_a_scrape(server: LiveServer) -> None:
         ["promtool", "check", "metrics"], input=ours, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture
+def prometheus(server: LiveServer, tmp_path: Path) -> Iterator[httpx.Client]:
+    """A Prometheus that scrapes the server every second."""
+    config = {
+        "global": {"scrape_interval": "1s"},
+        "scrape_configs": [
+            {
+                "job_name": "heed",
+                "scrape_timeout": "1s",
+                "static_configs": [{"targets": [server.url.removeprefix("http://")]}],
+            }
+        ],
+    }
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config))
+    port = free_port()
+    command = ["prometheus", f"--config.file={tmp_path / 'prometheus.yml'}"]
+    command += [
+        f"--storage.tsdb.path={tmp_path / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=60) as client:
+            yield client
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="prometheus is not installed")
+def test_a_prometheus_answers_every_panel_with_data(
+    server: LiveServer, scrape: Scrape, prometheus: httpx.Client
+) -> None:
+    waiting = {
+        f"{panel['title']}, {target['refId']}": target["expr"]
+        .replace("$__rate_interval", "30s")
+        .replace("$instance", ".*")
+        for panel in DASHBOARD["panels"]
+        for target in panel.get("targets", ())
+    }
+    deadline = time.monotonic() + 120
+    while waiting and time.monotonic() < deadline:
+        traffic(server)
+        for name, query in list(waiting.items()):
+            with suppress(httpx.TransportError):
+                answer = prometheus.get("/query", params={"query": query}).json()
+                assert answer["status"] == "success", f"{name}: {answer}"
+                values = [float(row["value"][1]) for row in answer["data"]["result"]]
+                if any(math.isfinite(value) for value in values):
+                    del waiting[name]
+    assert not waiting
