@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all kernels-check lint format bench release-check clean
+.PHONY: help install serve test test-all kernels-check lint format client bench release-check clean
 
 help: ## Show this list
 	@echo "Heed: make TARGET [NAME=value …]"
@@ -47,6 +47,9 @@ lint: install ## Check style and types
 format: install ## Put the code into shape
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
+
+client: install ## Write the Python client's methods from their schemas
+	$(BIN)/python clients/python/generate.py
 
 bench: install ## Measure speed and effects on this machine (a quarter of an hour)
 	$(BIN)/python benchmarks/host.py

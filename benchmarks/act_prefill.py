@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import load
 import numpy as np
-import servers
 import shapes
+
+from heed_server.measuring import load, servers
 
 SETS = (25, 74, 184)
 OF = 1024

@@ -22,8 +22,8 @@ from typing import Any
 
 import httpx
 import numpy as np
-import servers
 
+from heed_server.measuring import servers
 from heed_server.models import bundled_model
 
 Interventions = list[dict[str, Any]]

@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import load
 import numpy as np
-import servers
 import shapes
+
+from heed_server.measuring import load, servers
 
 BLOCK = 32
 PAUSE_SECONDS = 1.5

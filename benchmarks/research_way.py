@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import load
 import numpy as np
-import servers
 import shapes
 import torch
 from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
 from transformers.models.llama.modeling_llama import repeat_kv
+
+from heed_server.measuring import load, servers
 
 GAMMA = 1.5
 REQUESTS = 16

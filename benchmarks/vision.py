@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import servers
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
+from heed_server.measuring import servers
 from heed_server.models import bundled_model
 from heed_tiny.evaluate import share
 from heed_tiny_vision import hallucination, scenes

@@ -77,8 +77,11 @@ def quote(value: object) -> str:
 
 
 def join_path(*parts: object) -> str:
-    """Path of a value inside the request: the parts joined by dots, each printable and short."""
-    return ".".join(_path_part(part) for part in parts)
+    """Path of a value inside the request: the parts joined by dots, each printable and short.
+
+    Empty parts are left out: the path of the request itself is empty.
+    """
+    return ".".join(_path_part(part) for part in parts if part != "")
 
 
 def _path_part(part: object) -> str:

@@ -90,7 +90,7 @@ def _hint(name: object, known: Iterable[str]) -> str:
 
 def _translate(error: ValidationError, method: type[Method], path: str) -> InterventionError:
     detail = error.errors(include_url=False)[0]
-    location = [part for part in detail["loc"] if not _is_mark(part)]
+    location = [part for part in detail["loc"] if not is_mark(part)]
     location += [part for part in [detail.get("ctx", {}).get("field")] if part is not None]
     message = _message(detail, location, method)
     return InterventionError(
@@ -98,7 +98,7 @@ def _translate(error: ValidationError, method: type[Method], path: str) -> Inter
     )
 
 
-def _is_mark(part: int | str) -> bool:
+def is_mark(part: int | str) -> bool:
     """Parts that pydantic adds to a path: tags of a union, and "this is about the key"."""
     return isinstance(part, str) and (part == "[key]" or (part[:1] == "<" and part[-1:] == ">"))
 

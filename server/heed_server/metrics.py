@@ -1,6 +1,7 @@
 """Heed's metrics, registered in the API process beside vLLM's; labels come from bounded sets only."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 
@@ -8,6 +9,23 @@ from heed_interventions.registry import METHODS
 from heed_server.engine.versions import installed_vllm
 from heed_server.version import __version__
 
+_ATTENTION_BUCKETS = (
+    1e-4,
+    2.5e-4,
+    5e-4,
+    1e-3,
+    2.5e-3,
+    5e-3,
+    1e-2,
+    2.5e-2,
+    5e-2,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+)
+_MASS_BUCKETS = tuple(step / 10 for step in range(1, 10))
 _COMPILE_BUCKETS = (1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, 5e-2, 0.25)
 
 
@@ -74,6 +92,20 @@ class Metrics:
             buckets=_COMPILE_BUCKETS,
             registry=registry,
         )
+        self._attention_seconds = Histogram(
+            "heed_attention_seconds",
+            "Attention of one step in all layers, sampled: the stock kernel's part and the edited rows'. "
+            "Steps that hold prompt rows count as prompt.",
+            ["path", "phase"],
+            buckets=_ATTENTION_BUCKETS,
+            registry=registry,
+        )
+        self._sink_mass = Histogram(
+            "heed_sink_mass",
+            "Attention that edited rows pay to the first token, mean over the heads of a layer, sampled.",
+            buckets=_MASS_BUCKETS,
+            registry=registry,
+        )
         build = Gauge(
             "heed_build_info",
             "Constant 1, with the versions of Heed and vLLM and the backend that carries out edits.",
@@ -102,9 +134,14 @@ class Metrics:
         """One engine request with a salt of Heed's."""
         self._salted.inc()
 
-    def rows(self, count: int) -> None:
-        """Edit-table rows in use, from the poll."""
-        self._rows.set(count)
+    def polled(self, workers: Sequence[Mapping[str, Any]]) -> None:
+        """What the workers tell when they are asked, one of each engine (`EditsInWorker.heed_gauges`)."""
+        self._rows.set(sum(worker["edit_table_rows"] for worker in workers))
+        for worker in workers:
+            for path, phase, seconds in worker["attention_seconds"]:
+                self._attention_seconds.labels(path, phase).observe(seconds)
+            for mass in worker["sink_mass"]:
+                self._sink_mass.observe(mass)
 
     def edited(self, method: object, *, prompt: int, generated: int) -> None:
         """Tokens whose rows one engine request computed with an edit of `method`."""

@@ -16,11 +16,11 @@ from heed_server.calibrate.data import Item
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.evaluation import evaluate, tables, warnings
 from heed_server.calibrate.journal import Journal
-from heed_server.calibrate.progress import Progress
 from heed_server.calibrate.prompts import prepare
 from heed_server.calibrate.runner import Runner
 from heed_server.calibrate.scoring import Kind
 from heed_server.calibrate.statistics import Turned, interval, lower_bounds
+from heed_server.progress import Progress
 
 SHAPE = (2, 3)
 ITEMS = 40

@@ -14,10 +14,10 @@ from tests.calibrate.stand_in import StandIn, two_way
 from heed_server.calibrate.data import Item
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.journal import Journal, digest
-from heed_server.calibrate.progress import Progress
 from heed_server.calibrate.prompts import Prepared, prepare
 from heed_server.calibrate.runner import Runner, Scores
 from heed_server.calibrate.scoring import Kind
+from heed_server.progress import Progress
 
 PLAIN = None
 TUNED = {"method": "zerotuning", "gamma": 2.0}

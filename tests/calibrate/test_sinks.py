@@ -8,17 +8,7 @@ import numpy as np
 import pytest
 
 from heed_server.calibrate.heat_map import heat_map
-from heed_server.calibrate.sinks import column_means
 from heed_server.cli import main
-
-
-def test_a_column_is_averaged_over_the_rows_that_see_it() -> None:
-    attention = np.tril(np.random.default_rng(0).random((2, 5, 5)))
-    found = column_means(attention)
-    for head in range(2):
-        for key in range(5):
-            expected = attention[head, key:, key].mean()
-            np.testing.assert_allclose(found[head, key], expected)
 
 
 def test_the_heat_map_is_a_picture_with_a_cell_for_each_value() -> None:

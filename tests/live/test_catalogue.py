@@ -177,7 +177,7 @@ def test_what_only_heed_may_set_is_refused_and_counted(server: LiveServer) -> No
         ("/v1/completions", body | {"vllm_xargs": {"heed": 1}}),
         ("/v1/completions", body | {"cache_salt": "heed1:0"}),
         ("/v1/responses", {"input": "Hello", "vllm_xargs": {"heed": 1}}),
-        ("/v1/messages", {"messages": hello, "max_tokens": 1, "interventions": []}),
+        ("/v1/messages/count_tokens", {"messages": hello, "interventions": []}),
     ):
         assert server.client.post(path, json=sent).status_code == 400, path
     for (reason, before), by in zip(names.items(), (3, 1), strict=True):

@@ -302,7 +302,10 @@ def test_beam_search_cannot_carry_interventions(server: LiveServer) -> None:
     assert plain.status_code == 200, plain.text
 
 
-CARRIES = {"/v1/chat/completions", "/v1/completions", "/v1/interventions/validate", "/v1/attention"}
+CARRIES = {
+    *("/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages"),
+    *("/v1/interventions/validate", "/v1/attention"),
+}
 
 
 def other_doors(server: LiveServer) -> list[str]:
@@ -313,7 +316,7 @@ def other_doors(server: LiveServer) -> list[str]:
 def test_every_other_post_route_refuses_interventions(server: LiveServer) -> None:
     """Also with a body that the route would otherwise serve: nothing is accepted and ignored."""
     doors = other_doors(server)
-    assert {"/v1/responses", "/invocations", "/v1/messages", "/tokenize"} <= set(doors)
+    assert {"/invocations", "/v1/messages/count_tokens", "/tokenize"} <= set(doors)
     messages = [{"role": "user", "content": "Hello"}]
     usable = {"prompt": "Hello", "messages": messages, "input": "Hello", "max_tokens": 1}
     for door in doors:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from conformance import ALL_CASES, assert_close, longest_prompt
 from live_server import FLAGS, LiveServer, serving
@@ -42,3 +43,22 @@ def test_two_ranks_equal_one(cramped_server: LiveServer, two_ranks: LiveServer, 
         for mine, other in zip(*moved, strict=True):
             assert mine == pytest.approx(other, abs=TOLERANCE), name
     assert one.report == two.report
+
+
+def test_the_heads_of_both_ranks_are_inspected(
+    cramped_server: LiveServer, two_ranks: LiveServer
+) -> None:
+    prompt = cramped_server.prompt(200, start=9)
+    include = ["attention", "column_mean", "mass", "dormancy"]
+    edits = [{"method": "zerotuning", "gamma": 3, "heads": [0, 4]}]
+    for heads in ("all", [0], [1, 5]):
+        body = {"prompt": prompt, "include": include, "heads": heads, "interventions": edits}
+        answers = [
+            server.post("/v1/attention", {"model": server.model, **body})
+            for server in (cramped_server, two_ranks)
+        ]
+        assert [each.status_code for each in answers] == [200, 200], answers[1].text[:500]
+        one, two = (each.json() for each in answers)
+        assert one["heads"] == two["heads"]
+        for part in ("attention", "column_mean"):
+            np.testing.assert_allclose(two[part], one[part], rtol=0, atol=TOLERANCE)

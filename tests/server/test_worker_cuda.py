@@ -221,7 +221,8 @@ def test_the_worker_describes_the_length_that_vllm_fitted_to_the_memory(
     assert (answer["max_length"], answer["backend"], answer["unsupported"]) == (1000, "cuda", None)
     assert (answer["longest_step"], answer["observes"]) == (64, False)
     assert (answer["query_heads"], answer["local_query_heads"]) == (HEADS, HEADS)
-    assert worker.heed_gauges() == {"edit_table_rows": 0} and worker.heed_reports(["x"]) == {}
+    nothing = {"edit_table_rows": 0, "attention_seconds": [], "sink_mass": []}
+    assert worker.heed_gauges() == nothing and worker.heed_reports(["x"]) == {}
 
 
 def test_a_device_that_cannot_run_the_kernel_still_serves_plain_requests(

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 from vllm.entrypoints.serve.exception_handling.error_response import create_error_response
 
-from heed_server.api.exchange import Exchange, Report
+from heed_server.api.exchange import EngineRequest, Exchange, Report
 from heed_server.api.reports import assemble
 
 _DATA = "data: "
@@ -39,17 +39,21 @@ async def choice_reports(exchange: Exchange, index: int, choices: int) -> list[R
     """Reports of choice `index` out of `choices`: those of its prompt, and what ran for it.
 
     Raises:
-        RuntimeError: a worker could not carry out a set that the door had admitted.
+        RuntimeError: as `assemble`.
     """
     if not exchange.engine_requests:
         return []
     per_prompt = max(1, choices // max(1, len(exchange.engine_requests)))
-    request = exchange.engine_requests[index // per_prompt]
-    ran: Mapping[int, Report] = await request.ran if request.ran is not None else {}
-    failure = next((report["failure"] for report in ran.values() if report["failure"]), None)
-    if failure:
-        raise RuntimeError(f"the interventions were not carried out: {failure}")
-    return assemble(request, index % per_prompt, ran)
+    return await prompt_reports(exchange.engine_requests[index // per_prompt], index % per_prompt)
+
+
+async def prompt_reports(request: EngineRequest, choice: int = 0) -> list[Report]:
+    """Reports of one choice of one prompt.
+
+    Raises:
+        RuntimeError: as `assemble`.
+    """
+    return assemble(request, choice, await request.ran if request.ran is not None else {})
 
 
 async def _stream_with_reports(stream: Any, exchange: Exchange) -> AsyncIterator[Any]:

@@ -8,6 +8,8 @@ from typing import Any
 
 from heed_interventions.method import Method
 from heed_interventions.resolve import Resolution, Source
+from heed_kernels.inspection import Inspection
+from heed_server.api.errors import RefusedError
 
 Report = dict[str, Any]
 
@@ -19,12 +21,14 @@ class EngineRequest:
     completion_tokens: tokens sampled so far, by choice.
     ran: what the workers ran, by choice; None where nothing had to run edited. Set at the door,
         resolved when generation has ended.
+    report_id: under which the workers keep what they ran; None where nothing had to run edited.
     """
 
     resolution: Resolution
     prompt_length: int
     completion_tokens: dict[int, int] = field(default_factory=dict)
     ran: "Future[dict[int, Report]] | None" = None
+    report_id: str | None = None
 
 
 @dataclass
@@ -34,6 +38,8 @@ class Exchange:
     asked: whether the client itself sent a list with something in it.
     skipped: why the server's defaults are left out of this request, if they are.
     rehearsal: whether the request is only to find out what it would do.
+    inspection: what is to be measured of the attention, if anything is.
+    refusal: why the door did not let it through, where it did not.
     """
 
     methods: Sequence[Method]
@@ -41,6 +47,8 @@ class Exchange:
     asked: bool
     skipped: str | None = None
     rehearsal: bool = False
+    inspection: Inspection | None = None
+    refusal: RefusedError | None = None
     engine_requests: list[EngineRequest] = field(default_factory=list)
 
 

@@ -1,7 +1,7 @@
 """Routes that cannot carry interventions: a body that asks for them there is refused, never ignored.
 
-vLLM's bodies accept unknown fields. Without this, `interventions` sent to `/v1/responses`,
-`/v1/messages`, `/invocations` or any route that a later vLLM adds would be dropped in silence.
+vLLM's bodies accept unknown fields. Without this, `interventions` sent to `/invocations`, `/tokenize` or
+any route that a later vLLM adds would be dropped in silence.
 """
 
 import json
@@ -21,7 +21,16 @@ _PART = re.compile(
     rf'(?i:content-disposition):[^\r\n]*[;\s](?i:name)\s*=\s*"?{FIELD}["; \t\r\n]'.encode()
 )
 
-CARRYING = frozenset({"/v1/chat/completions", "/v1/completions", "/v1/interventions/validate"})
+CARRYING = frozenset(
+    {
+        "/v1/attention",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/interventions/validate",
+        "/v1/messages",
+        "/v1/responses",
+    }
+)
 """Routes that take the field."""
 
 

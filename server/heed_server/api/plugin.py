@@ -3,37 +3,38 @@
 import asyncio
 import signal
 from argparse import Namespace
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import fields
 from typing import Any, ClassVar
 
 from fastapi import FastAPI
 from starlette.datastructures import State
 from vllm.logger import init_logger
 
-from heed_interventions.errors import InterventionError
-from heed_interventions.sink_dimensions import sink_dimensions
-from heed_interventions.views import ModelView
-from heed_kernels.table import EditTable
-from heed_server.api import errors, profile_routes, routes
+from heed_server.api import errors, messages_route, profile_routes, responses_route, routes
 from heed_server.api.activity import Activity
 from heed_server.api.body_limit import BodyLimit
 from heed_server.api.cache_room import CacheRoom
 from heed_server.api.context_length import let_requests_differ
 from heed_server.api.door import Door
 from heed_server.api.exchange import Report
-from heed_server.api.found_keys import of_all_ranks
 from heed_server.api.leaving import leave_with_the_engine
 from heed_server.api.other_doors import OtherDoors
-from heed_server.api.reports import ReportCollector
-from heed_server.api.served_model import served_identity
-from heed_server.engine.image_positions import takes_images
+from heed_server.api.reports import ReportCollector, of_workers
+from heed_server.api.served_model import (
+    no_support,
+    profiles_for,
+    scratch_table,
+    served_identity,
+    support_of,
+    view_of,
+)
+from heed_server.attention import routes as attention_routes
+from heed_server.attention.service import Diagnostics
 from heed_server.engine.model_support import ModelSupport
 from heed_server.metrics import Metrics
-from heed_server.profiles.identity import ModelIdentity
 from heed_server.profiles.store import ProfileStore
-from heed_server.settings import Settings, SettingsError
+from heed_server.settings import Settings
 
 logger = init_logger("vllm.heed.api")
 
@@ -61,8 +62,8 @@ class HeedEndpointPlugin:
         app.add_middleware(BodyLimit)
         if not self._generates:
             return
-        app.include_router(routes.router)
-        app.include_router(profile_routes.router)
+        for module in (routes, messages_route, responses_route, profile_routes, attention_routes):
+            app.include_router(module.router)
         errors.install(app)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
@@ -75,38 +76,22 @@ class HeedEndpointPlugin:
         metrics = Metrics(backend=usable or "none")
         activity = Activity()
         settings = Settings.from_environment()
-        view = ModelView(
-            layers=support.layers,
-            query_heads=support.query_heads,
-            kv_heads=support.kv_heads,
-            head_dim=support.head_dim,
-            max_length=support.max_length,
-            vision=takes_images(engine_client.model_config),
-            unsupported=support.unsupported,
-            eviction_obstacle=support.eviction_obstacle,
-            rotary=support.rotary,
-            observes=support.observes,
-            longest_step=support.longest_step,
-            hidden_size=support.hidden_size,
-            inputs_obstacle=support.inputs_obstacle,
-            sink_dims=sink_dimensions(
-                support.model_type, support.hidden_size, support.layers, support.kv_heads
-            ),
-        )
+        view = view_of(support, engine_client.model_config)
         identity = await asyncio.to_thread(served_identity, engine_client.model_config, support)
-        profiles = _profiles(settings, identity, view)
+        profiles = profiles_for(settings, identity, view)
         state.heed_door = Door(
             model=view,
             settings=settings,
             profiles=profiles,
             tokenizer=engine_client.renderer.tokenizer,
-            table=_scratch_table(support),
+            table=scratch_table(support),
             reports=ReportCollector(engines.reports),
             metrics=metrics,
             activity=activity,
             cache=CacheRoom(support.kv_blocks, support.block_size),
         )
         state.heed_door.stand_before(engine_client)
+        state.heed_diagnostics = Diagnostics(engine_client, state.heed_door, engines.inspection)
         if state.heed_door.settings.max_streaming_length is not None:
             let_requests_differ(engine_client.model_config)
         if settings.profiles is not None:
@@ -161,15 +146,10 @@ class Engines:
     async def describe(self) -> ModelSupport:
         """The model as the first worker sees it; a worker without Heed refuses edits."""
         try:
-            answer: Mapping[str, Any] = (await self.call("heed_describe"))[0][0]
+            return support_of((await self.call("heed_describe"))[0][0])
         except Exception as error:
             logger.warning("Heed: the workers do not know it: %s", error)
-            config = self._client.model_config
-            return ModelSupport(
-                0, 0, 0, 0, 0, 0, config.max_model_len,
-                unsupported="the server's workers run without Heed", rotary=False,
-            )  # fmt: skip
-        return ModelSupport(**{field.name: answer[field.name] for field in fields(ModelSupport)})
+            return no_support(self._client.model_config.max_model_len)
 
     async def reports(self, report_ids: list[str]) -> Iterable[Mapping[str, Mapping[int, Report]]]:
         """Reports from each engine: its workers all run the same rows, and any may have failed.
@@ -177,9 +157,13 @@ class Engines:
         None from engines that are being stopped: the answer is whole, and its report says what is missing.
         """
         try:
-            return [_one_report(workers) for workers in await self.call("heed_reports", report_ids)]
+            return [of_workers(workers) for workers in await self.call("heed_reports", report_ids)]
         except StoppedError:
             return []
+
+    async def inspection(self, report_id: str) -> list[list[Any]]:
+        """What each engine's workers measured for one engine request, None where it did not run."""
+        return await self.call("heed_inspection", report_id)
 
     async def poll(self, activity: Activity, metrics: Metrics) -> None:
         """Keep the worker gauges fresh while requests are edited, until the engine is gone."""
@@ -187,56 +171,16 @@ class Engines:
             await activity.wait()
             await asyncio.sleep(POLL_SECONDS)
             try:
-                gauges = [workers[0] for workers in await self.call("heed_gauges")]
+                told = [workers[0] for workers in await self.call("heed_gauges")]
             except StoppedError:
                 return
             except Exception as error:
                 logger.debug("Heed: the poll of the workers failed: %s", error)
                 continue
-            metrics.rows(sum(gauge["edit_table_rows"] for gauge in gauges))
-
-
-def _one_report(
-    workers: Sequence[dict[str, dict[int, Report]]],
-) -> Mapping[str, Mapping[int, Report]]:
-    first = workers[0]
-    for answer in workers[1:]:
-        for report_id, choices in answer.items():
-            for choice, report in choices.items():
-                merged = first[report_id][choice]
-                if report["failure"] is not None:
-                    merged["failure"] = report["failure"]
-                for source, measured in report["interventions"].items():
-                    if "found" in measured:
-                        of_all = merged["interventions"][source]
-                        of_all["found"] = of_all_ranks(of_all["found"], measured["found"])
-    return first
-
-
-def _profiles(settings: Settings, identity: ModelIdentity | None, view: ModelView) -> ProfileStore:
-    try:
-        store = ProfileStore(settings.profiles, identity, view, settings.default_interventions)
-        for index, method in enumerate(store.loaded.defaults):
-            settings.policy.check(method, f"interventions.{index}")
-        return store
-    except InterventionError as error:
-        raise SettingsError(f"default interventions: {error.param}: {error}") from error
-    except OSError as error:
-        raise SettingsError(f"{settings.profiles}: {error.strerror}") from error
+            metrics.polled(told)
 
 
 def reload_on_hangup(profiles: ProfileStore) -> None:
     """Read the profiles again on SIGHUP, where this process can be told so."""
     with suppress(NotImplementedError, RuntimeError, ValueError):
         asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, profiles.reload)
-
-
-def _scratch_table(support: ModelSupport) -> EditTable | None:
-    if support.unsupported is not None:
-        return None
-    return EditTable(
-        slots=1,
-        layers=support.layers,
-        query_heads=support.query_heads,
-        kv_heads=support.kv_heads,
-    )

@@ -2,11 +2,11 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from heed_server.api.exchange import EngineRequest, Report
-from heed_server.api.found_keys import sink_counts
+from heed_server.api.found_keys import of_all_ranks, sink_counts
 from heed_server.metrics import Metrics
 
 _MEMORY = ("freed_blocks", "freed_bytes", "realised_saving", "kept", "kept_left_out")
@@ -51,11 +51,35 @@ class ReportCollector:
                     future.set_result(found)
 
 
+def of_workers(
+    workers: Sequence[dict[str, dict[int, Report]]],
+) -> Mapping[str, Mapping[int, Report]]:
+    """One engine's reports out of those of its workers: all run the same rows, and any may have failed."""
+    first = workers[0]
+    for answer in workers[1:]:
+        for report_id, choices in answer.items():
+            for choice, report in choices.items():
+                merged = first[report_id][choice]
+                if report["failure"] is not None:
+                    merged["failure"] = report["failure"]
+                for source, measured in report["interventions"].items():
+                    if "found" in measured:
+                        of_all = merged["interventions"][source]
+                        of_all["found"] = of_all_ranks(of_all["found"], measured["found"])
+    return first
+
+
 def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> list[Report]:
     """The reports of one choice, in the order of the request's interventions.
 
     ran: what the workers ran for the engine request, by choice (`EditedRequests.take`).
+
+    Raises:
+        RuntimeError: a worker could not carry out a set that had been admitted.
     """
+    failure = next((report["failure"] for report in ran.values() if report["failure"]), None)
+    if failure:
+        raise RuntimeError(f"the interventions were not carried out: {failure}")
     worker = ran.get(choice, {})
     lost = {"reason": "the workers' report was lost"} if request.ran and not worker else {}
     tokens = request.completion_tokens.get(choice, 0)

@@ -22,12 +22,17 @@ from heed_server.api.door import Door
 from heed_server.api.errors import RefusedError, error_response
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange, RehearsalOver
 from heed_server.api.reports import assemble
-from heed_server.api.requests import HeedChatRequest, HeedCompletionRequest, exchange_of
+from heed_server.api.requests import (
+    HeedChatRequest,
+    HeedCompletionRequest,
+    HeedRequest,
+    exchange_of,
+)
 
 Handler = Callable[..., Coroutine[Any, Any, Response]]
 
 router = APIRouter()
-_ERRORS: dict[int | str, dict[str, Any]] = {
+ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorResponse} for status in (400, 403, 404, 500)
 }
 
@@ -41,39 +46,47 @@ def door_of(request: Request) -> Door:
 @router.post(
     "/v1/chat/completions",
     dependencies=[Depends(validate_json_request)],
-    responses={200: {"content": {"text/event-stream": {}}}, **_ERRORS},
+    responses={200: {"content": {"text/event-stream": {}}}, **ERRORS},
 )
 async def create_chat_completion(request: HeedChatRequest, raw_request: Request) -> Response:
     """vLLM's chat completions, with interventions."""
-    return await _generate(chat_api.create_chat_completion, request, raw_request)
+    return await generate(chat_api.create_chat_completion, request, raw_request)
 
 
 @router.post(
     "/v1/completions",
     dependencies=[Depends(validate_json_request)],
-    responses={200: {"content": {"text/event-stream": {}}}, **_ERRORS},
+    responses={200: {"content": {"text/event-stream": {}}}, **ERRORS},
 )
 async def create_completion(request: HeedCompletionRequest, raw_request: Request) -> Response:
     """vLLM's completions, with interventions."""
-    return await _generate(completion_api.create_completion, request, raw_request)
+    return await generate(completion_api.create_completion, request, raw_request)
 
 
-async def _generate(
+async def generate(
     stock: Handler,
-    request: HeedChatRequest | HeedCompletionRequest,
+    request: HeedRequest,
     raw_request: Request,
+    reported: Callable[[Response, Exchange], Coroutine[Any, Any, Response]] = with_reports,
 ) -> Response:
+    """What vLLM's handler `stock` answers while the request's interventions are the current ones.
+
+    reported: puts the reports into a response that has some.
+
+    Raises:
+        RefusedError: the interventions cannot be used.
+    """
     door = door_of(raw_request)
     serving = raw_request.app.state.openai_serving_models
     exchange = exchange_of(request, door.profiles, serving.is_base_model, door.metrics)
     if exchange is None:
         return await stock(request, raw_request)
-    return await with_reports(await _handled(stock, request, raw_request, exchange), exchange)
+    return await reported(await _handled(stock, request, raw_request, exchange), exchange)
 
 
 async def _handled(
     stock: Handler,
-    request: HeedChatRequest | HeedCompletionRequest,
+    request: HeedRequest,
     raw_request: Request,
     exchange: Exchange,
 ) -> Response:
@@ -108,7 +121,7 @@ async def get_intervention(method: str, raw_request: Request) -> JSONResponse:
 @router.post(
     "/v1/interventions/validate",
     dependencies=[Depends(validate_json_request)],
-    responses=_ERRORS,
+    responses=ERRORS,
 )
 async def validate_interventions(raw_request: Request) -> Response:
     """What a chat or completion request would do: the reports without rows, or the error.

@@ -18,13 +18,13 @@ from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.evaluation import evaluate, tables, warnings
 from heed_server.calibrate.journal import Journal, digest
 from heed_server.calibrate.local_server import local_server
-from heed_server.calibrate.progress import Progress
 from heed_server.calibrate.prompts import Prepared, prepare
 from heed_server.calibrate.runner import Runner
 from heed_server.calibrate.scoring import TOP, Kind
 from heed_server.profiles.identity import ModelIdentity, Serving
 from heed_server.profiles.profile import SCHEMA, Profile, ProfileError, is_profile_name
 from heed_server.profiles.writing import write_profile
+from heed_server.progress import Progress
 from heed_server.version import __version__
 
 ACT_PARAMETERS = ("beta", "stats", "decode", "protect", "max_sinks", "min_rows")

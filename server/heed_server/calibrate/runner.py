@@ -10,7 +10,6 @@ import numpy as np
 
 from heed_server.calibrate.client import Client
 from heed_server.calibrate.journal import Journal, digest
-from heed_server.calibrate.progress import Progress
 from heed_server.calibrate.prompts import Prepared
 from heed_server.calibrate.scoring import (
     Call,
@@ -23,6 +22,7 @@ from heed_server.calibrate.scoring import (
     recorded,
     score,
 )
+from heed_server.progress import Progress
 
 
 @dataclass(frozen=True)

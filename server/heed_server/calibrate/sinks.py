@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from heed_server.attention.measures import column_mean
 from heed_server.calibrate.data import Item, read_items, task_file
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.heat_map import heat_map
@@ -53,12 +54,6 @@ def calibrate_sinks(options: argparse.Namespace) -> None:
     _tell(means, sink, options.epsilon, options.out)
 
 
-def column_means(attention: np.ndarray) -> np.ndarray:
-    """attention: float [..., rows, keys], causal. Returns the mean over the rows that see each key."""
-    keys = attention.shape[-1]
-    return np.asarray(attention.sum(axis=-2) / (keys - np.arange(keys)))
-
-
 def _column_means(model: str, items: Sequence[Item], tokens: int) -> Iterator[np.ndarray]:
     """float32 [layers, heads, keys] for each item that is long enough."""
     import torch
@@ -80,7 +75,7 @@ def _column_means(model: str, items: Sequence[Item], tokens: int) -> Iterator[np
             continue
         with torch.inference_mode():
             layers = network(torch.tensor([ids]), output_attentions=True).attentions
-        yield column_means(torch.cat(layers).numpy())
+        yield column_mean(torch.cat(layers).numpy().sum(axis=-2))
 
 
 def _token_ids(tokenizer: Any, item: Item) -> list[int]:

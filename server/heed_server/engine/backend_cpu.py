@@ -24,7 +24,11 @@ from heed_kernels.cpu.layout import Layout
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.rope import Rope
 from heed_server.engine import step
+from heed_server.engine.attention_times import NOT_TIMED, AttentionTimes, StepTimes
 from heed_server.engine.step import StepEdits
+
+TIMES = AttentionTimes()
+"""Of this worker: vLLM makes backends, and hands them nothing of the worker's."""
 
 
 class EditedStep:
@@ -98,12 +102,16 @@ class EditedStep:
 
 
 class HeedCPUMetadataBuilder(CPUAttentionMetadataBuilder):  # type: ignore[misc]
-    """The stock builder; a step with edited rows carries them along in `edited`."""
+    """The stock builder; a step with edited rows carries them along in `edited`, and one that is timed
+    its laps in `times`."""
 
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
     ) -> CPUAttentionMetadata:
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)
+        times = TIMES.begin("generation" if metadata.max_query_len == 1 else "prompt")
+        if times is not None:
+            metadata.times = times
         edits = step.current()
         if edits is not None:
             metadata.edited = EditedStep(edits, metadata, self)
@@ -134,27 +142,45 @@ class HeedCPUImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
     ) -> torch.Tensor:
         """As the stock `forward`; shapes [tokens, query_heads, head_dim] for query and output."""
         edited: EditedStep | None = getattr(attn_metadata, "edited", None)
+        times: StepTimes = getattr(attn_metadata, "times", NOT_TIMED)
         if edited is None:
-            super().forward(
-                layer, query, key, value, kv_cache, attn_metadata, output,
-                output_scale, output_block_scale,
-            )  # fmt: skip
+            with times.stock:
+                super().forward(
+                    layer, query, key, value, kv_cache, attn_metadata, output,
+                    output_scale, output_block_scale,
+                )  # fmt: skip
             return output
-        assert attn_metadata is not None and self.layout is not None
+        assert attn_metadata is not None
         if self._layer is None:
             self._layer = extract_layer_index(layer.layer_name)
-        if edited.stock_everywhere(self._layer):
-            super().forward(layer, query, key, value, kv_cache, attn_metadata, output)
-        elif (subset := edited.stock_subset(self._layer)) is not None:
-            metadata, tokens = subset
-            rows = torch.empty((len(tokens), *output.shape[1:]), dtype=output.dtype)
-            super().forward(layer, query[tokens], key, value, kv_cache, metadata, rows)
-            output.index_copy_(0, tokens, rows)
+        with times.stock:
+            if edited.stock_everywhere(self._layer):
+                super().forward(layer, query, key, value, kv_cache, attn_metadata, output)
+            elif (subset := edited.stock_subset(self._layer)) is not None:
+                metadata, tokens = subset
+                rows = torch.empty((len(tokens), *output.shape[1:]), dtype=output.dtype)
+                super().forward(layer, query[tokens], key, value, kv_cache, metadata, rows)
+                output.index_copy_(0, tokens, rows)
+        with times.edited:
+            self._edit(self._layer, edited, query, kv_cache, attn_metadata, output)
+        return output
+
+    def _edit(
+        self,
+        layer: int,
+        edited: EditedStep,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: CPUAttentionMetadata,
+        output: torch.Tensor,
+    ) -> None:
+        """Let the observers look, and write the edited rows; the step's keys are in the cache."""
+        assert self.layout is not None
         inputs = LayerInputs(
             query, kv_cache, attn_metadata.block_table, self.scale, self.rope, self.layout
         )
         for observer in edited.observers:
-            observer.before_edits(self._layer, inputs)
+            observer.before_edits(layer, inputs)
         attend(
             query=query,
             output=output,
@@ -162,14 +188,13 @@ class HeedCPUImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
             block_table=attn_metadata.block_table,
             table=edited.table,
             plan=edited.plan,
-            layer=self._layer,
+            layer=layer,
             scale=self.scale,
             rope=self.rope,
             layout=self.layout,
         )
         for comparer in edited.comparers:
-            comparer.after_edits(self._layer, inputs, output)
-        return output
+            comparer.after_edits(layer, inputs, output)
 
 
 class HeedCPUBackend(CPUAttentionBackend):  # type: ignore[misc]

@@ -22,7 +22,9 @@ if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use 
     from heed_server.engine.compared_heads import ComparedHeads
     from heed_server.engine.evicting_requests import EvictingRequests, LetGo
     from heed_server.engine.flagged_tokens import FlaggedTokens
+    from heed_server.engine.inspected_requests import InspectedRequests
     from heed_server.engine.key_searches import KeySearches
+    from heed_server.engine.sink_samples import SinkSamples
 
 REPORTS_KEPT = 4096
 """Finished reports kept until the API process takes them; the oldest go first."""
@@ -106,6 +108,10 @@ class EditedRequests:
     """None where hidden states cannot be looked at."""
     comparing: "ComparedHeads | None" = None
     """None on devices where outputs cannot be compared."""
+    inspected: "InspectedRequests | None" = None
+    """None on devices where attention cannot be observed."""
+    sinks: "SinkSamples | None" = None
+    """The same."""
 
     def __init__(self, table: EditTable, searches: "KeySearches | None" = None) -> None:
         """searches: where weights can be observed while the model runs."""
@@ -159,6 +165,9 @@ class EditedRequests:
                 self.flagging.enter(slot, payload.edits, computed_tokens)
             if self.comparing is not None:
                 self.comparing.enter(slot, request_id, payload.edits)
+            for book in (self.inspected, self.sinks):
+                if book is not None:
+                    book.enter(slot, payload)
         except EditError as error:
             self.leave(request_id, finished=False)
             record.failure = str(error)
@@ -189,7 +198,7 @@ class EditedRequests:
         self._note_found(slot, record)
         if self.searches is not None:
             self.searches.leave(slot)
-        for book in (self.evicting, self.flagging, self.comparing):
+        for book in (self.evicting, self.flagging, self.comparing, self.inspected, self.sinks):
             if book is not None:
                 book.leave(slot)
         self.table.release(slot)
@@ -246,12 +255,15 @@ class EditedRequests:
 
     def _observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """items: int32 [edited requests, 5], as in `Pattern.items`."""
-        scored = self.evicting.observers(items) if self.evicting is not None else ()
+        watching: tuple[Observer, ...] = ()
+        for book in (self.evicting, self.inspected, self.sinks):
+            watching += book.observers(items) if book is not None else ()
         if self.searches is None:
-            return scored
+            return watching
         step, failures = self.searches.advance(items)
         self._note_failures(failures)
-        return scored if step is None else (step, *scored)
+        # Searches come first: the others look at weights with the keys that hold for these rows.
+        return watching if step is None else (step, *watching)
 
     def _watchers(self, items: NDArray[np.int32]) -> tuple[Watcher, ...]:
         if self.flagging is None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from heed_kernels.edits import Edit
+from heed_kernels.inspection import Inspection, inspection_from_wire, inspection_to_wire
 from heed_kernels.wire import from_wire, to_wire
 
 RESERVED_KEY = "heed"
@@ -21,6 +22,7 @@ class Payload:
     publication_limit: no block with a row at or past this position is published to, or read from,
         the prefix cache; None: no limit.
     detailed: interventions whose reports are to have their long parts.
+    inspection: what is to be measured of its attention, if anything is.
     """
 
     report: str
@@ -29,10 +31,12 @@ class Payload:
     publication_limit: int | None
     edits: tuple[Edit, ...]
     detailed: tuple[int, ...] = ()
+    inspection: Inspection | None = None
 
 
 def pack(payload: Payload) -> dict[str, Any]:
     """The payload as plain values that msgpack carries."""
+    inspection = payload.inspection
     return {
         "report": payload.report,
         "choices": payload.choices,
@@ -40,6 +44,7 @@ def pack(payload: Payload) -> dict[str, Any]:
         "publication_limit": payload.publication_limit,
         "edits": to_wire(payload.edits),
         "detailed": list(payload.detailed),
+        "inspection": inspection_to_wire(inspection) if inspection is not None else None,
     }
 
 
@@ -55,6 +60,7 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         EditError: the edits are malformed.
     """
     edits: Sequence[Edit] = from_wire(packed["edits"])
+    inspection = packed["inspection"]
     return Payload(
         report=packed["report"],
         choices=packed["choices"],
@@ -62,4 +68,5 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         publication_limit=packed["publication_limit"],
         edits=tuple(edits),
         detailed=tuple(packed["detailed"]),
+        inspection=inspection_from_wire(inspection) if inspection is not None else None,
     )

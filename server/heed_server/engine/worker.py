@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from vllm.config import VllmConfig
 
 from heed_kernels.table import EditTable
+from heed_server.engine.attention_times import Sample
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.kept_counts import ORDERS, Orders
 from heed_server.engine.kv_release import RELEASED
@@ -62,9 +63,24 @@ class EditsInWorker:
             return {}
         return self.edited.take(report_ids, self._block_bytes())
 
-    def heed_gauges(self) -> dict[str, int]:
-        """Rows of the edit table in use."""
-        return {"edit_table_rows": self.edited.rows_in_use if self.edited is not None else 0}
+    def heed_inspection(self, report_id: str) -> dict[str, Any] | None:
+        """What was measured for this engine request (`InspectedRequests.take`)."""
+        if self.edited is None or self.edited.inspected is None:
+            return None
+        return self.edited.inspected.take(report_id)
+
+    def heed_gauges(self) -> dict[str, Any]:
+        """Rows of the edit table in use, and what was sampled since the last call, as plain values."""
+        sinks = self.edited.sinks if self.edited is not None else None
+        return {
+            "edit_table_rows": self.edited.rows_in_use if self.edited is not None else 0,
+            "attention_seconds": self._attention_times(),
+            "sink_mass": sinks.take() if sinks is not None else [],
+        }
+
+    def _attention_times(self) -> list[Sample]:
+        """Samples of how long attention takes, on devices where it can be timed without waiting."""
+        return []
 
     def _cache_group(self) -> Any:
         """The one group of layers that share block tables; None where there are several, or no cache yet."""

@@ -11,11 +11,13 @@ from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from heed_kernels.table import EditTable
 from heed_server.engine import warm_up
-from heed_server.engine.backend_cpu import HeedCPUImpl
+from heed_server.engine.attention_times import Sample
+from heed_server.engine.backend_cpu import TIMES, HeedCPUImpl
 from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.evicting_requests import Cache, EvictingRequests
 from heed_server.engine.eviction_events import EVICTED, EVICTING
 from heed_server.engine.flagged_tokens import FlaggedTokens
+from heed_server.engine.inspected_requests import InspectedRequests
 from heed_server.engine.kept_counts import NOT_KEPT
 from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.layer_inputs import watch_inputs
@@ -28,6 +30,7 @@ from heed_server.engine.model_support import attention_layers, model_support, ro
 from heed_server.engine.publication import FAILED
 from heed_server.engine.runner_v1 import EditsInRunner
 from heed_server.engine.seeded_chunks import SeededChunks
+from heed_server.engine.sink_samples import SinkSamples
 from heed_server.engine.worker import EditsInWorker
 
 logger = init_logger("vllm.heed.worker")
@@ -89,6 +92,9 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
     def _searches(self, table: EditTable) -> KeySearches:
         return KeySearches(table)
 
+    def _attention_times(self) -> list[Sample]:
+        return TIMES.take()
+
     def _prepare_edits(self, layers: dict[int, Any]) -> float:
         ropes = rope_by_layer(self.model_runner.get_model())
         layout, seconds = warm_up.edited_attention(self.vllm_config, layers)
@@ -97,6 +103,8 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
             assert isinstance(impl, HeedCPUImpl)
             impl.rope, impl.layout = ropes.get(index), layout
         self.edited = self._new_book()
+        self.edited.inspected = InspectedRequests(self.edited.table)
+        self.edited.sinks = SinkSamples(self.edited.table)
         if self._support.eviction_obstacle is None:
             pages = {index: layer.kv_cache for index, layer in layers.items()}
             cache = Cache(pages, layout, self.vllm_config.cache_config.block_size)

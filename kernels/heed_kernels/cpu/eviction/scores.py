@@ -24,12 +24,31 @@ def difference_scores(key: torch.Tensor) -> torch.Tensor:
 
 
 def query_similarity(query: torch.Tensor) -> torch.Tensor:
-    """float64 [query_heads]: mean cosine of two different rows of [rows, query_heads, head_dim]; 0 where
-    there is one row."""
-    rows = len(query)
-    unit = torch.nn.functional.normalize(query.double(), dim=2)
-    pairs = unit.sum(dim=0).square().sum(dim=1) - unit.square().sum(dim=(0, 2))
-    return pairs / max(rows * (rows - 1), 1)
+    """float64 [query_heads], see `QuerySimilarity`, of [rows, query_heads, head_dim]."""
+    similarity = QuerySimilarity(*query.shape[1:])
+    similarity.add(query)
+    return similarity.mean()
+
+
+class QuerySimilarity:
+    """Mean cosine of two different rows, while they come in; 0 where there is one row."""
+
+    def __init__(self, heads: int, head_dim: int) -> None:
+        self._rows = 0
+        self._sum = torch.zeros(heads, head_dim, dtype=torch.float64)
+        self._same = torch.zeros(heads, dtype=torch.float64)
+
+    def add(self, query: torch.Tensor) -> None:
+        """query: [rows, heads, head_dim]."""
+        unit = torch.nn.functional.normalize(query.double(), dim=2)
+        self._rows += len(query)
+        self._sum += unit.sum(dim=0)
+        self._same += unit.square().sum(dim=(0, 2))
+
+    def mean(self) -> torch.Tensor:
+        """float64 [heads]."""
+        pairs = self._sum.square().sum(dim=1) - self._same
+        return pairs / max(self._rows * (self._rows - 1), 1)
 
 
 class QueryMoments:

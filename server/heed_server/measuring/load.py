@@ -67,7 +67,6 @@ async def _one(
     tokens: int,
 ) -> tuple[float, float]:
     body: dict[str, Any] = {
-        "model": "m",
         "prompt": list(prompt),
         "max_tokens": tokens,
         "temperature": 0,

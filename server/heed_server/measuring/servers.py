@@ -6,22 +6,32 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
+from typing import NoReturn
 
 import httpx
 
 STOCK = "from vllm.entrypoints.launchers.api_server.entry import main; main()"
 
 
+START_SECONDS = 900
+_ENDING = (signal.SIGTERM, signal.SIGHUP)
+
+
+class ServerError(RuntimeError):
+    """A server did not start."""
+
+
 @dataclass
 class Server:
     """A running server; a context manager that stops it.
 
-    start_seconds: from the command to the first healthy answer.
+    start_seconds: from the command to the first healthy answer. Entering raises `ServerError` where it
+    does not start, with the end of its log.
     """
 
     name: str
@@ -61,13 +71,11 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        while True:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"{self.name} did not start; see {self.log}")
-            with suppress(httpx.HTTPError):
-                if httpx.get(f"{self.url}/health", timeout=2).status_code == 200:
-                    break
-            time.sleep(0.2)
+        try:
+            self._wait(started + START_SECONDS)
+        except BaseException:
+            self.stop()
+            raise
         self.start_seconds = time.perf_counter() - started
         return self
 
@@ -77,16 +85,30 @@ class Server:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """End it and everything that it has started."""
         assert self.process is not None
         self.process.send_signal(signal.SIGTERM)
-        try:
+        with suppress(subprocess.TimeoutExpired):
             self.process.wait(timeout=30)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.wait()
+
+    def _wait(self, deadline: float) -> None:
+        assert self.process is not None
+        while self.process.poll() is None and time.perf_counter() < deadline:
+            with suppress(httpx.HTTPError):
+                if httpx.get(f"{self.url}/health", timeout=5).status_code == 200:
+                    return
+            time.sleep(0.2)
+        tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-20:])
+        raise ServerError(f"{self.name} did not start:\n{tail}")
 
 
-def stock(model: Path, flags: Sequence[str], log: Path, split_kv: bool) -> Server:
+def stock(model: Path | str, flags: Sequence[str], log: Path, split_kv: bool) -> Server:
     """vLLM's own server with no plug-in at all."""
     port = free_port()
     command = [
@@ -103,7 +125,7 @@ def stock(model: Path, flags: Sequence[str], log: Path, split_kv: bool) -> Serve
     return Server("stock", command, environment, log, port)
 
 
-def heed(model: Path, flags: Sequence[str], log: Path) -> Server:
+def heed(model: Path | str, flags: Sequence[str], log: Path) -> Server:
     """`heed serve` on the same model with the same flags."""
     port = free_port()
     command = [
@@ -122,7 +144,7 @@ def free_port() -> int:
 
 
 def _common(flags: Sequence[str]) -> list[str]:
-    return ["--host", "127.0.0.1", "--served-model-name", "m", *flags]
+    return ["--host", "127.0.0.1", *flags]
 
 
 def _processor_seconds(process: int) -> tuple[int, float]:
@@ -130,3 +152,25 @@ def _processor_seconds(process: int) -> tuple[int, float]:
     fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
     user, system = int(fields[11]), int(fields[12])
     return int(fields[3]), (user + system) / os.sysconf("SC_CLK_TCK")
+
+
+@contextmanager
+def raised_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise `SystemExit` here, so that servers are ended with this process; unless they
+    are ignored, as under nohup."""
+    before = {number: signal.getsignal(number) for number in _ENDING}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number: int, _: FrameType | None) -> NoReturn:
+    # The way out takes as long as the server does to end; another signal must not cut it short.
+    for each in _ENDING:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)

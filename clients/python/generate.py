@@ -1,0 +1,148 @@
+"""Writes `heed_client/methods.py` from the methods' JSON Schemas; `make client` runs it.
+
+python clients/python/generate.py
+"""
+
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+TARGET = Path(__file__).parent / "heed_client" / "methods.py"
+
+_HEADER = '''"""The methods and their parameters. Made by `make client` from the schemas of a server's catalogue."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from heed_client.intervention import Intervention, Parameters
+
+# ruff: noqa: E501
+'''
+_SHARED = ("profile", "report")
+"""Fields of every method, which stand in `Intervention`."""
+_BOUNDS = {
+    "exclusiveMinimum": "gt", "minimum": "ge", "exclusiveMaximum": "lt", "maximum": "le",
+    "minLength": "min_length", "maxLength": "max_length",
+    "minItems": "min_length", "maxItems": "max_length",
+    "minProperties": "min_length", "maxProperties": "max_length",
+}  # fmt: skip
+_TYPES = {
+    "integer": "int", "number": "float", "boolean": "bool", "string": "str", "null": "None",
+}  # fmt: skip
+
+Schema = Mapping[str, Any]
+
+
+def render(schemas: Iterable[Schema]) -> str:
+    """The module's text.
+
+    schemas: of one intervention each, self-contained, as in `GET /v1/interventions`.
+    """
+    parts: dict[str, str] = {}
+    methods: list[str] = []
+    names: list[str] = []
+    for schema in schemas:
+        name = class_name(schema["title"])
+        names.append(name)
+        methods.append(_class(name, "Intervention", schema, parts))
+    exported = "".join(f'    "{name}",\n' for name in sorted([*names, *parts]))
+    text = f"{_HEADER}\n__all__ = [\n{exported}]\n\n\n" + "\n\n".join([*parts.values(), *methods])
+    return _formatted(text)
+
+
+def class_name(title: str) -> str:
+    """A method's title, or a part's, as the name of a class; what stands in brackets is left out."""
+    words = re.findall(r"\w+", title.partition("(")[0])
+    return "".join(word[0].upper() + word[1:] for word in words)
+
+
+def _class(name: str, base: str, schema: Schema, parts: dict[str, str]) -> str:
+    fields: dict[str, Schema] = dict(schema["properties"])
+    required = set(schema.get("required", ()))
+    lines = [f"class {name}({base}):", _docstring(schema.get("description", name)), ""]
+    method = fields.pop("method", None)
+    if method is not None:
+        lines.append(f"    method: {_annotation(method, parts)} = {method['const']!r}")
+    for field, of in fields.items():
+        if base == "Intervention" and field in _SHARED:
+            continue
+        arguments = _arguments(of, field in required)
+        annotation = _annotation(of, parts)
+        if field not in required and "default" not in of:
+            annotation += " | None"  # left to the server, which knows the model
+        lines.append(f"    {field}: {annotation} = Field({', '.join(arguments)})")
+    return "\n".join(lines) + "\n"
+
+
+def _arguments(schema: Schema, required: bool) -> list[str]:
+    arguments = [] if required else [f"default={schema.get('default')!r}"]
+    holder: Schema = schema
+    if "type" not in schema:
+        # An optional value: its bounds stand in the one alternative that is not null.
+        others = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
+        holder = others[0] if len(others) == 1 else {}
+    arguments += [
+        f"{ours}={holder[theirs]!r}" for theirs, ours in _BOUNDS.items() if theirs in holder
+    ]
+    if "description" in schema:
+        arguments.append(f"description={schema['description']!r}")
+    return arguments
+
+
+def _annotation(schema: Schema, parts: dict[str, str]) -> str:
+    if "const" in schema:
+        return f"Literal[{schema['const']!r}]"
+    if "enum" in schema:
+        return f"Literal[{', '.join(map(repr, schema['enum']))}]"
+    alternatives = schema.get("anyOf") or schema.get("oneOf")
+    if alternatives:
+        return " | ".join(dict.fromkeys(_annotation(each, parts) for each in alternatives))
+    kind = schema.get("type")
+    if kind == "array":
+        return f"list[{_annotation(schema.get('items', {}), parts)}]"
+    if kind == "object":
+        return _object(schema, parts)
+    return _TYPES.get(str(kind), "Any")
+
+
+def _object(schema: Schema, parts: dict[str, str]) -> str:
+    if "properties" in schema:
+        name = class_name(schema["title"])
+        if name not in parts:
+            parts[name] = _class(name, "Parameters", schema, parts)
+        return name
+    values = [schema.get("additionalProperties"), *schema.get("patternProperties", {}).values()]
+    inner = next((value for value in values if isinstance(value, Mapping)), {})
+    return f"dict[str, {_annotation(inner, parts)}]"
+
+
+def _docstring(text: str) -> str:
+    plain = re.sub(r"\s+", " ", text).strip().replace("\\", "/")
+    lines = textwrap.wrap(f'"""{plain}', 92, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines) + ('"""' if len(lines) == 1 else '\n    """')
+
+
+def _formatted(text: str) -> str:
+    for command in (["check", "--select", "F401,I,RUF022", "--fix", "--exit-zero"], ["format"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, "--quiet", "--stdin-filename", TARGET, "-"],
+            input=text, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        text = done.stdout
+    return text
+
+
+def main() -> None:
+    """Write the module for the methods of the repository."""
+    from heed_interventions import METHODS, method_schema
+
+    TARGET.write_text(render(method_schema(method) for method in METHODS.values()))
+
+
+if __name__ == "__main__":
+    main()

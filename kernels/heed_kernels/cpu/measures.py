@@ -1,0 +1,111 @@
+"""What is taken from attention weights, tile by tile: slices, masses, entropies, distances.
+
+Symbols: a_qk is the weight of row q on key k <= q, T the length, W `LOCAL_WINDOW`, [lo, hi] `AHEAD`,
+R the rows of the response.
+
+    weights    a_qk of the chosen rows, 0 for k > q
+    mass       sum of a_qk over each set of keys, of the chosen rows
+    entropy    - sum_k a_qk ln a_qk, of the chosen rows
+    columns    sum over all q of a_qk
+    dormancy   first sum over q >= 1 of entropy_q / ln(q + 1); then per key sum over q of a_qk ln a_qk
+    distance   sum_k a_qk (q - k) and sum_k a_qk min(q - k, W), of the rows in R
+    ahead      sum over q in R with k + lo <= q <= k + hi of a_qk
+
+Sums within a tile are taken in float32, over tiles in float64.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heed_kernels.inspection import AHEAD, LOCAL_WINDOW, Inspection
+
+
+class HeadMeasures:
+    """The quantities of one inspection but `queries`, for some heads."""
+
+    def __init__(self, inspection: Inspection, heads: int) -> None:
+        self._asked = inspection
+        self._rows = np.array(inspection.rows, np.int64)
+        self._arrays: dict[str, NDArray[Any]] = {}
+        for quantity in inspection.quantities:
+            dtype = np.float32 if quantity == "weights" else np.float64
+            shape = (len(inspection.layers), heads, *inspection.shape(quantity))
+            self._arrays[quantity] = np.zeros(shape, dtype)
+
+    def arrays(self) -> dict[str, NDArray[np.float32]]:
+        """float32 [layers, heads, …] by quantity."""
+        return {name: array.astype(np.float32) for name, array in self._arrays.items()}
+
+    def add(self, layer: int, heads: NDArray[np.intp], first: int, weights: torch.Tensor) -> None:
+        """Take in all weights of the rows from `first` on: float32 [heads, rows, first + rows].
+
+        layer, heads: places in the arrays. Rows that a quantity is not of do not count for it.
+        """
+        rows, keys = weights.shape[1:]
+        low, high = np.searchsorted(self._rows, [first, first + rows])
+        logs = weights
+        if "entropy" in self._arrays or "dormancy" in self._arrays:
+            logs = torch.xlogy(weights, weights)
+        if low < high:
+            chosen = torch.from_numpy(self._rows[low:high] - first)
+            at = slice(int(low), int(high))
+            self._add_chosen(layer, heads, at, weights[:, chosen], logs[:, chosen])
+        if "columns" in self._arrays:
+            self._arrays["columns"][layer, heads, :keys] += _sum(weights, 1)
+        if "dormancy" in self._arrays:
+            self._add_dormancy(layer, heads, first, logs)
+        begin = max(self._asked.response - first, 0)
+        if begin < rows:
+            self._add_response(layer, heads, first + begin, weights[:, begin:])
+
+    def _add_chosen(
+        self,
+        layer: int,
+        heads: NDArray[np.intp],
+        at: slice,
+        weights: torch.Tensor,
+        logs: torch.Tensor,
+    ) -> None:
+        """logs: of the same rows a_qk ln a_qk, where entropies are wanted."""
+        keys = weights.shape[2]
+        if "weights" in self._arrays:
+            self._arrays["weights"][layer, heads, at, :keys] = weights.numpy()
+        if "mass" in self._arrays:
+            for index, ranges in enumerate(self._asked.key_sets):
+                mass = sum(_sum(weights[:, :, start:end], 2) for start, end in ranges)
+                self._arrays["mass"][layer, heads, at, index] = mass
+        if "entropy" in self._arrays:
+            self._arrays["entropy"][layer, heads, at] = -_sum(logs, 2)
+
+    def _add_dormancy(
+        self, layer: int, heads: NDArray[np.intp], first: int, logs: torch.Tensor
+    ) -> None:
+        rows, keys = logs.shape[1:]
+        sums = self._arrays["dormancy"]
+        sums[layer, heads, 1 : 1 + keys] += _sum(logs, 1)
+        lengths = np.arange(first, first + rows) + 1
+        begin = 1 if first == 0 else 0  # the entropy of row 0, with one key, says nothing
+        normalised = -_sum(logs, 2)[:, begin:] / np.log(lengths[begin:])
+        sums[layer, heads, 0] += normalised.sum(axis=1)
+
+    def _add_response(
+        self, layer: int, heads: NDArray[np.intp], first: int, weights: torch.Tensor
+    ) -> None:
+        rows, keys = weights.shape[1:]
+        distance = torch.arange(first, first + rows)[:, None] - torch.arange(keys)
+        if "distance" in self._arrays:
+            at = slice(first - self._asked.response, first - self._asked.response + rows)
+            array = self._arrays["distance"]
+            array[layer, heads, at, 0] = _sum(weights * distance, 2)
+            array[layer, heads, at, 1] = _sum(weights * distance.clamp(max=LOCAL_WINDOW), 2)
+        if "ahead" in self._arrays:
+            least, most = AHEAD
+            inside = (distance >= least) & (distance <= most)
+            self._arrays["ahead"][layer, heads, :keys] += _sum(weights * inside, 1)
+
+
+def _sum(values: torch.Tensor, axis: int) -> NDArray[np.float64]:
+    return np.asarray(values.sum(dim=axis).double().numpy())

@@ -1,0 +1,1 @@
+"""Diagnostics: what a prompt's attention looks like, with or without interventions."""

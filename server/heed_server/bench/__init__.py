@@ -1,0 +1,1 @@
+"""`heed bench`: what edited traffic costs on a model and a machine."""

@@ -1,0 +1,98 @@
+"""The worker's book of inspections: whose attention is measured, and what was measured. No vLLM here."""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from heed_kernels.cpu.eviction.pages import Pages
+from heed_kernels.cpu.recording import LayerRows, Recording
+from heed_kernels.cpu.search import LayerInputs
+from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT
+from heed_kernels.table import EditTable
+from heed_server.engine.payload import Payload
+
+RECORDINGS_KEPT = 32
+"""Recordings kept until the API process takes them; the oldest go first."""
+
+
+@dataclass(frozen=True)
+class InspectedRows:
+    """Rows of one request in one step that are inspected: an observer of the step.
+
+    item: int32 [5], as in `plan.Pattern.items`.
+    """
+
+    recording: Recording
+    item: NDArray[np.int32]
+
+    def before_edits(self, layer: int, inputs: LayerInputs) -> None:
+        """See `step.Observer`."""
+        start, count = int(self.item[FIRST_TOKEN]), int(self.item[ROWS])
+        blocks = inputs.block_table[int(self.item[BLOCK_TABLE_ROW])]
+        rows = LayerRows(
+            inputs.query[start : start + count],
+            Pages.of(inputs.kv_cache, blocks, inputs.layout),
+            int(self.item[FIRST_POSITION]),
+            inputs.scale,
+            inputs.rope,
+        )
+        self.recording.observe(layer, rows)
+
+
+class InspectedRequests:
+    """Recordings by slot of the edit table, and by report id until they are taken."""
+
+    def __init__(self, table: EditTable) -> None:
+        self._table = table
+        self._by_slot: dict[int, Recording] = {}
+        self._by_report: OrderedDict[str, Recording] = OrderedDict()
+
+    def enter(self, slot: int, payload: Payload) -> None:
+        """A request has got its slot; after a preemption it starts again."""
+        if payload.inspection is None:
+            return
+        recording = Recording(payload.inspection, payload.edits, self._table, slot)
+        self._by_slot[slot] = recording
+        self._by_report[payload.report] = recording
+        while len(self._by_report) > RECORDINGS_KEPT:
+            self._by_report.popitem(last=False)
+
+    def leave(self, slot: int) -> None:
+        """The slot's request is gone; what was measured stays until it is taken."""
+        self._by_slot.pop(slot, None)
+
+    def observers(self, items: NDArray[np.int32]) -> tuple[InspectedRows, ...]:
+        """Which rows of a step are inspected.
+
+        items: int32 [requests, 5], all rows that the step has of each edited request, see
+        `plan.Pattern.items`.
+        """
+        if not self._by_slot:
+            return ()
+        slots = [(self._by_slot.get(int(item[SLOT])), item) for item in items]
+        return tuple(
+            InspectedRows(recording, item) for recording, item in slots if recording is not None
+        )
+
+    def take(self, report: str) -> dict[str, Any] | None:
+        """What was measured for an engine request, once, as plain values; None for one that is not known.
+
+        failure: why there is nothing, or None. heads: of the inspection and this rank. arrays: by
+        quantity the shape, and float32 little-endian bytes [layers, heads, …].
+        """
+        recording = self._by_report.pop(report, None)
+        if recording is None:
+            return None
+        failure = recording.failure
+        arrays = recording.arrays() if failure is None else {}
+        return {
+            "failure": failure,
+            "heads": recording.heads,
+            "arrays": {
+                name: [list(array.shape), array.astype("<f4").tobytes()]
+                for name, array in arrays.items()
+            },
+        }

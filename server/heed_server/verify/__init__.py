@@ -1,0 +1,1 @@
+"""`heed verify`: whether Heed keeps its promises on a model and a machine."""
