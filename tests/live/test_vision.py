@@ -7,12 +7,13 @@ import io
 import os
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 from conformance import assert_close
 from live_server import LiveServer, serving, together
 from PIL import Image
 from vision_cases import VISION_CASES, assert_vision_conforms, moved
-from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, picture, trained_model
+from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, message, picture, trained_model
 
 from heed_interventions import METHODS
 
@@ -116,6 +117,28 @@ def test_a_span_of_an_image_is_what_its_positions_are(vision_server: LiveServer)
     assert end - start == 64
     written = [{**edits[0], "spans": [{"start": start, "end": end}]}]
     assert_vision_conforms(vision_server, asked, written)
+
+
+def test_attention_to_an_image_is_that_to_its_keys(vision_server: LiveServer) -> None:
+    body = {
+        "model": vision_server.model, "messages": [message(QUESTIONS[0], [picture(9)])],
+        "rows": [-1, -2], "include": ["attention", "mass", "vas"],
+    }  # fmt: skip
+    response = vision_server.post("/v1/attention", body)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    (((start, end),),) = answer["images"]
+    assert end - start == 64
+    weights = np.array(answer["attention"])
+    on_image = weights[..., start:end].sum(axis=-1)
+    # Sums of numbers that are rounded to seven decimals.
+    np.testing.assert_allclose(answer["mass"]["image"], on_image, atol=1e-5)
+    ratio = on_image / weights[..., :start].sum(axis=-1)
+    np.testing.assert_allclose(answer["vas"]["values"], ratio, rtol=1e-3, atol=1e-5)
+    assert answer["vas"]["mean"] == pytest.approx(ratio.mean(), rel=1e-3)
+    body["messages"] = [{"role": "user", "content": QUESTIONS[0]}]
+    refused = vision_server.post("/v1/attention", body)
+    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "include.2")
 
 
 def test_a_vision_method_without_a_picture_is_refused(vision_server: LiveServer) -> None:

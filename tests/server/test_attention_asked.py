@@ -1,12 +1,13 @@
 """What a body of `POST /v1/attention` comes to on a prompt, and what is refused, by field."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
-from heed_interventions.views import ModelView, PromptView
+from heed_interventions.views import ImageSpan, ModelView, PromptView
 from heed_server.api.errors import RefusedError
 from heed_server.attention import routes
 from heed_server.attention.asked import MOST_VALUES, Asked, asked_for, check_body
@@ -88,7 +89,7 @@ def test_answers_are_bounded_and_the_refusal_says_by_how_much() -> None:
     ("fields", "param", "message"),
     [
         ({"include": ["mass", "vas"]}, "include.1", "image"),
-        ({"include": ["vhd"]}, "include.0", "image"),
+        ({"include": ["vhd"]}, "include.0", "vhr"),
         ({"include": ["waad"]}, "include.0", "continuation"),
     ],
 )
@@ -98,6 +99,24 @@ def test_measures_that_need_more_are_refused(
     with pytest.raises(RefusedError, match=message) as refusal:
         check_body(body(**fields), MODEL)
     assert refusal.value.parameter == param
+
+
+def test_images_are_measured_together_behind_the_spans() -> None:
+    images = (ImageSpan(3, 7, ((4, 6),)), ImageSpan(9, 12, ((9, 12),)))
+    made = asked_for(
+        body(include=["mass", "vas"], spans=[{"start": 0, "end": 2}]),
+        replace(MODEL, vision=True), PromptView(LENGTH, images=images), LENGTH,
+    )  # fmt: skip
+    assert made.inspection.key_sets == (((0, 1),), ((0, 2),), ((4, 6), (9, 12)), ((0, 3),))
+    assert (made.image, made.system) == (2, 3)
+
+
+def test_vas_of_a_prompt_without_an_image_is_refused() -> None:
+    with pytest.raises(RefusedError, match="has none") as refusal:
+        asked_for(
+            body(include=["vas"]), replace(MODEL, vision=True), PromptView(LENGTH), LENGTH
+        )  # fmt: skip
+    assert refusal.value.parameter == "include.0"
 
 
 @pytest.mark.parametrize("obstacle", [{"unsupported": "sliding windows"}, {"observes": False}])

@@ -45,6 +45,16 @@ def test_secondary_sinks_are_keys_behind_the_first_that_enough_rows_see() -> Non
     assert measures.secondary_sinks(means[..., :10], 0.3).tolist() == []
 
 
+def test_vas_is_the_mass_on_the_image_over_that_before_it() -> None:
+    dense = weights()[:, :, 100:]
+    image, system = dense[..., 20:40].sum(axis=-1), dense[..., :20].sum(axis=-1)
+    ratio, mean = measures.vas(image, system)
+    np.testing.assert_allclose(ratio, image / system)
+    assert mean == pytest.approx((image / system).mean())
+    nothing_before, none = measures.vas(image, None)
+    assert np.isnan(nothing_before).all() and none is None
+
+
 def test_equal_weights_have_a_normalised_entropy_of_one() -> None:
     rows = np.array([0, 1, 9])
     made = measures.normalised_entropy(np.log(rows + 1.0)[None, None], rows)

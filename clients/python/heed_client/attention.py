@@ -25,6 +25,7 @@ class Attention(BaseModel):
     heads: list[int]
     rows: list[int]
     spans: list[list[int]]
+    images: list[list[list[int]]] = []
     attention: Any = None
     column_mean: Any = None
     sink: dict[str, Any] | None = None

@@ -40,7 +40,13 @@ def measured(body: AttentionBody, asked: Asked, arrays: Arrays) -> dict[str, Any
     if "mass" in body.include:
         parts["mass"] = {"position_0": arrays["mass"][..., 0]}
         if asked.spans:
-            parts["mass"]["spans"] = arrays["mass"][..., 1:]
+            parts["mass"]["spans"] = arrays["mass"][..., 1 : 1 + len(asked.spans)]
+        if asked.image is not None:
+            parts["mass"]["image"] = arrays["mass"][..., asked.image]
+    if "vas" in body.include and asked.image is not None:
+        system = None if asked.system is None else arrays["mass"][..., asked.system]
+        ratio, mean = measures.vas(arrays["mass"][..., asked.image], system)
+        parts["vas"] = {"mean": mean, "values": ratio}
     if "entropy" in body.include:
         normalised = measures.normalised_entropy(arrays["entropy"], inspection.rows)
         parts["entropy"] = {"nats": arrays["entropy"], "normalised": normalised}

@@ -24,17 +24,23 @@ _QUANTITIES: dict[Measure, tuple[Quantity, ...]] = {
     "waad": ("distance",),
     "fai": ("distance", "ahead"),
     "q_similarity": ("queries",),
+    "vas": ("mass",),
 }
-_OF_IMAGES: tuple[Measure, ...] = ("vas", "vhd")
 _OF_CONTINUATIONS: tuple[Measure, ...] = ("waad", "fai")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is measured, and the spans [start, end) whose masses are."""
+    """What is measured, and where in the mass's last axis things stand.
+
+    spans: token ranges [start, end), behind position 0. image, system: places of the keys of all
+    images and of those before the first one, None where there are none.
+    """
 
     inspection: Inspection
     spans: tuple[Range, ...]
+    image: int | None = None
+    system: int | None = None
 
 
 def check_body(body: AttentionBody, model: ModelView) -> None:
@@ -49,9 +55,13 @@ def check_body(body: AttentionBody, model: ModelView) -> None:
         raise RefusedError(obstacle, None)
     for index, measure in enumerate(body.include):
         path = f"include.{index}"
-        if measure in _OF_IMAGES:
+        if measure == "vas" and not model.vision:
+            raise RefusedError("vas needs an image, and this model takes text only", path)
+        if measure == "vhd":
             raise RefusedError(
-                f"{measure} needs an image, and images cannot be looked at yet", path
+                "vhd is of heads' outputs, and weights are what is looked at here: the report of `vhr` "
+                "names the heads that it chooses",
+                path,
             )
         if measure in _OF_CONTINUATIONS and body.continuation is None:
             raise RefusedError(f"{measure} is of a `continuation`, and there is none", path)
@@ -74,13 +84,19 @@ def asked_for(body: AttentionBody, model: ModelView, view: PromptView, prompt: i
     rows = _rows(body, view.length)
     if "q_similarity" in body.include and len(rows) < 2:
         raise RefusedError("q_similarity compares rows: name at least two", "rows")
+    image, system = _keys_of_images(view)
+    if "vas" in body.include and not image:
+        raise RefusedError(
+            "vas needs an image, and this prompt has none", f"include.{body.include.index('vas')}"
+        )
+    key_sets = [((0, 1),), *(tuple(union([span])) for span in spans), image, system]
     quantities = {name for measure in body.include for name in _QUANTITIES[measure]}
     inspection = Inspection(
         length=view.length,
         layers=tuple(layer for layer, mask in enumerate(on.masks) if mask),
         heads=tuple(sorted({h for layer in range(model.layers) for h in on.heads(layer)})),
         rows=tuple(rows),
-        key_sets=(((0, 1),), *(tuple(union([span])) for span in spans)),
+        key_sets=tuple(keys for keys in key_sets if keys),
         response=prompt,
         quantities=tuple(sorted(quantities)),
     )
@@ -92,7 +108,22 @@ def asked_for(body: AttentionBody, model: ModelView, view: PromptView, prompt: i
             f'"encoding": "{body.encoding}": name fewer rows, layers, heads or measures{hint}',
             "include",
         )
-    return Asked(inspection, tuple(spans))
+    first = 1 + len(spans)
+    return Asked(
+        inspection,
+        tuple(spans),
+        image=first if image else None,
+        system=first + 1 if system else None,
+    )
+
+
+def _keys_of_images(view: PromptView) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
+    """The keys of all images together, and those before the first one."""
+    if not view.images:
+        return (), ()
+    start = view.images[0].start
+    keys = tuple(keys for image in view.images for keys in image.keys)
+    return keys, ((0, start),) if start else ()
 
 
 def _rows(body: AttentionBody, length: int) -> Sequence[int]:

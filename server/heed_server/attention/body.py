@@ -101,10 +101,11 @@ class Sink(BaseModel):
 
 
 class Mass(BaseModel):
-    """position_0: [layers][heads][rows]; spans: [layers][heads][rows][spans]."""
+    """position_0 and image: [layers][heads][rows]; spans: [layers][heads][rows][spans]."""
 
     position_0: Values
     spans: Values | None = None
+    image: Values | None = None
 
 
 class Entropy(BaseModel):
@@ -137,10 +138,18 @@ class Fai(BaseModel):
     values: Values
 
 
+class Vas(BaseModel):
+    """values: [layers][heads][rows], null where nothing is before the image; mean: over all of them."""
+
+    mean: float | None
+    values: Values
+
+
 class AttentionAnswer(BaseModel):
     """What was measured; parts that were not included are left out.
 
-    tokens: as the tokenizer writes them, null without one. spans: token ranges [start, end).
+    tokens: as the tokenizer writes them, null without one. spans: token ranges [start, end). images: of
+    each image the ranges of its keys.
     attention: [layers][heads][rows][keys]; column_mean: [layers][heads][keys]; q_similarity:
     [layers][heads].
     """
@@ -155,6 +164,7 @@ class AttentionAnswer(BaseModel):
     heads: list[int]
     rows: list[int]
     spans: list[list[int]]
+    images: list[list[list[int]]]
     attention: Values | None = None
     column_mean: Values | None = None
     sink: Sink | None = None
@@ -164,4 +174,5 @@ class AttentionAnswer(BaseModel):
     waad: Waad | None = None
     fai: Fai | None = None
     q_similarity: Values | None = None
+    vas: Vas | None = None
     interventions: list[dict[str, Any]]

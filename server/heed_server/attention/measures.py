@@ -38,6 +38,15 @@ def secondary_sinks(means: Floats, epsilon: float) -> NDArray[np.intp]:
     return np.asarray(np.argwhere(inside > epsilon) + np.array([0, 0, 1]))
 
 
+def vas(image: ArrayLike, system: ArrayLike | None) -> tuple[Floats, float | None]:
+    """Mass on the image over mass before it, [layers, heads, rows], and its mean (arXiv 2603.03825).
+
+    system: None where no key is before the image.
+    """
+    ratio = _ratio(image, np.zeros_like(image) if system is None else system)
+    return ratio, None if np.isnan(ratio).all() else float(np.nanmean(ratio))
+
+
 def normalised_entropy(nats: ArrayLike, rows: ArrayLike) -> Floats:
     """[layers, heads, rows]: the entropy of each row over that of equal weights; not of row 0."""
     return _ratio(nats, np.log(np.asarray(rows) + 1.0))

@@ -84,6 +84,7 @@ class Diagnostics:
             "heads": list(asked.inspection.heads),
             "rows": list(asked.inspection.rows),
             "spans": [list(span) for span in asked.spans],
+            "images": [[list(keys) for keys in image.keys] for image in view.images],
             **said,
             "interventions": reports,
         }
