@@ -32,13 +32,14 @@ _PLUGIN_GROUPS = (
 
 
 def serve(arguments: Sequence[str]) -> None:
-    """Start the server in the foreground; returns when it has shut down.
+    """Start the server in the foreground; returns when it has shut down as it was asked to.
 
     arguments: Heed's own flags and any of vLLM's.
 
     Raises:
         SettingsError: the file of default interventions or of the policy, or the directory of profiles,
             cannot be used.
+        SystemExit: with 1 where an engine failed.
     """
     # vLLM loads plug-ins while it builds its parser.
     os.environ["VLLM_PLUGINS"] = ",".join(plugin_names(os.environ.get("VLLM_PLUGINS")))
@@ -48,6 +49,8 @@ def serve(arguments: Sequence[str]) -> None:
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    from heed_server.api.leaving import engine_failed
 
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="heed serve"))
@@ -67,6 +70,8 @@ def serve(arguments: Sequence[str]) -> None:
     configure_logging_from_args(parsed)
     validate_parsed_serve_args(parsed)
     ServeSubcommand.cmd(parsed)
+    if engine_failed():
+        raise SystemExit(1)
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -1,7 +1,8 @@
-"""A server whose engine is gone closes what is open, and no other does."""
+"""A server whose engine is gone closes what is open, and its status says whether the engine failed."""
 
 import asyncio
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -30,3 +31,18 @@ def test_connections_are_closed_when_the_server_ends_without_an_engine(
 
     asyncio.run(watch())
     assert server.force_exit is left
+
+
+@pytest.mark.parametrize(
+    ("codes", "failed"),
+    [([0, 0], False), ([0, None], False), ([0, -9], True), ([1], True), ([], False)],
+)
+def test_an_engine_that_did_not_end_well_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, codes: list[int | None], failed: bool
+) -> None:
+    monkeypatch.setattr(leaving, "ENGINES", [])
+    manager: Any = SimpleNamespace(processes=[SimpleNamespace(exitcode=code) for code in codes])
+    for known in (manager, None):
+        resources = SimpleNamespace(engine_manager=known)
+        leaving.remember_engines(SimpleNamespace(engine_core=SimpleNamespace(resources=resources)))
+    assert leaving.engine_failed() is failed
