@@ -6,6 +6,7 @@ Each round sends the same burst of 16 concurrent requests once per arm; `heed_se
 how rounds and starts are paired. `heed bench` does the same on a model of your own.
 
     python benchmarks/serving.py --model heed-tiny --starts 6 --rounds 6
+    python benchmarks/serving.py --model heed-tiny --starts 20 --rounds 3 --plain
     python benchmarks/serving.py --model qwen2-0.5b --starts 3 --rounds 4 --prompt 64 --output 16
 """
 
@@ -28,6 +29,7 @@ RATIOS = (
     ("control: stock / stock", "control plain", "stock plain"),
     ("plain: heed / stock", "heed plain", "stock plain"),
     ("plain: heed / control", "heed plain", "control plain"),
+    ("plain: heed / both", "heed plain", "stock plain", "control plain"),
     ("edited / plain", "heed equal edits", "heed plain"),
     ("different / equal edits", "heed different edits", "heed equal edits"),
 )
@@ -45,9 +47,8 @@ def main() -> None:
             stood = _stand(options, model, flags, logs, start)
             with ExitStack() as running:
                 rounds.start_in_turn(stood, start, running)
-                measured.append(
-                    rounds.measure_start(stood, _arms(), traffic, start, options.rounds)
-                )
+                arms = _arms(options.plain)
+                measured.append(rounds.measure_start(stood, arms, traffic, start, options.rounds))
             for name, server in stood.items():
                 seconds[name].append(server.start_seconds)
     result = {
@@ -61,6 +62,7 @@ def main() -> None:
         "stock_split_kv": options.stock_split_kv,
         "start_seconds": {name: float(np.median(took)) for name, took in seconds.items()},
         **rounds.summary(measured, RATIOS),
+        "measured": measured,
     }
     heading = (
         f"{options.model}: {REQUESTS} concurrent requests of {options.prompt} + {options.output} "
@@ -84,12 +86,16 @@ def _stand(
     }
 
 
-def _arms() -> dict[str, Arm]:
+def _arms(plain_only: bool) -> dict[str, Arm]:
     plain = [None] * REQUESTS
-    return {
+    arms = {
         "stock plain": Arm("stock", plain),
         "control plain": Arm("control", plain),
         "heed plain": Arm("heed", plain),
+    }
+    if plain_only:
+        return arms
+    return arms | {
         "heed equal edits": Arm("heed", [_edit(0)] * REQUESTS),
         "heed different edits": Arm("heed", [_edit(index) for index in range(REQUESTS)]),
     }
@@ -122,6 +128,7 @@ def _options() -> argparse.Namespace:
         action="store_true",
         help="leave vLLM's default KV split on in the stock server (Heed turns it off)",
     )
+    parser.add_argument("--plain", action="store_true", help="leave out the edited arms")
     parser.add_argument("--machine", default="unnamed machine", help="printed with the table")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     parser.add_argument("--logs", type=Path, help="keep the servers' logs in this directory")

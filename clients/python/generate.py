@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +69,15 @@ def _class(name: str, base: str, schema: Schema, parts: dict[str, str]) -> str:
     method = fields.pop("method", None)
     if method is not None:
         lines.append(f"    method: {_annotation(method, parts)} = {method['const']!r}")
-    for field, of in fields.items():
-        if base == "Intervention" and field in _SHARED:
+    for written, of in fields.items():
+        if base == "Intervention" and written in _SHARED:
             continue
-        arguments = _arguments(of, field in required)
+        field = f"{written}_" if iskeyword(written) else written
+        arguments = _arguments(of, written in required)
+        if field != written:
+            arguments.append(f"alias={written!r}")
         annotation = _annotation(of, parts)
-        if field not in required and "default" not in of:
+        if written not in required and "default" not in of:
             annotation += " | None"  # left to the server, which knows the model
         lines.append(f"    {field}: {annotation} = Field({', '.join(arguments)})")
     return "\n".join(lines) + "\n"

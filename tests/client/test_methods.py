@@ -14,7 +14,7 @@ import heed_client
 import heed_client.methods
 import heed_server.version
 from heed_client import Intervention, bodies, extra_body, from_profile
-from heed_client.methods import ACT, Emphasis, PositionSpan, SnapKV, TextSpan, ZeroTuning
+from heed_client.methods import ACT, SPIN, Emphasis, PositionSpan, SnapKV, TextSpan, ZeroTuning
 from heed_interventions import METHODS, method_schema
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.selectors import Heads, Layers
@@ -85,6 +85,7 @@ def examples() -> Iterator[tuple[Intervention, dict[str, Any]]]:
         {"method": "emphasis", "spans": [{"text": "a"}, {"start": 2, "end": 5}]},
     )
     yield SnapKV(keep=0.5, window=16), {"method": "snapkv", "keep": 0.5, "window": 16}
+    yield SPIN(lambda_=0.2), {"method": "spin", "lambda": 0.2}
     yield ACT(profile="sentiment"), {"method": "act", "profile": "sentiment"}
 
 

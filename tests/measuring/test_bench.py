@@ -48,7 +48,7 @@ def measured(factors: dict[str, float], rounds_: int = 3) -> rounds.Measured:
 
 def test_ratios_are_of_speeds_paired_within_rounds() -> None:
     one = measured({"a": 2.0, "b": 1.0})
-    assert rounds.ratio([one, one], "a", "b", "total") == {"median": 0.5, "low": 0.5, "high": 0.5}
+    assert rounds.ratio([one, one], "a", ["b"], "total") == {"median": 0.5, "low": 0.5, "high": 0.5}
     result = rounds.summary([one], [("a / b", "a", "b")])
     assert "| a / b | 0.500 [0.500, 0.500] |" in rounds.table("heading", result)
     assert result["medians"]["a"]["prefill"] == 2.0

@@ -114,7 +114,7 @@ def test_a_plain_prompt_is_answered(client: TestClient, engine: StandIn) -> None
     answer = response.json()
     assert list(answer) == [
         "object", "model", "prompt_tokens", "continuation_tokens", "tokens", "token_ids", "layers",
-        "heads", "rows", "spans", "attention", "column_mean", "sink", "mass", "interventions",
+        "heads", "rows", "spans", "images", "attention", "column_mean", "sink", "mass", "interventions",
     ]  # fmt: skip
     assert answer["model"] == "m" and answer["rows"] == [LENGTH - 1]
     for layer in range(LAYERS):

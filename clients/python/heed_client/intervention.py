@@ -9,7 +9,9 @@ from pydantic import BaseModel, ConfigDict, Field
 class Parameters(BaseModel):
     """A part of an intervention: unknown fields and wrong values are refused where it is built."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, validate_by_name=True
+    )
 
 
 class Intervention(Parameters):
@@ -27,7 +29,7 @@ class Intervention(Parameters):
 
     def body(self) -> dict[str, Any]:
         """As it stands in a request. What was not written is left to the server, or to the profile."""
-        written = self.model_dump(mode="json", exclude_unset=True)
+        written = self.model_dump(mode="json", exclude_unset=True, by_alias=True)
         return {"method": self.method, **written}
 
 

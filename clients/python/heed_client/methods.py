@@ -10,10 +10,18 @@ from heed_client.intervention import Intervention, Parameters
 
 __all__ = [
     "ACT",
+    "GIFT",
     "H2O",
+    "PAI",
+    "SPIN",
     "TAPPA",
     "TOVA",
+    "VAF",
+    "VAR",
+    "VHR",
+    "AVARModulation",
     "AdaKV",
+    "AdaptVis",
     "AttentionScale",
     "Emphasis",
     "ExpectedAttention",
@@ -21,6 +29,7 @@ __all__ = [
     "KeyDiff",
     "Knorm",
     "LocoRE",
+    "PictureSpan",
     "PositionSpan",
     "PyramidKV",
     "SnapKV",
@@ -45,6 +54,12 @@ class PositionSpan(Parameters):
 
     start: int = Field(ge=0, le=2147483647, description="First token position.")
     end: int = Field(ge=0, le=2147483647, description="Past the last token position.")
+
+
+class PictureSpan(Parameters):
+    """The keys that hold an image of the prompt."""
+
+    image: Literal["all"] | int = Field(description='Which image of the prompt, 1-based, or "all".')
 
 
 class ACT(Intervention):
@@ -131,7 +146,7 @@ class Emphasis(Intervention):
     """
 
     method: Literal["emphasis"] = "emphasis"
-    spans: list[TextSpan | PositionSpan] = Field(
+    spans: list[TextSpan | PositionSpan | PictureSpan] = Field(
         min_length=1, max_length=64, description="Parts of the prompt."
     )
     alpha: float = Field(
@@ -494,3 +509,189 @@ class TAPPA(Intervention):
     )
     tau1: float = Field(default=1.6, ge=0.1, le=10, description="Root of the entropy.")
     tau2: float = Field(default=0.4, ge=0.1, le=10, description="Root of the variance.")
+
+
+class PAI(Intervention):
+    """Raise the attention of the answer to the image. The larger alpha, the more the answer
+    looks at the image; near 0.7 it begins to degenerate.
+    """
+
+    method: Literal["pai"] = "pai"
+    alpha: float = Field(
+        default=0.5, ge=0, le=0.7, description="Share of its magnitude by which a logit grows."
+    )
+    gamma: float = Field(
+        default=1.0,
+        ge=1,
+        le=2,
+        description="Weight of contrastive decoding, which is not offered: only 1 is served.",
+    )
+    layers: Literal["all"] | list[int] | None = Field(
+        default=None,
+        description='"all" or layer ids, 0-based; negative ids count from the last layer. Layers 2 to L - 1 where it is left out.',
+    )
+
+
+class VAF(Intervention):
+    """Scale the logits of the image, and of what stands before it; the latter is
+    privileged. enh_para > 1 sharpens the attention to the image; sup_para < 1 takes it from
+    the system prompt.
+    """
+
+    method: Literal["vaf"] = "vaf"
+    enh_para: float = Field(default=1.15, ge=1, le=2, description="Factor on the image's logits.")
+    sup_para: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Factor on the logits before the first image; below 1 is privileged.",
+    )
+    layers: Literal["all"] | list[int] | None = Field(
+        default=None,
+        description='"all" or layer ids, 0-based; negative ids count from the last layer. Layers 9 to 14 where it is left out.',
+    )
+
+
+class AVARModulation(Intervention):
+    """Scale up the image's logits, and scale down the system prompt's (privileged).
+    alpha_img > 0 sharpens the attention to the image; alpha_sys > 0 takes it from the
+    system prompt.
+    """
+
+    method: Literal["avar"] = "avar"
+    alpha_img: float = Field(
+        default=0.15, ge=0, le=0.5, description="By how much the image's logits are scaled up."
+    )
+    alpha_sys: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="By how much logits before the first image are scaled down; above 0 is privileged.",
+    )
+    layers: Literal["all"] | list[int] = Field(
+        default="all",
+        description='"all" or layer ids, 0-based; negative ids count from the last layer.',
+    )
+    rows: Literal["all", "prompt", "generated", "last_and_generated", "after_image"] = Field(
+        default="after_image", description="Which query rows are edited, by absolute position."
+    )
+
+
+class AdaptVis(Intervention):
+    """Sharpen or spread the attention to the image in the row that gives the first token. w
+    > 1 where the model looks at the right place already; w < 1 where it should look
+    elsewhere.
+    """
+
+    method: Literal["adaptvis"] = "adaptvis"
+    w: float = Field(ge=0.25, le=4, description="Factor on the image's logits.")
+    layers: Literal["all"] | list[int] = Field(
+        default="all",
+        description='"all" or layer ids, 0-based; negative ids count from the last layer.',
+    )
+
+
+class VAR(Intervention):
+    """Move attention from sinks to the parts of the image that are none. The larger
+    move_fraction, the less the sinks keep; the gate leaves heads alone that look elsewhere.
+    """
+
+    method: Literal["var"] = "var"
+    move_fraction: float = Field(
+        default=0.6, ge=0, le=1, description="Share of its weight that a sink gives."
+    )
+    rho: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Least share that the image's other keys have in what a head gives to the image.",
+    )
+    min_visual_mass: float = Field(
+        default=0.2, ge=0, le=1, description="Least weight that a head gives to the image."
+    )
+    tau: float = Field(default=20.0, gt=0, le=200, description="A token is a sink above this phi.")
+    include_text_sinks: bool = Field(
+        default=True, description="Sinks outside of the image give as well."
+    )
+    sink_dims: list[int] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        description="Dimensions of the hidden state in which sinks stand out; the model's own where they are known.",
+    )
+    layers: Literal["all"] | list[int] | None = Field(
+        default=None,
+        description='"all" or layer ids, 0-based; negative ids count from the last layer. Layers 2 to L - 2 where it is left out.',
+    )
+    prefill: bool = Field(default=True, description="Edit the prompt's rows after the image.")
+    decode: bool = Field(default=True, description="Edit generated rows.")
+
+
+class VHR(Intervention):
+    """Reinforce the heads whose output depends on the image most, chosen once per answer.
+    The larger alpha, the more the chosen heads weigh; above 3 answers degenerate in the
+    paper.
+    """
+
+    method: Literal["vhr"] = "vhr"
+    alpha: float = Field(default=2.0, gt=0, le=3.5, description="Factor on the chosen heads.")
+    select_fraction: float = Field(
+        default=0.5, gt=0, lt=1, description="Share of a layer's heads that are chosen."
+    )
+    filter: bool = Field(
+        default=True, description="Leave heads out that are outliers with and without the image."
+    )
+    mode: Literal["companion", "masked"] = Field(
+        default="companion",
+        description='What a head gives without the image: "masked" leaves the image\'s keys out of its softmax; "companion", a second run without the image, is not offered.',
+    )
+    rows: Literal["last_and_generated", "all"] = Field(
+        default="last_and_generated",
+        description='Which rows are reinforced; "all", which needs the prompt twice, is not offered.',
+    )
+    layers: Literal["all"] | list[int] | None = Field(
+        default=None,
+        description='"all" or layer ids, 0-based; negative ids count from the last layer. Layer 1 and the last 14 where it is left out.',
+    )
+
+
+class SPIN(Intervention):
+    """Weaken, in each row of the answer, the heads that attend least to the image. The
+    smaller ratio and lambda, the more heads are weakened, and the further.
+    """
+
+    method: Literal["spin"] = "spin"
+    ratio: float = Field(default=0.8, gt=0, le=1, description="Share of a layer's heads that stay.")
+    lambda_: float = Field(
+        default=0.1, ge=0, le=1, description="Factor on the other heads' outputs.", alias="lambda"
+    )
+    layers: Literal["all"] | list[int] = Field(
+        default="all",
+        description='"all" or layer ids, 0-based; negative ids count from the last layer.',
+    )
+
+
+class GIFT(Intervention):
+    """Raise the attention to the parts of the image that the question turned to. The larger
+    alpha, the more the answer looks at what the question turned to.
+    """
+
+    method: Literal["gift"] = "gift"
+    alpha: float = Field(default=5.0, ge=0, le=8, description="How far salient keys are raised.")
+    beta: float = Field(
+        default=1.0, ge=0, le=2, description="How far the question's keys follow the image's."
+    )
+    saliency_layer: int = Field(
+        ge=-10000,
+        lt=10000,
+        description="Layer in which the saliency is found; below all of `layers`.",
+    )
+    layers: Literal["all"] | list[int] = Field(
+        description='"all" or layer ids, 0-based; negative ids count from the last layer.'
+    )
+    head_fraction: float = Field(
+        default=0.5, gt=0, le=1, description="Share of a layer's heads that are the top ones."
+    )
+    content_rows: Literal["all"] | list[TextSpan | PositionSpan | PictureSpan] = Field(
+        default="all", description="Rows of the question that count: its words of content."
+    )

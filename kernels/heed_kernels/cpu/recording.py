@@ -113,9 +113,8 @@ class Recording:
         """float32 [layers, heads, …] by quantity, see `Inspection.shape`, when there is no `failure`."""
         arrays = self._measures.arrays()
         for layer, at in self._layers.items():
-            own = [head - self._table.head_start for head in self.heads]
             if layer in self._columns:
-                arrays["columns"][at] = self._columns[layer].as_float()[own]
+                arrays["columns"][at] = self._columns[layer].as_float()
             if layer in self._similarity:
                 arrays["queries"][at] = self._similarity[layer].mean().numpy()
         return arrays
@@ -136,9 +135,10 @@ class Recording:
         group_heads = self._table.query_heads // self._table.kv_heads
         query = rows.query[start - rows.first : stop - rows.first].float()
         local = np.array(self.heads) - self._table.head_start
+        keys = rows.pages.read(np.arange(stop), "key")  # [local_kv_heads, keys, head_dim]
         for kv_head in np.unique(local // group_heads):
             mine = np.flatnonzero(local // group_heads == kv_head)
-            key = rows.pages.read(int(kv_head), np.arange(stop), "key").float()
+            key = keys[kv_head].float()
             if self._of_logits:
                 weights = self._by_table(layer, rows, start, query, key, local[mine].tolist())
             else:
@@ -159,7 +159,8 @@ class Recording:
         """float32 [heads, rows, keys] of some local heads of one KV head."""
         places = np.arange(len(key))
         seen = ObservedRows(self._table, self._slot, layer, start, places, 0, rows.scale)
-        return torch.stack([seen.weights(query[:, head], key, head) for head in heads])
+        each = [seen.weights(query[:, head : head + 1], key[None], head) for head in heads]
+        return torch.cat(each)
 
     def _by_definition(
         self, layer: int, rows: LayerRows, query: torch.Tensor, key: torch.Tensor, own: slice

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from heed_interventions.errors import InterventionError, join_path
 from heed_interventions.selectors import select_heads, select_layers
 from heed_interventions.spans import Range, find_spans, union
-from heed_interventions.views import NOT_OBSERVED, ModelView, PromptView, RequestView
+from heed_interventions.support import NOT_OBSERVED
+from heed_interventions.views import ModelView, PromptView, RequestView
 from heed_kernels.inspection import Inspection, Quantity
 from heed_server.api.errors import RefusedError, refused
 from heed_server.attention.body import AttentionBody, Encoding, Measure

@@ -42,17 +42,12 @@ class SampledRow:
         token = int(self.item[FIRST_TOKEN]) + last
         position = int(self.item[FIRST_POSITION]) + last
         table, places = self.table, np.arange(position + 1)
-        group = table.query_heads // table.kv_heads
         blocks = inputs.block_table[int(self.item[BLOCK_TABLE_ROW])]
         pages = Pages.of(inputs.kv_cache, blocks, inputs.layout)
         row = ObservedRows(table, int(self.item[SLOT]), layer, position, places, 0, inputs.scale)
         query = inputs.query[token].float()  # [local_query_heads, head_dim]
-        mass = 0.0
-        for kv_head in range(len(query) // group):
-            key = pages.read(kv_head, places, "key").float()
-            for head in range(kv_head * group, (kv_head + 1) * group):
-                mass += float(row.weights(query[head][None], key, head)[0, 0])
-        self.samples.append(mass / len(query))
+        weights = row.weights(query[None], pages.read(places, "key").float(), 0)
+        self.samples.append(float(weights[:, 0, 0].mean()))
 
 
 class SinkSamples:

@@ -89,11 +89,16 @@ def start_in_turn(servers: Mapping[str, Server], start: int, running: ExitStack)
         running.enter_context(servers[name])
 
 
-def ratio(measured: Sequence[Measured], above: str, below: str, phase: str) -> dict[str, float]:
-    """Speed of `above` relative to `below` (above 1: faster), from rounds paired with each other."""
-    ratios = np.array(
-        [np.divide(one[below][phase], one[above][phase]) for one in measured]
-    )  # [starts, rounds]
+def ratio(
+    measured: Sequence[Measured], above: str, below: Sequence[str], phase: str
+) -> dict[str, float]:
+    """Speed of the arm `above` relative to the geometric mean of those `below` (above 1: faster), from
+    rounds paired with each other."""
+    logarithms = [
+        np.mean([np.log(one[arm][phase]) for arm in below], axis=0) - np.log(one[above][phase])
+        for one in measured
+    ]
+    ratios = np.exp(logarithms)  # [starts, rounds]
     starts, rounds = ratios.shape
     generator = np.random.default_rng(0)
     drawn = ratios[generator.integers(0, starts, (_RESAMPLES, starts))]
@@ -103,12 +108,16 @@ def ratio(measured: Sequence[Measured], above: str, below: str, phase: str) -> d
     return {"median": float(np.median(ratios)), "low": float(low), "high": float(high)}
 
 
-def summary(measured: Sequence[Measured], ratios: Sequence[tuple[str, str, str]]) -> dict[str, Any]:
-    """`ratios` by name and phase, out of (name, arm above, arm below), and every arm's `medians`."""
+def summary(measured: Sequence[Measured], ratios: Sequence[tuple[str, ...]]) -> dict[str, Any]:
+    """`ratios` by name and phase, out of (name, arm above, arms below), and every arm's `medians`.
+
+    Ratios with an arm that was not measured are left out.
+    """
     return {
         "ratios": {
             name: {phase: ratio(measured, above, below, phase) for phase in PHASES}
-            for name, above, below in ratios
+            for name, above, *below in ratios
+            if {above, *below} <= measured[0].keys()
         },
         "medians": {
             arm: {
