@@ -91,9 +91,10 @@ def test_an_asynchronous_client_does_the_same(server: LiveServer) -> None:
     assert seen.mass is not None and seen.attention is None
 
 
-def test_the_servers_own_routes_are_read(heed: Heed) -> None:
+def test_the_servers_own_routes_are_read(heed: Heed, server: LiveServer) -> None:
     assert heed.method("zerotuning")["parameters"]["properties"]["gamma"]["maximum"] == 10
-    assert heed.profiles() == []
+    listed = server.client.get("/v1/intervention-profiles").json()["data"]
+    assert heed.profiles() == listed
     (report,) = heed.validate([HeadGain(gain=1)], messages=HELLO)
     assert report.status == "neutral"
     seen = heed.attention([EDIT], prompt="Hello there", include=["mass"])

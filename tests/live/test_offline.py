@@ -35,7 +35,7 @@ MORE = """
             return [error.parameter, error.status]
 
     mixed = llm.generate([prompt] * 3, params, use_tqdm=False, interventions=[[], edits, None])
-    two = SamplingParams(temperature=0, max_tokens=5, n=2)
+    two = SamplingParams(temperature=1, seed=1, max_tokens=5, n=2)
     (choices,) = llm.generate(prompt, two, use_tqdm=False, interventions=edits)
     found = {
         "mixed": [told(output) for output in mixed],

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -119,23 +120,28 @@ def test_a_span_of_an_image_is_what_its_positions_are(vision_server: LiveServer)
     assert_vision_conforms(vision_server, asked, written)
 
 
+def decoded(encoded: dict[str, Any]) -> np.ndarray:
+    """A tensor with `"encoding": "base64"`, as float64."""
+    values = np.frombuffer(base64.b64decode(encoded["data"]), "<f4")
+    return values.reshape(encoded["shape"]).astype(float)
+
+
 def test_attention_to_an_image_is_that_to_its_keys(vision_server: LiveServer) -> None:
     body = {
         "model": vision_server.model, "messages": [message(QUESTIONS[0], [picture(9)])],
-        "rows": [-1, -2], "include": ["attention", "mass", "vas"],
+        "rows": [-1, -2], "include": ["attention", "mass", "vas"], "encoding": "base64",
     }  # fmt: skip
     response = vision_server.post("/v1/attention", body)
     assert response.status_code == 200, response.text
     answer = response.json()
     (((start, end),),) = answer["images"]
     assert end - start == 64
-    weights = np.array(answer["attention"])
+    weights = decoded(answer["attention"])
     on_image = weights[..., start:end].sum(axis=-1)
-    # Sums of numbers that are rounded to seven decimals.
-    np.testing.assert_allclose(answer["mass"]["image"], on_image, atol=1e-5)
+    np.testing.assert_allclose(decoded(answer["mass"]["image"]), on_image, rtol=1e-5, atol=1e-7)
     ratio = on_image / weights[..., :start].sum(axis=-1)
-    np.testing.assert_allclose(answer["vas"]["values"], ratio, rtol=1e-3, atol=1e-5)
-    assert answer["vas"]["mean"] == pytest.approx(ratio.mean(), rel=1e-3)
+    np.testing.assert_allclose(decoded(answer["vas"]["values"]), ratio, rtol=1e-4)
+    assert answer["vas"]["mean"] == pytest.approx(ratio.mean(), rel=1e-4)
     body["messages"] = [{"role": "user", "content": QUESTIONS[0]}]
     refused = vision_server.post("/v1/attention", body)
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "include.2")

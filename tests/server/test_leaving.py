@@ -33,16 +33,23 @@ def test_connections_are_closed_when_the_server_ends_without_an_engine(
     assert server.force_exit is left
 
 
-@pytest.mark.parametrize(
-    ("codes", "failed"),
-    [([0, 0], False), ([0, None], False), ([0, -9], True), ([1], True), ([], False)],
-)
-def test_an_engine_that_did_not_end_well_is_noticed(
-    monkeypatch: pytest.MonkeyPatch, codes: list[int | None], failed: bool
+@pytest.mark.parametrize("dead_before", [True, False])
+def test_an_engine_that_died_by_itself_is_told_from_one_that_was_stopped(
+    monkeypatch: pytest.MonkeyPatch, dead_before: bool
 ) -> None:
-    monkeypatch.setattr(leaving, "ENGINES", [])
-    manager: Any = SimpleNamespace(processes=[SimpleNamespace(exitcode=code) for code in codes])
-    for known in (manager, None):
-        resources = SimpleNamespace(engine_manager=known)
-        leaving.remember_engines(SimpleNamespace(engine_core=SimpleNamespace(resources=resources)))
-    assert leaving.engine_failed() is failed
+    monkeypatch.setattr(leaving, "_failed", [])
+    resources, calls = SimpleNamespace(engine_dead=dead_before), list[int]()
+
+    def shutdown(timeout: int = 0) -> None:
+        resources.engine_dead = True
+        calls.append(timeout)
+
+    client: Any = SimpleNamespace(
+        engine_core=SimpleNamespace(resources=resources), shutdown=shutdown
+    )
+    leaving.note_failures(client)
+    assert not leaving.engine_failed()
+    client.shutdown(timeout=3)
+    client.shutdown()  # vLLM does so once more at its very end
+    assert calls == [3, 0]
+    assert leaving.engine_failed() is dead_before

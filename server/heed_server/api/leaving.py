@@ -6,26 +6,38 @@ asked to, with status 0.
 """
 
 import asyncio
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable
 from typing import Any
-
-ENGINES: list[BaseProcess] = []
-"""The engine processes that this one started."""
 
 WATCH_SECONDS = 1.0
 PARTING_SECONDS = 5.0
 """For answers that are still on their way out."""
 
+_failed: list[bool] = []
+"""Of each engine client that was shut down, whether its engine was dead before."""
 
-def remember_engines(engine_client: Any) -> None:
-    """Take down the engine processes behind a client."""
-    manager = engine_client.engine_core.resources.engine_manager
-    ENGINES.extend(getattr(manager, "processes", []))
+
+def note_failures(engine_client: Any) -> None:
+    """Remember whether the engine is dead when its client is shut down for the first time.
+
+    Afterwards that says nothing: an engine that does not end in time is killed.
+    """
+    stock: Callable[..., None] = engine_client.shutdown
+    known = False
+
+    def shutdown(*args: Any, **rest: Any) -> None:
+        nonlocal known
+        if not known:
+            known = True
+            _failed.append(bool(engine_client.engine_core.resources.engine_dead))
+        stock(*args, **rest)
+
+    engine_client.shutdown = shutdown
 
 
 def engine_failed() -> bool:
-    """Whether an engine has ended by itself, or had to be killed."""
-    return any(process.exitcode for process in ENGINES)
+    """Whether an engine of this process has died without being asked to end."""
+    return any(_failed)
 
 
 async def leave_with_the_engine(engine_client: Any, state: Any) -> None:

@@ -18,7 +18,7 @@ from heed_server.api.cache_room import CacheRoom
 from heed_server.api.context_length import let_requests_differ
 from heed_server.api.door import Door
 from heed_server.api.exchange import Report
-from heed_server.api.leaving import leave_with_the_engine, remember_engines
+from heed_server.api.leaving import leave_with_the_engine, note_failures
 from heed_server.api.other_doors import OtherDoors
 from heed_server.api.reports import ReportCollector, of_workers
 from heed_server.api.served_model import (
@@ -97,7 +97,7 @@ class HeedEndpointPlugin:
         if settings.profiles is not None:
             reload_on_hangup(profiles)
         state.heed_poll = asyncio.create_task(engines.poll(activity, metrics))
-        remember_engines(engine_client)
+        note_failures(engine_client)
         state.heed_leave = asyncio.create_task(leave_with_the_engine(engine_client, state))
         logger.info(
             "Heed: %s",
