@@ -8,7 +8,7 @@ from pathlib import Path
 from hypothesis import settings
 
 # Without packages in `tests/`, helpers are imported by their file's name from anywhere below it.
-for room in ("reference", "live"):
+for room in ("reference", "live", "browser"):
     sys.path.insert(0, str(Path(__file__).parent / room))
 
 # The gate draws the same cases in every run; `--hypothesis-profile random`, which `make test-all` sets,

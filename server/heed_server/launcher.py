@@ -11,6 +11,7 @@ from heed_server.models import bundled_model
 from heed_server.settings import (
     BODY_VARIABLE,
     DEFAULTS_VARIABLE,
+    PLAYGROUND_VARIABLE,
     POLICY_VARIABLE,
     PRIVILEGED_VARIABLE,
     PROFILES_VARIABLE,
@@ -109,6 +110,11 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Largest body of a request (default: 64 MiB).",
     )
     group.add_argument(
+        "--no-playground",
+        action="store_true",
+        help="Serve no page at /; what it would show is what /v1 answers.",
+    )
+    group.add_argument(
         "--max-streaming-length",
         metavar="TOKENS",
         type=int,
@@ -156,6 +162,8 @@ def pass_settings_on(environment: MutableMapping[str, str], parsed: Namespace) -
         environment[POLICY_VARIABLE] = str(parsed.intervention_policy.resolve())
     if parsed.max_body_bytes is not None:
         environment[BODY_VARIABLE] = str(parsed.max_body_bytes)
+    if parsed.no_playground:
+        environment[PLAYGROUND_VARIABLE] = "0"
     if parsed.max_streaming_length is not None:
         environment[STREAMING_VARIABLE] = str(parsed.max_streaming_length)
 

@@ -18,6 +18,7 @@ PRIVILEGED_VARIABLE = "HEED_ALLOW_PRIVILEGED_INTERVENTIONS"
 PROFILES_VARIABLE = "HEED_PROFILES"
 STREAMING_VARIABLE = "HEED_MAX_STREAMING_LENGTH"
 BODY_VARIABLE = "HEED_MAX_BODY_BYTES"
+PLAYGROUND_VARIABLE = "HEED_PLAYGROUND"
 
 DEFAULT_BODY_BYTES = 64 << 20
 
@@ -66,6 +67,11 @@ class Settings:
             max_streaming_length=_number(environment, STREAMING_VARIABLE, "tokens"),
             max_body_bytes=_number(environment, BODY_VARIABLE, "bytes") or DEFAULT_BODY_BYTES,
         )
+
+
+def serves_playground(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether there is a page at `/`; asked for before the settings are read, while routes are put in place."""
+    return environment.get(PLAYGROUND_VARIABLE) != "0"
 
 
 def _number(environment: Mapping[str, str], variable: str, unit: str) -> int | None:

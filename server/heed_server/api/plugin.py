@@ -20,6 +20,7 @@ from heed_server.api.door import Door
 from heed_server.api.exchange import Report
 from heed_server.api.leaving import leave_with_the_engine, note_failures
 from heed_server.api.other_doors import OtherDoors
+from heed_server.api.playground_routes import playground_router
 from heed_server.api.reports import ReportCollector, of_workers
 from heed_server.api.served_model import (
     no_support,
@@ -34,7 +35,7 @@ from heed_server.attention.service import Diagnostics
 from heed_server.engine.model_support import ModelSupport
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
-from heed_server.settings import Settings
+from heed_server.settings import Settings, serves_playground
 
 logger = init_logger("vllm.heed.api")
 
@@ -64,6 +65,8 @@ class HeedEndpointPlugin:
             return
         for module in (routes, messages_route, responses_route, profile_routes, attention_routes):
             app.include_router(module.router)
+        if serves_playground():
+            app.include_router(playground_router())
         errors.install(app)
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:

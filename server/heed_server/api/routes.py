@@ -103,8 +103,15 @@ async def _handled(
 async def list_interventions(raw_request: Request) -> JSONResponse:
     """Every method, with its JSON Schema and whether the served model can have it."""
     door = door_of(raw_request)
-    entries = [door.settings.policy.narrowed(entry) for entry in catalogue(door.model)]
-    return JSONResponse({"object": "list", "data": entries})
+    model = door.model
+    entries = [door.settings.policy.narrowed(entry) for entry in catalogue(model)]
+    shape = {
+        "layers": model.layers,
+        "query_heads": model.query_heads,
+        "kv_heads": model.kv_heads,
+        "images": model.vision,
+    }
+    return JSONResponse({"object": "list", "model": shape, "data": entries})
 
 
 @router.get("/v1/interventions/{method}", responses={404: {"model": ErrorResponse}})

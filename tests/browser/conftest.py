@@ -1,0 +1,46 @@
+"""One browser and one server of canned answers for each file of tests; a page for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+from chromium import page_of, running
+from stand_in import StandIn, standing_in
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    # Not for the whole run: as long as Playwright is there, no other test can have an event loop.
+    with running() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def shared_stand_in(browser: Any) -> Iterator[StandIn]:
+    with standing_in() as started:
+        yield started
+
+
+@pytest.fixture
+def stand_in(shared_stand_in: StandIn) -> StandIn:
+    shared_stand_in.reset()
+    return shared_stand_in
+
+
+@pytest.fixture
+def opened(browser: Any, stand_in: StandIn) -> Callable[..., AbstractContextManager[Any]]:
+    """Opens the playground, at an address or in a window of other settings."""
+
+    def open_page(address: str = "/", **settings: Any) -> AbstractContextManager[Any]:
+        return page_of(browser, stand_in.url + address, **settings)
+
+    return open_page
+
+
+@pytest.fixture
+def page(opened: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
+    with opened() as made:
+        yield made
