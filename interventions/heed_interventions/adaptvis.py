@@ -31,7 +31,7 @@ class AdaptVis(Method):
     needs_image = True
 
     method: Literal["adaptvis"] = "adaptvis"
-    w: float = Field(ge=0.25, le=4, description="Factor on the image's logits.")
+    w: float = Field(ge=0.25, le=4, description="Factor on the image's logits.", examples=[1.5])
     layers: Layers = "all"
 
     def is_neutral(self, model: ModelView) -> bool:

@@ -32,7 +32,9 @@ class AttentionScale(Method):
     can_be_privileged = True
 
     method: Literal["attention_scale"] = "attention_scale"
-    q_scale: float = Field(ge=0, le=10, description="Factor on the logits; below 1 is privileged.")
+    q_scale: float = Field(
+        ge=0, le=10, description="Factor on the logits; below 1 is privileged.", examples=[1.5]
+    )
     layers: Layers = "all"
     heads: Heads = "all"
 

@@ -33,7 +33,9 @@ class HeadGain(Method):
     can_be_privileged = True
 
     method: Literal["head_gain"] = "head_gain"
-    gain: float = Field(ge=-2, le=4, description="Factor on the output; below 1 is privileged.")
+    gain: float = Field(
+        ge=-2, le=4, description="Factor on the output; below 1 is privileged.", examples=[1.5]
+    )
     layers: Layers = "all"
     heads: Heads = "all"
     rows: RowScope = "all"

@@ -32,7 +32,9 @@ class ZeroTuning(Method):
     repeatable = True
 
     method: Literal["zerotuning"] = "zerotuning"
-    gamma: float = Field(gt=0, le=10, description="Factor on the weight of the initial token.")
+    gamma: float = Field(
+        gt=0, le=10, description="Factor on the weight of the initial token.", examples=[1.6]
+    )
     position: int = Field(default=0, ge=0, lt=8, description="Position of the initial token.")
     layers: Layers = "all"
     heads: Heads = "all"

@@ -25,7 +25,9 @@ PHONE = {"width": 360, "height": 740}
 
 def executable() -> str | None:
     """Where the browser is: HEED_TEST_CHROMIUM, or on the path."""
-    return os.environ.get("HEED_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    return os.environ.get("HEED_TEST_CHROMIUM") or next(
+        filter(None, map(shutil.which, NAMES)), None
+    )
 
 
 @contextmanager
@@ -54,7 +56,9 @@ def page_of(browser: Any, url: str, **settings: Any) -> Iterator[Any]:
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.on("console", lambda message: errors.append(message.text) if complains(message) else None)
-    page.on("request", lambda request: errors.append(request.url) if foreign(request, url) else None)
+    page.on(
+        "request", lambda request: errors.append(request.url) if foreign(request, url) else None
+    )
     page.goto(url)
     yield page
     context.close()

@@ -78,7 +78,11 @@ def application(stand_in: StandIn) -> FastAPI:
     @app.middleware("http")
     async def guard(request: Request, call_next: Any) -> Response:
         given = request.headers.get("authorization")
-        if stand_in.key and request.url.path.startswith("/v1") and given != f"Bearer {stand_in.key}":
+        if (
+            stand_in.key
+            and request.url.path.startswith("/v1")
+            and given != f"Bearer {stand_in.key}"
+        ):
             return JSONResponse({"error": "Unauthorized"}, 401)
         response: Response = await call_next(request)
         return response
@@ -147,7 +151,9 @@ def events(stand_in: StandIn, body: Body, chunk: Any) -> Iterator[str]:
         reason = "stop" if at == len(tokens) - 1 else None
         yield f"data: {json.dumps({'choices': [chunk(token, -0.25 * (at + 1)) | {'finish_reason': reason}]})}\n\n"
     if edits:
-        reports = [{"method": edit["method"], "status": "applied", "layer_count": 4} for edit in edits]
+        reports = [
+            {"method": edit["method"], "status": "applied", "layer_count": 4} for edit in edits
+        ]
         yield f"data: {json.dumps({'choices': [], 'interventions': reports})}\n\n"
     yield "data: [DONE]\n\n"
 

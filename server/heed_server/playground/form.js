@@ -45,18 +45,21 @@ const CONTROLS = {
   json,
 };
 
-function left(schema) {
+function left(schema, required) {
+  if (required) {
+    return null;
+  }
   return schema.default === undefined || schema.default === null
     ? "left out"
     : `default: ${JSON.stringify(schema.default)}`;
 }
 
-function number(schema, { id, name, value, change }) {
+function number(schema, { id, name, value, required, change }) {
   const { least, most, step, slider } = rangeOf(schema);
   const shown = value ?? schema.default;
   const box = element("input", {
     id, type: "number", min: least, max: most, step: schema.type === "integer" ? 1 : "any",
-    value, placeholder: left(schema), inputmode: least < 0 ? null : "decimal",
+    value, placeholder: left(schema, required), inputmode: least < 0 ? null : "decimal",
   });
   const told = () => change(box.value === "" ? undefined : Number(box.value));
   if (!slider) {
@@ -78,9 +81,9 @@ function number(schema, { id, name, value, change }) {
   return element("div", { class: "slider" }, range, box);
 }
 
-function text(schema, { id, name, value, change, suggestions }) {
+function text(schema, { id, name, value, required, change, suggestions }) {
   const told = (event) => change(event.target.value === "" ? undefined : event.target.value);
-  const shared = { id, placeholder: left(schema), oninput: told, spellcheck: "false" };
+  const shared = { id, placeholder: left(schema, required), oninput: told, spellcheck: "false" };
   if ((schema.maxLength ?? 0) > 1000) {
     const area = element("textarea", { ...shared, rows: 1 });
     area.value = value ?? "";

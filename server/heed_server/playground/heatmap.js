@@ -78,14 +78,14 @@ export function legend(most, signed) {
   return element("p", { class: "legend" }, least, bar, `${signed ? "+" : ""}${most.toFixed(3)}`);
 }
 
-/** Texts in boxes coloured by their numbers. items: `[{text, value, title}]`; name: what it says as a whole. */
-export function strip(items, name) {
+/** Texts over their numbers' colours. items: `[{text, value, at}]`; name: of it as a whole; written: a number as a text. */
+export function strip(items, name, written) {
   const most = largest(items.map((item) => item.value));
   return element(
     "div",
     { class: "strip", role: "img", "aria-label": name },
     ...items.map((item) => {
-      const box = element("span", { class: item.value < 0 ? "less" : "more", title: item.title }, item.text);
+      const box = element("span", { class: item.value < 0 ? "less" : "more", title: `${item.at}: ${written(item.value)}` }, item.text);
       box.style.setProperty("--value", Math.abs(item.value) / most);
       return box;
     }),

@@ -138,15 +138,16 @@ export class Maps {
     const shown = weights[this.side];
     const tokens = this.after.tokens ?? this.after.token_ids.map((id) => `#${id}`);
     const words = this.side === "difference" ? "difference of weights" : `weights ${this.side}`;
-    const order = shown.map((_, key) => key).sort((one, other) => Math.abs(shown[other]) - Math.abs(shown[one]));
-    const told = order
+    const items = this.items(tokens, shown);
+    const told = items
+      .toSorted((one, other) => Math.abs(other.value) - Math.abs(one.value))
       .slice(0, LARGEST_KEYS)
-      .map((key) => `“${readable(tokens[key])}” at ${key}: ${this.number(shown[key])}`)
+      .map(({ text, value, at }) => `“${text.trim()}” at ${at}: ${this.number(value)}`)
       .join("; ");
     this.keys.replaceChildren(
       element("h3", {}, `Where ${where} looks: ${words}`),
       element("p", {}, `Largest: ${told}.`),
-      strip(this.items(tokens, shown), `Prompt by token, ${words}`),
+      strip(items, `Prompt by token, ${words}`, (value) => this.number(value)),
       element("div", { class: "columns" }, ...this.overlays(shown, words)),
     );
   }
@@ -158,10 +159,10 @@ export class Maps {
     for (let key = 0; key < tokens.length; key += 1) {
       const inside = images.find(({ ranges }) => ranges.some(([start, end]) => start <= key && key < end));
       if (!inside) {
-        items.push({ text: readable(tokens[key]), value: shown[key], title: `${key}: ${this.number(shown[key])}` });
+        items.push({ text: readable(tokens[key]), value: shown[key], at: key });
       } else if (!inside.told) {
         inside.told = true;
-        items.push({ text: ` [image ${inside.image + 1}] `, value: inside.sum, title: `all its keys: ${this.number(inside.sum)}` });
+        items.push({ text: ` [image ${inside.image + 1}] `, value: inside.sum, at: key });
       }
     }
     return items;

@@ -149,7 +149,7 @@ export function firstValue(raw) {
       if (!slider) {
         return Math.min(Math.max(0, least ?? 0), most ?? 0);
       }
-      return Number((step * Math.round((least + most) / 2 / step)).toPrecision(6));
+      return Number((step * Math.floor((least + most) / 2 / step + 1e-9)).toPrecision(6));
     }
     case "text":
       return "";
