@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all kernels-check lint format client bench release-check clean
+.PHONY: help install serve test test-all test-browser kernels-check lint format client bench release-check clean
 
 help: ## Show this list
 	@echo "Heed: make TARGET [NAME=value …]"
@@ -33,6 +33,10 @@ test: lint ## Lint, type-check, and run all tests but the slow ones (ARGS for py
 
 test-all: lint ## The same with the slow tests
 	$(PYTEST) --hypothesis-profile random $(ARGS)
+
+test-browser: install ## Try the playground in a headless Chromium, where one is installed (ARGS for pytest)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt
+	$(PYTEST) tests/browser tests/live/test_playground.py $(ARGS)
 
 kernels-check: install ## Prove the Triton kernels without a GPU: interpreter, mutants, compile gate (ARGS="--all")
 	$(PYTEST) -m "not slow" --deselect tests/kernels/triton/test_gate.py tests/kernels/triton

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,16 +31,23 @@ def executable() -> str | None:
     )
 
 
+def missing() -> str | None:
+    """Why the playground cannot be tried in a browser here; None where it can."""
+    if executable() is None:
+        return "no Chromium on this machine: the playground is not tried in a browser"
+    if find_spec("playwright") is None:
+        return "playwright is not installed: `make test-browser` tries the playground in a browser"
+    return None
+
+
 @contextmanager
 def running() -> Iterator[Any]:
-    """A Playwright browser; skips the tests where there is no Chromium or no Playwright."""
-    if executable() is None:
-        pytest.skip("no Chromium on this machine: the playground is not tried in a browser")
-    api = pytest.importorskip(
-        "playwright.sync_api",
-        reason="playwright is not installed: `make test-browser` tries the playground in a browser",
-    )
-    with api.sync_playwright() as playwright:
+    """A Playwright browser; skips the tests where there is none."""
+    if reason := missing():
+        pytest.skip(reason)
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=executable(), args=FLAGS)
         yield browser
         browser.close()
@@ -62,7 +70,7 @@ def page_of(browser: Any, url: str, **settings: Any) -> Iterator[Any]:
     page.goto(url)
     yield page
     context.close()
-    assert errors == []
+    assert not errors, errors
 
 
 def complains(message: Any) -> bool:

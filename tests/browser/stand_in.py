@@ -50,6 +50,11 @@ class StandIn:
         """What was sent to `path`, in order."""
         return [body for asked, body in self.asked if asked == path]
 
+    def sides(self, path: str) -> tuple[Body, Body]:
+        """What was sent to `path` without interventions and with some: they go out together."""
+        plain, edited = sorted(self.bodies(path), key=lambda body: len(body["interventions"]))
+        return plain, edited
+
     @property
     def model(self) -> ModelView:
         return ModelView(LAYERS, HEADS, HEADS, 32, 2048, vision=self.images)

@@ -12,7 +12,7 @@ import { fits, firstValue, kindOf, plainSchema, rangeOf, readNumbers, variantNam
  */
 export function field(name, raw, settings) {
   const schema = plainSchema(raw);
-  const id = freshId(name);
+  const id = freshId("control");
   const control = controlOf(schema, { ...settings, id, name });
   const label = element("label", { for: id }, name, settings.needed ? " (needed)" : null);
   const description = schema.description
@@ -137,7 +137,7 @@ function variants(schema, settings) {
     const variant = offered[at];
     holder.replaceChildren();
     if (variant && kindOf(variant) !== "constant") {
-      const inner = { ...settings, id: freshId(settings.name), value: given, required: true };
+      const inner = { ...settings, id: freshId("control"), value: given, required: true };
       const control = controlOf(variant, inner);
       const named = control.id === inner.id ? control : control.querySelector(`#${inner.id}`);
       if (named && !named.hasAttribute("aria-label")) {
@@ -212,7 +212,7 @@ function object(schema, { id, name, path, value, change, suggestions }) {
   const held = { ...value };
   return element(
     "div",
-    { id, class: "object", role: "group", "aria-label": name },
+    { id, class: "object", role: "group", "aria-label": `${name}, parts` },
     ...fieldsOf(schema, { path, value: held, suggestions, change: () => change({ ...held }) }),
   );
 }

@@ -62,27 +62,24 @@ export class Interventions {
   }
 
   card(item, at) {
-    const entry = this.entry(item.method);
     const id = freshId("method");
+    const body = element("div", {}, ...this.body(item, at));
+    // The menu stays while what is under it changes, so that a name can be typed in it.
     const menu = element(
       "select",
-      { id, onchange: () => this.choose(at, menu.value) },
+      {
+        id,
+        onchange: () => {
+          this.items[at] = firstObject(this.entry(menu.value).parameters);
+          body.replaceChildren(...this.body(this.items[at], at));
+          this.change();
+        },
+      },
       ...this.catalogue.map((each) =>
         element("option", { value: each.method, disabled: !each.available }, `${each.title} (${each.method})`),
       ),
     );
     menu.value = item.method;
-    const { method, ...properties } = entry.parameters.properties;
-    const own = ([name]) => !this.shared.has(name);
-    const fields = (chosen) =>
-      fieldsOf(
-        { ...entry.parameters, properties: Object.fromEntries(chosen) },
-        {
-          path: `interventions.${at}`, value: item, change: this.change,
-          suggestions: { profile: this.profilesOf(item.method) },
-        },
-      );
-    const named = Object.entries(properties);
     return element(
       "fieldset",
       { class: "card", "data-path": `interventions.${at}` },
@@ -92,19 +89,8 @@ export class Interventions {
         { class: "field", "data-path": `interventions.${at}.method` },
         element("label", { for: id }, "Method"),
         menu,
-        element("p", { class: "hint" }, `${entry.summary} ${entry.paper}`),
-        entry.available ? null : element("p", { class: "hint" }, `Not to be had here: ${entry.reason}`),
-        entry.privileged
-          ? element("p", { class: "hint" }, "Some values need permission from whoever runs the server.")
-          : null,
       ),
-      element("div", { class: "fields" }, ...fields(named.filter(own))),
-      element(
-        "details",
-        {},
-        element("summary", {}, "What every method has"),
-        ...fields(named.filter((each) => !own(each))),
-      ),
+      body,
       element(
         "button",
         { type: "button", "aria-label": `Remove intervention ${at + 1}`, onclick: () => this.remove(at) },
@@ -113,11 +99,34 @@ export class Interventions {
     );
   }
 
-  choose(at, method) {
-    this.items[at] = firstObject(this.entry(method).parameters);
-    this.show();
-    this.root.children[at].querySelector("select").focus();
-    this.change();
+  /** What is said of an item's method, and its fields. */
+  body(item, at) {
+    const entry = this.entry(item.method);
+    const { method, ...properties } = entry.parameters.properties;
+    const named = Object.entries(properties);
+    const isShared = ([name]) => this.shared.has(name);
+    const fields = (chosen) =>
+      fieldsOf(
+        { ...entry.parameters, properties: Object.fromEntries(chosen) },
+        {
+          path: `interventions.${at}`, value: item, change: this.change,
+          suggestions: { profile: this.profilesOf(item.method) },
+        },
+      );
+    return [
+      element("p", { class: "hint" }, `${entry.summary} ${entry.paper}`),
+      entry.available ? null : element("p", { class: "hint" }, `Not to be had here: ${entry.reason}`),
+      entry.privileged
+        ? element("p", { class: "hint" }, "Some values need permission from whoever runs the server.")
+        : null,
+      element("div", { class: "fields" }, ...fields(named.filter((each) => !isShared(each)))),
+      element(
+        "details",
+        {},
+        element("summary", {}, "What every method has"),
+        ...fields(named.filter(isShared)),
+      ),
+    ].filter((part) => part !== null);
   }
 
   remove(at) {

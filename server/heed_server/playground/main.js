@@ -126,6 +126,10 @@ function show(catalogue, models, profiles) {
   takesImages = images;
   interventions = new Interventions(byId("interventions"), catalogue.data, profiles, changed);
   put(readAddress(location.hash));
+  // Not before it is known what there is to send.
+  for (const id of ["run", "add", "measure"]) {
+    byId(id).disabled = false;
+  }
 }
 
 async function run() {
@@ -246,7 +250,7 @@ onSubmit("key", () => {
   load();
 });
 byId("stop").addEventListener("click", () => running?.abort());
-byId("add").addEventListener("click", () => interventions?.add());
+byId("add").addEventListener("click", () => interventions.add());
 byId("link").addEventListener("click", (event) => copy(event.target, location.href, null));
 byId("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
