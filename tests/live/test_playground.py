@@ -16,8 +16,10 @@ from vision_server import picture
 
 pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
-QUESTION = 'Write the word "dog". Kate wants it with stars. Important: write it with a dash.'
-EMPHASIS = {"method": "emphasis", "spans": [{"text": "write it with a dash"}], "alpha": 0.1}
+# Without emphasis the bundled model does what Ralf wants.
+QUESTION = 'Write the word "book". Important: write it after two dots. Ralf wants it after please.'
+SPAN = "Important: write it after two dots."
+EMPHASIS = {"method": "emphasis", "spans": [{"text": SPAN}], "alpha": 0.1}
 
 
 @pytest.fixture(scope="module")
@@ -28,11 +30,11 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def page(browser: Any, server: LiveServer) -> Iterator[Any]:
-    """The playground with the README's example of emphasis, written into its form."""
+    """The playground with an emphasis written into its form."""
     with page_of(browser, server.url) as made:
         made.get_by_label("Method").select_option("emphasis")
         made.get_by_label("Prompt", exact=True).fill(QUESTION)
-        made.get_by_label("text (needed)").fill("write it with a dash")
+        made.get_by_label("text (needed)").fill(SPAN)
         made.get_by_label("alpha, slider").fill("0.1")
         yield made
 
@@ -69,19 +71,19 @@ def test_both_answers_and_their_log_probabilities_are_the_apis(
 
 
 def test_the_map_shows_the_masses_that_the_api_measures(page: Any, server: LiveServer) -> None:
-    page.get_by_label("Words whose mass").fill("with a dash")
+    page.get_by_label("Words whose mass").fill("two dots")
     page.get_by_role("button", name="Measure before and after").click()
     page.locator("table.map").wait_for(timeout=120_000)
     body = {
         "model": server.model, "messages": [{"role": "user", "content": QUESTION}],
-        "include": ["mass"], "spans": [{"text": "with a dash"}],
+        "include": ["mass"], "spans": [{"text": "two dots"}],
     }  # fmt: skip
     for side, edits in (("before", []), ("after", [EMPHASIS])):
         mass = server.post("/v1/attention", body | {"interventions": edits}).json()["mass"]
         page.get_by_label(side, exact=True).check()
         for name, values in (
             ("the first token", mass["position_0"][3][2][0]),
-            ("“with a dash”", mass["spans"][3][2][0][0]),
+            ("“two dots”", mass["spans"][3][2][0][0]),
         ):
             page.get_by_label("Mass on", exact=True).select_option(name)
             cell = page.locator("table.map tbody tr").nth(3).locator("td").nth(2)

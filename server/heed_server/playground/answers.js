@@ -5,7 +5,7 @@ import { element } from "./dom.js";
 
 const REASONS = {
   stop: "ended by itself",
-  length: "cut at the longest length",
+  length: "cut at the most tokens",
   tool_calls: "ended with a tool call",
 };
 
