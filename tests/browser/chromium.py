@@ -73,6 +73,11 @@ def page_of(browser: Any, url: str, **settings: Any) -> Iterator[Any]:
     assert not errors, errors
 
 
+def ready(page: Any) -> None:
+    """Wait until the page knows what the server serves, and takes input."""
+    page.locator("#request:not([inert]) .card").first.wait_for()
+
+
 def complains(message: Any) -> bool:
     """Whether a line of the console says that something is wrong. That a call was refused is none: the
     browser writes one for each status above 399."""

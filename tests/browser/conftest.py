@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
-from chromium import page_of, running
+from chromium import page_of, ready, running
 from stand_in import StandIn, standing_in
 
 
@@ -43,4 +43,5 @@ def opened(browser: Any, stand_in: StandIn) -> Callable[..., AbstractContextMana
 @pytest.fixture
 def page(opened: Callable[..., AbstractContextManager[Any]]) -> Iterator[Any]:
     with opened() as made:
+        ready(made)
         yield made

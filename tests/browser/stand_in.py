@@ -32,7 +32,8 @@ class StandIn:
     """What it answers, and what it was asked.
 
     key: asked for under /v1 where it is not empty; images: whether the model takes some; gap: seconds
-    between the tokens of an answer; refusal: answered instead of a generation.
+    between the tokens of an answer; refusal: answered instead of a generation; breaks: an edited answer
+    ends in an error.
     """
 
     url: str = ""
@@ -40,10 +41,12 @@ class StandIn:
     images: bool = False
     gap: float = 0.0
     refusal: Body | None = None
+    breaks: bool = False
     asked: list[tuple[str, Body]] = field(default_factory=list)
 
     def reset(self) -> None:
         self.key, self.images, self.gap, self.refusal = "", False, 0.0, None
+        self.breaks = False
         self.asked.clear()
 
     def bodies(self, path: str) -> list[Body]:
@@ -155,7 +158,9 @@ def events(stand_in: StandIn, body: Body, chunk: Any) -> Iterator[str]:
         time.sleep(stand_in.gap)
         reason = "stop" if at == len(tokens) - 1 else None
         yield f"data: {json.dumps({'choices': [chunk(token, -0.25 * (at + 1)) | {'finish_reason': reason}]})}\n\n"
-    if edits:
+    if edits and stand_in.breaks:
+        yield f"data: {json.dumps(refusal('the engine is gone', None, 500))}\n\n"
+    elif edits:
         reports = [
             {"method": edit["method"], "status": "applied", "layer_count": 4} for edit in edits
         ]

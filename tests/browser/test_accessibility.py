@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
-from chromium import DESKTOP, PHONE
+from chromium import DESKTOP, PHONE, ready
 from stand_in import StandIn
 from test_attention_panel import cell, measure
 from test_form import run
@@ -22,7 +22,7 @@ def test_axe_finds_nothing_wrong(
 ) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright")
     with opened(viewport=window, color_scheme=scheme) as page:
-        page.locator("#interventions .card").wait_for()
+        ready(page)
         page.get_by_label("Method").select_option("emphasis")
         run(page)  # an error at a field
         page.get_by_label("text (needed)").fill("plot")
@@ -40,7 +40,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(
     opened: Opened, stand_in: StandIn
 ) -> None:
     with opened(viewport=PHONE) as page:
-        page.locator("#interventions .card").wait_for()
+        ready(page)
         for method in ("act", "emphasis", "snapkv"):
             page.get_by_label("Method").select_option(method)
             if method == "emphasis":
@@ -58,7 +58,6 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(
 
 
 def test_everything_can_be_done_with_the_keyboard_alone(page: Any, stand_in: StandIn) -> None:
-    page.locator("#interventions .card").wait_for()
     page.keyboard.press("Tab")
     seen = []
 
@@ -100,7 +99,6 @@ def test_everything_can_be_done_with_the_keyboard_alone(page: Any, stand_in: Sta
 
 
 def test_every_control_has_a_name_and_every_place_of_the_focus_is_seen(page: Any) -> None:
-    page.locator("#interventions .card").wait_for()
     controls = page.locator("button:visible, select:visible, input:visible, textarea:visible")
     for at in range(controls.count()):
         control = controls.nth(at)

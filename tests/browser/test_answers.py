@@ -93,6 +93,16 @@ def test_a_run_can_be_stopped(page: Any, stand_in: StandIn) -> None:
     assert len(texts(page, "edited")) < len(EDITED)
 
 
+def test_an_error_in_a_stream_ends_the_answer_and_is_said(page: Any, stand_in: StandIn) -> None:
+    stand_in.breaks = True
+    run(page)
+    assert page.locator("#answers .error").all_inner_texts() == ["the engine is gone"]
+    assert (
+        texts(page, "edited") == EDITED
+        and "the engine is gone" in page.locator("#problem").inner_text()
+    )
+
+
 def test_control_and_enter_in_the_prompt_run(page: Any, stand_in: StandIn) -> None:
     page.get_by_label("Prompt", exact=True).press("Control+Enter")
     page.locator("#edited-token-0").wait_for()
@@ -100,6 +110,7 @@ def test_control_and_enter_in_the_prompt_run(page: Any, stand_in: StandIn) -> No
 
 def test_the_commands_follow_the_form(page: Any) -> None:
     page.get_by_label("Prompt", exact=True).fill("it's")
+    page.get_by_text("it'\\''s").wait_for()
     for name in ("curl", "Python"):
         assert "it" in page.get_by_label(f"The request in {name}").inner_text()
     assert "'it'\\''s'" not in page.get_by_label("The request in Python").inner_text()

@@ -6,6 +6,7 @@ import io
 from typing import Any
 
 import pytest
+from chromium import ready
 from PIL import Image
 from stand_in import HEADS, LAYERS, StandIn
 
@@ -99,7 +100,6 @@ def picture() -> dict[str, Any]:
 
 
 def test_a_text_model_takes_no_picture(page: Any) -> None:
-    page.locator("#interventions .card").wait_for()
     assert not page.get_by_label("Images", exact=True).is_visible()
 
 
@@ -108,13 +108,14 @@ def test_a_picture_goes_into_the_prompt_and_lies_under_its_attention(
 ) -> None:
     stand_in.images = True
     page.reload()
+    ready(page)
     page.get_by_label("Images", exact=True).set_input_files(picture)
     page.get_by_text("red.png", exact=True).first.wait_for()
     measure(page)
     content = stand_in.bodies("/v1/attention")[0]["messages"][0]["content"]
     assert content[0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert "base64" not in page.url
-    assert "picture1=$(base64 < 'red.png'" in page.get_by_label("The request in curl").inner_text()
+    page.get_by_text("picture1=$(base64 < 'red.png'").wait_for()
     page.get_by_label("Mass on", exact=True).select_option("the images")
     cell(page, 0, 1).click()
     canvas = page.locator("figure canvas")
@@ -126,8 +127,10 @@ def test_a_picture_goes_into_the_prompt_and_lies_under_its_attention(
         == "4 × 4, middle square"
     )
     page.wait_for_timeout(200)
-    code = """canvas => [8, canvas.width / 2, canvas.width - 8].map((x) =>
-      [...canvas.getContext("2d").getImageData(x, canvas.height - 4, 1, 1).data])"""
+    code = """canvas => {
+      const { data } = canvas.getContext("2d").getImageData(0, canvas.height - 4, canvas.width, 1);
+      return [8, canvas.width / 2, canvas.width - 8].map((x) => [...data.slice(4 * x, 4 * x + 4)]);
+    }"""
     outside, inside, other = canvas.evaluate(code)
     assert outside == other != inside, "the middle square is coloured, what is beside it is dimmed"
     page.get_by_label("Keys as a grid of").select_option("8 × 2")
@@ -139,6 +142,7 @@ def test_a_picture_goes_into_the_prompt_and_lies_under_its_attention(
 def test_what_is_no_picture_is_said(page: Any, stand_in: StandIn) -> None:
     stand_in.images = True
     page.reload()
+    ready(page)
     page.get_by_label("Images", exact=True).set_input_files(
         {"name": "notes.png", "mimeType": "image/png", "buffer": b"no picture"}
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 import pytest
+from chromium import ready
 from pydantic import Field
 from stand_in import StandIn, refusal
 
@@ -69,6 +70,7 @@ def test_a_method_that_is_added_has_its_form_by_itself(
 ) -> None:
     monkeypatch.setitem(METHODS, "dummy", Dummy)
     with opened() as page:
+        ready(page)
         card = choose(page, "dummy")
         assert "Does nothing, in a way of its own." in card.inner_text()
         assert card.get_by_label("strength (needed)").input_value() == "0.5"
@@ -106,6 +108,7 @@ def test_every_method_has_a_form_whose_first_values_are_taken_or_named(
 ) -> None:
     stand_in.images = True
     page.reload()
+    ready(page)
     card = choose(page, method)
     run(page)
     assert stand_in.sides("/v1/chat/completions")[1]["interventions"][0]["method"] == method
@@ -184,13 +187,15 @@ def test_spans_of_every_shape_can_be_written(page: Any, stand_in: StandIn) -> No
 
 def test_the_state_is_in_the_address_and_comes_back(opened: Opened, stand_in: StandIn) -> None:
     with opened() as page:
+        ready(page)
         card = choose(page, "zerotuning")
         card.get_by_label("gamma (needed)").fill("2.5")
         page.get_by_label("Prompt", exact=True).fill("Is it “so”? 100%")
         page.get_by_label("plain text").check()
+        page.get_by_text("client.completions.create").wait_for()
         address = page.url
     with opened(address.removeprefix(stand_in.url)) as page:
-        page.locator("#interventions .card").wait_for()
+        ready(page)
         assert page.get_by_label("Prompt", exact=True).input_value() == "Is it “so”? 100%"
         assert page.get_by_label("plain text").is_checked()
         assert page.get_by_label("gamma (needed)").input_value() == "2.5"
@@ -210,7 +215,7 @@ def test_a_strangers_link_is_text_and_says_what_is_not_there(opened: Opened) -> 
         ],
     }
     with opened("/#" + quote(json.dumps(state))) as page:
-        page.locator("#interventions .card").wait_for()
+        ready(page)
         assert "<b>none</b>" in page.locator("#problem").inner_text()
         assert page.get_by_label("gamma (needed)").input_value() == '{"deep":1}'
         assert page.locator("main b, main script, main img").count() == 0
@@ -228,12 +233,12 @@ def test_a_key_is_asked_for_and_kept_in_memory_alone(opened: Opened, stand_in: S
         page.get_by_text("The server does not take this key.").wait_for()
         field.fill("my-secret-key")
         page.get_by_role("button", name="Use this key").click()
-        page.locator("#interventions .card").wait_for()
+        ready(page)
         assert not page.locator("#key").is_visible()
         run(page)
         assert page.locator("#answers .token").count() > 5
         assert "my-secret-key" not in page.content() + page.url
-        assert "$HEED_API_KEY" in page.get_by_label("The request in curl").inner_text()
+        page.get_by_text('-H "Authorization: Bearer $HEED_API_KEY"').wait_for()
         stored = "[localStorage.length, sessionStorage.length, document.cookie]"
         assert page.evaluate(f"() => {stored}") == [0, 0, ""]
         page.reload()

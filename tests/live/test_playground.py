@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from chromium import missing, page_of, running
+from chromium import missing, page_of, ready, running
 from live_server import LiveServer
 from vision_server import picture
 
@@ -32,6 +32,7 @@ def browser() -> Iterator[Any]:
 def page(browser: Any, server: LiveServer) -> Iterator[Any]:
     """The playground with an emphasis written into its form."""
     with page_of(browser, server.url) as made:
+        ready(made)
         made.get_by_label("Method").select_option("emphasis")
         made.get_by_label("Prompt", exact=True).fill(QUESTION)
         made.get_by_label("text (needed)").fill(SPAN)
@@ -117,6 +118,7 @@ def test_an_image_is_asked_about_and_lies_under_its_attention(
     browser: Any, vision_server: LiveServer
 ) -> None:
     with page_of(browser, vision_server.url) as page:
+        ready(page)
         page.get_by_label("Method").select_option("pai")
         page.get_by_label("Images", exact=True).set_input_files(
             {"name": "boxes.png", "mimeType": "image/png", "buffer": picture(3)}

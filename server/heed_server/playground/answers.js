@@ -29,6 +29,7 @@ class Answer {
   clear() {
     this.tokens = [];
     this.nodes = [];
+    this.partners = [];
     this.at = -1;
     this.reason = null;
     this.box.replaceChildren();
@@ -52,6 +53,8 @@ class Answer {
       );
       this.tokens.push(token);
       this.nodes.push(node);
+      this.partners.push(at);
+      this.label(at);
       this.box.append(node);
     }
     this.said.textContent = `${this.tokens.length} tokens …`;
@@ -59,11 +62,22 @@ class Answer {
 
   /** Mark the tokens without a partner. */
   mark(partners) {
-    this.partners = partners;
-    this.nodes.forEach((node, at) => {
-      node.classList.toggle("differs", partners[at] === -1);
-      node.setAttribute("aria-label", `${this.tokens[at].text || this.tokens[at].name}${partners[at] === -1 ? ", differs" : ""}`);
+    partners.forEach((partner, at) => {
+      const changed = (partner === -1) !== (this.partners[at] === -1);
+      this.partners[at] = partner;
+      if (changed) {
+        this.nodes[at].classList.toggle("differs", partner === -1);
+        this.label(at);
+      }
     });
+  }
+
+  /** What is said of a token to whoever does not see it. */
+  label(at) {
+    const { text, name, logprob } = this.tokens[at];
+    const parts = [text || name, logprob === null ? null : `log-probability ${logprob.toFixed(2)}`];
+    const differs = this.partners[at] === -1 ? "differs" : null;
+    this.nodes[at].setAttribute("aria-label", [...parts, differs].filter(Boolean).join(", "));
   }
 
   finish() {

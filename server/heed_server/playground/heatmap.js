@@ -22,17 +22,33 @@ export function heatMap({ name, layers, heads, values, most, signed, looked, cho
     }),
   ]);
 
+  let reached = null; // the one cell that Tab leads to
+
+  function reach(made) {
+    if (reached) {
+      reached.tabIndex = -1;
+    }
+    reached = made;
+    reached.tabIndex = 0;
+  }
+
   function cell(tag, label, row, column, attributes, text = null) {
     const head = column < 0 ? null : column;
-    return element(
+    const made = element(
       tag,
       {
-        ...attributes, tabindex: row === 0 && column === 0 ? "0" : "-1", "aria-label": label,
-        onpointerenter: () => looked(row, head), onfocus: () => looked(row, head),
-        onclick: () => chosen(row, head), onkeydown: (event) => walk(event, row, column + 1),
+        ...attributes, tabindex: "-1", "aria-label": label,
+        onpointerenter: () => looked(row, head),
+        onfocus: () => {
+          reach(made);
+          looked(row, head);
+        },
+        onclick: () => chosen(row, head),
+        onkeydown: (event) => walk(event, row, column + 1),
       },
       text,
     );
+    return made;
   }
 
   function walk(event, row, column) {
@@ -52,13 +68,10 @@ export function heatMap({ name, layers, heads, values, most, signed, looked, cho
     if (to) {
       event.preventDefault();
     }
-    if (next) {
-      cells[row][column].tabIndex = -1;
-      next.tabIndex = 0;
-      next.focus();
-    }
+    next?.focus();
   }
 
+  reach(cells[0][1]);
   return element(
     "table",
     { class: signed ? "map signed" : "map", role: "grid", "aria-label": name },

@@ -24,12 +24,15 @@ const FIRST = {
 };
 const TEXTS = ["model", "system", "prompt", "words", "rows"];
 const NUMBERS = ["max_tokens", "temperature", "seed"];
+/** Milliseconds without a change. */
+const REST = 150;
 
 const answers = new Answers(byId("answers"), byId("token"), byId("answers-said"));
 const pictures = new Pictures(byId("pictures"), byId("pictures-list"), changed);
 let interventions = null;
 let running = null;
 let takesImages = false;
+let remembering = 0;
 
 function radio() {
   return document.querySelector("input[name=kind]:checked");
@@ -54,9 +57,15 @@ function shownPictures() {
 }
 
 function changed() {
+  byId("system-field").hidden = radio().value !== "chat";
+  byId("pictures-field").hidden = radio().value !== "chat" || !takesImages;
+  clearTimeout(remembering);
+  remembering = setTimeout(remember, REST);
+}
+
+/** The address and the commands, which follow when a slider has come to rest: browsers limit new addresses. */
+function remember() {
   const now = state();
-  byId("system-field").hidden = now.kind !== "chat";
-  byId("pictures-field").hidden = now.kind !== "chat" || !takesImages;
   history.replaceState(null, "", writeAddress(now));
   showSnippets(now);
 }
@@ -126,10 +135,9 @@ function show(catalogue, models, profiles) {
   takesImages = images;
   interventions = new Interventions(byId("interventions"), catalogue.data, profiles, changed);
   put(readAddress(location.hash));
-  // Not before it is known what there is to send.
-  for (const id of ["run", "add", "measure"]) {
-    byId(id).disabled = false;
-  }
+  // Until here nothing could be written that this would overwrite.
+  byId("request").inert = false;
+  byId("attention").inert = false;
 }
 
 async function run() {
@@ -251,7 +259,10 @@ onSubmit("key", () => {
 });
 byId("stop").addEventListener("click", () => running?.abort());
 byId("add").addEventListener("click", () => interventions.add());
-byId("link").addEventListener("click", (event) => copy(event.target, location.href, null));
+byId("link").addEventListener("click", (event) => {
+  remember();
+  copy(event.target, location.href, null);
+});
 byId("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
@@ -264,5 +275,5 @@ for (const name of [...TEXTS, ...NUMBERS]) {
 for (const each of document.querySelectorAll("input[name=kind]")) {
   each.addEventListener("change", changed);
 }
-addEventListener("hashchange", () => interventions && put(readAddress(location.hash)));
+addEventListener("hashchange", () => interventions !== null && put(readAddress(location.hash)));
 load();
