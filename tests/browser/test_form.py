@@ -146,6 +146,9 @@ def test_an_error_is_shown_at_the_field_that_it_names(
     assert control.get_attribute("aria-errormessage") == note.get_attribute("id")
     assert control.evaluate("each => each === document.activeElement")
     assert page.locator("#problem").inner_text() == ""
+    bar = page.locator("#request > .actions").bounding_box()
+    seen = note.bounding_box()
+    assert seen["y"] + seen["height"] <= bar["y"], "the buttons lie over the error"
     stand_in.refusal = None
     run(page)
     assert page.locator("[data-path] > .error").count() == 0

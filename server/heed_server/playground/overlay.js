@@ -58,7 +58,7 @@ async function draw(canvas, picture, weights, grid, words) {
   context.fillRect(0, 0, canvas.width, canvas.height);
   const most = largest(weights);
   weights.forEach((weight, key) => {
-    context.globalAlpha = (0.85 * Math.abs(weight)) / most;
+    context.globalAlpha = (0.7 * Math.abs(weight)) / most;
     context.fillStyle = style.getPropertyValue(weight < 0 ? "--over-less" : "--over-more");
     const column = key % grid.columns;
     const row = Math.floor(key / grid.columns);

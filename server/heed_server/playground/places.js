@@ -43,4 +43,5 @@ function mark(place, message) {
     control.setAttribute("aria-errormessage", note.id);
     control.focus();
   }
+  note.scrollIntoView({ block: "nearest" });
 }
