@@ -14,7 +14,8 @@ from chromium import missing, page_of, ready, running
 from live_server import LiveServer
 from vision_server import picture
 
-pytestmark = pytest.mark.skipif(missing() is not None, reason=str(missing()))
+if reason := missing():
+    pytest.skip(reason, allow_module_level=True)
 
 # Without emphasis the bundled model does what Ralf wants.
 QUESTION = 'Write the word "book". Important: write it after two dots. Ralf wants it after please.'
