@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import page_of, ready, running
+from chromium import missing, page_of, ready, running
 from stand_in import StandIn, standing_in
+
+# Without a browser one line says so for all of them: that of `test_browser.py`.
+HERE = Path(__file__).parent
+collect_ignore = [each.name for each in HERE.glob("test_*.py") if each.name != "test_browser.py"]
+if missing() is None:
+    collect_ignore = []
 
 
 @pytest.fixture(scope="module")
