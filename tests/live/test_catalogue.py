@@ -19,6 +19,12 @@ LAG = 40
 def test_the_catalogue_lists_every_method_with_its_parameters(server: LiveServer) -> None:
     answer = server.client.get("/v1/interventions").json()
     assert answer["object"] == "list"
+    assert answer["model"] == {
+        "layers": server.shape.num_hidden_layers,
+        "query_heads": server.shape.num_attention_heads,
+        "kv_heads": server.shape.num_key_value_heads,
+        "images": False,
+    }
     by_name = {entry["method"]: entry for entry in answer["data"]}
     assert list(by_name) == list(METHODS)
     for entry in by_name.values():
