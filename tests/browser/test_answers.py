@@ -120,6 +120,6 @@ def test_the_commands_follow_the_form(page: Any) -> None:
     )
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.get_by_role("button", name="Copy curl").click()
-    page.get_by_text("Copy curl: done.").wait_for()
+    page.get_by_text("Copied curl.").wait_for()
     copied = page.evaluate("() => navigator.clipboard.readText()")
     assert copied == page.get_by_label("The request in curl").inner_text()

@@ -32,7 +32,11 @@ export function refusalOf(body, status) {
   if (typeof error === "string") {
     return new Refusal(error, status);
   }
-  return new Refusal(error?.message ?? `the server answered with status ${status}`, status, error?.param);
+  return new Refusal(
+    error?.message ?? `the server answered with status ${status}`,
+    status,
+    error?.param,
+  );
 }
 
 /** A good response. Throws a Refusal, or what `signal` throws when it is aborted. */

@@ -16,7 +16,8 @@ export function measures(answer, words) {
   words.forEach((word, at) => {
     found.push({
       name: `“${word}”`,
-      of: ({ mass }) => mass.spans.map((heads) => heads.map((rows) => mean(rows.map((row) => row[at])))),
+      of: ({ mass }) =>
+        mass.spans.map((heads) => heads.map((rows) => mean(rows.map((row) => row[at])))),
     });
   });
   if (answer.mass.image) {
@@ -27,7 +28,9 @@ export function measures(answer, words) {
 
 /** `after` minus `before`, in any depth. */
 export function difference(before, after) {
-  return Array.isArray(after) ? after.map((each, at) => difference(before[at], each)) : after - before;
+  return Array.isArray(after)
+    ? after.map((each, at) => difference(before[at], each))
+    : after - before;
 }
 
 /** The largest size of a number in nested lists; at least `least`, so that it can be divided by. */
@@ -37,7 +40,9 @@ export function largest(values, least = 1e-6) {
 
 /** One weight for each key: the mean over heads of what was asked for of one layer's row or column means. */
 export function keyWeights(answer) {
-  const [layer] = answer.attention ? answer.attention.map((heads) => heads.map((rows) => rows[0])) : answer.column_mean;
+  const [layer] = answer.attention
+    ? answer.attention.map((heads) => heads.map((rows) => rows[0]))
+    : answer.column_mean;
   return layer[0].map((_, key) => mean(layer.map((head) => head[key])));
 }
 

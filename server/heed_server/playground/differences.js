@@ -42,7 +42,7 @@ export function align(before, after) {
           : Math.max(longest[(i + 1) * width + j], longest[i * width + j + 1]);
     }
   }
-  for (let i = 0, j = 0; i < rows && j < columns; ) {
+  for (let i = 0, j = 0; i < rows && j < columns;) {
     if (before[start + i] === after[start + j]) {
       pair(start + i, start + j);
       i += 1;

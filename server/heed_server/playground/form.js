@@ -1,7 +1,15 @@
 // Controls made from a JSON Schema. A control calls `change` with its new value, undefined for left out.
 
 import { element, freshId } from "./dom.js";
-import { fits, firstValue, kindOf, plainSchema, rangeOf, readNumbers, variantName } from "./schema.js";
+import {
+  fits,
+  firstValue,
+  kindOf,
+  plainSchema,
+  rangeOf,
+  readNumbers,
+  variantName,
+} from "./schema.js";
 
 /**
  * One named value of an object: label, control, description, and the place of its errors.
@@ -18,7 +26,13 @@ export function field(name, raw, settings) {
   const description = schema.description
     ? element("p", { class: "hint", id: `${id}-hint` }, schema.description)
     : null;
-  const node = element("div", { class: "field", "data-path": settings.path }, label, control, description);
+  const node = element(
+    "div",
+    { class: "field", "data-path": settings.path },
+    label,
+    control,
+    description,
+  );
   if (description) {
     node.querySelector(`#${id}`)?.setAttribute("aria-describedby", description.id);
   }
@@ -58,8 +72,14 @@ function number(schema, { id, name, value, required, change }) {
   const { least, most, step, slider } = rangeOf(schema);
   const shown = value ?? schema.default;
   const box = element("input", {
-    id, type: "number", min: least, max: most, step: schema.type === "integer" ? 1 : "any",
-    value, placeholder: left(schema, required), inputmode: least < 0 ? null : "decimal",
+    id,
+    type: "number",
+    min: least,
+    max: most,
+    step: schema.type === "integer" ? 1 : "any",
+    value,
+    placeholder: left(schema, required),
+    inputmode: least < 0 ? null : "decimal",
   });
   const told = () => change(box.value === "" ? undefined : Number(box.value));
   if (!slider) {
@@ -67,7 +87,11 @@ function number(schema, { id, name, value, required, change }) {
     return box;
   }
   const range = element("input", {
-    type: "range", min: least, max: most, step, "aria-label": `${name}, slider`,
+    type: "range",
+    min: least,
+    max: most,
+    step,
+    "aria-label": `${name}, slider`,
   });
   range.value = shown ?? least;
   box.addEventListener("input", () => {
@@ -102,15 +126,21 @@ function text(schema, { id, name, value, required, change, suggestions }) {
 function numbers(schema, { id, value, change }) {
   const written = (each) => (each === undefined || each === null ? "" : each.join(", "));
   return element("input", {
-    id, type: "text", value: written(value), placeholder: written(schema.default) || "0, 2, 5..7",
-    spellcheck: "false", oninput: (event) => change(readNumbers(event.target.value)),
+    id,
+    type: "text",
+    value: written(value),
+    placeholder: written(schema.default) || "0, 2, 5..7",
+    spellcheck: "false",
+    oninput: (event) => change(readNumbers(event.target.value)),
   });
 }
 
 function checkbox(schema, { id, value, change }) {
   const given = schema.default ?? false;
   return element("input", {
-    id, type: "checkbox", checked: value ?? given,
+    id,
+    type: "checkbox",
+    checked: value ?? given,
     onchange: (event) => change(event.target.checked === given ? undefined : event.target.checked),
   });
 }
@@ -176,34 +206,48 @@ function list(schema, { id, name, path, value, change, suggestions }) {
           "div",
           { class: "item" },
           field(`${name} ${at + 1}`, schema.items, {
-            path: `${path}.${at}`, value: item, required: true, suggestions,
+            path: `${path}.${at}`,
+            value: item,
+            required: true,
+            suggestions,
             change: (changed) => {
               items[at] = changed ?? firstValue(schema.items);
               change([...items]);
             },
           }),
-          element("button", {
-            type: "button", "aria-label": `Remove ${name} ${at + 1}`,
-            onclick: () => {
-              items.splice(at, 1);
-              show();
-              change([...items]);
-              add.focus();
+          element(
+            "button",
+            {
+              type: "button",
+              "aria-label": `Remove ${name} ${at + 1}`,
+              onclick: () => {
+                items.splice(at, 1);
+                show();
+                change([...items]);
+                add.focus();
+              },
             },
-          }, "Remove"),
+            "Remove",
+          ),
         ),
       ),
     );
   };
-  const add = element("button", {
-    id, type: "button", "aria-label": `Add to ${name}`,
-    onclick: () => {
-      items.push(firstValue(schema.items));
-      show();
-      change([...items]);
-      rows.lastElementChild.querySelector("input, select, textarea")?.focus();
+  const add = element(
+    "button",
+    {
+      id,
+      type: "button",
+      "aria-label": `Add to ${name}`,
+      onclick: () => {
+        items.push(firstValue(schema.items));
+        show();
+        change([...items]);
+        rows.lastElementChild.querySelector("input, select, textarea")?.focus();
+      },
     },
-  }, "Add");
+    "Add",
+  );
   show();
   return element("div", { class: "list" }, rows, add);
 }
@@ -240,7 +284,10 @@ export function fieldsOf(schema, { path, value, change, suggestions }) {
 
 function json(schema, { id, value, change }) {
   const area = element("textarea", {
-    id, rows: 2, spellcheck: "false", placeholder: "JSON",
+    id,
+    rows: 2,
+    spellcheck: "false",
+    placeholder: "JSON",
     oninput: () => {
       try {
         change(area.value.trim() === "" ? undefined : JSON.parse(area.value));

@@ -37,7 +37,9 @@ export function heatMap({ name, layers, heads, values, most, signed, looked, cho
     const made = element(
       tag,
       {
-        ...attributes, tabindex: "-1", "aria-label": label,
+        ...attributes,
+        tabindex: "-1",
+        "aria-label": label,
         onpointerenter: () => looked(row, head),
         onfocus: () => {
           reach(made);
@@ -78,7 +80,12 @@ export function heatMap({ name, layers, heads, values, most, signed, looked, cho
     element(
       "thead",
       {},
-      element("tr", {}, element("th", { scope: "col" }, "layer \\ head"), ...heads.map((head) => element("th", { scope: "col" }, String(head)))),
+      element(
+        "tr",
+        {},
+        element("th", { scope: "col" }, "layer \\ head"),
+        ...heads.map((head) => element("th", { scope: "col" }, String(head))),
+      ),
     ),
     element("tbody", {}, ...cells.map((row) => element("tr", {}, ...row))),
   );
@@ -98,7 +105,11 @@ export function strip(items, name, written) {
     "div",
     { class: "strip", role: "img", "aria-label": name },
     ...items.map((item) => {
-      const box = element("span", { class: item.value < 0 ? "less" : "more", title: `${item.at}: ${written(item.value)}` }, item.text);
+      const box = element(
+        "span",
+        { class: item.value < 0 ? "less" : "more", title: `${item.at}: ${written(item.value)}` },
+        item.text,
+      );
       box.style.setProperty("--value", Math.abs(item.value) / most);
       return box;
     }),

@@ -50,7 +50,9 @@ export class Interventions {
 
   withOwnFields(item) {
     const { properties } = this.entry(item.method).parameters;
-    return Object.fromEntries(Object.entries(item).filter(([name]) => Object.hasOwn(properties, name)));
+    return Object.fromEntries(
+      Object.entries(item).filter(([name]) => Object.hasOwn(properties, name)),
+    );
   }
 
   entry(method) {
@@ -76,7 +78,11 @@ export class Interventions {
         },
       },
       ...this.catalogue.map((each) =>
-        element("option", { value: each.method, disabled: !each.available }, `${each.title} (${each.method})`),
+        element(
+          "option",
+          { value: each.method, disabled: !each.available },
+          `${each.title} (${each.method})`,
+        ),
       ),
     );
     menu.value = item.method;
@@ -93,7 +99,11 @@ export class Interventions {
       body,
       element(
         "button",
-        { type: "button", "aria-label": `Remove intervention ${at + 1}`, onclick: () => this.remove(at) },
+        {
+          type: "button",
+          "aria-label": `Remove intervention ${at + 1}`,
+          onclick: () => this.remove(at),
+        },
         "Remove",
       ),
     );
@@ -109,15 +119,23 @@ export class Interventions {
       fieldsOf(
         { ...entry.parameters, properties: Object.fromEntries(chosen) },
         {
-          path: `interventions.${at}`, value: item, change: this.change,
+          path: `interventions.${at}`,
+          value: item,
+          change: this.change,
           suggestions: { profile: this.profilesOf(item.method) },
         },
       );
     return [
       element("p", { class: "hint" }, `${entry.summary} ${entry.paper}`),
-      entry.available ? null : element("p", { class: "hint" }, `Not to be had here: ${entry.reason}`),
+      entry.available
+        ? null
+        : element("p", { class: "hint" }, `Not to be had here: ${entry.reason}`),
       entry.privileged
-        ? element("p", { class: "hint" }, "Some values need permission from whoever runs the server.")
+        ? element(
+            "p",
+            { class: "hint" },
+            "Some values need permission from whoever runs the server.",
+          )
         : null,
       element("div", { class: "fields" }, ...fields(named.filter((each) => !isShared(each)))),
       element(

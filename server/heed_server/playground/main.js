@@ -2,14 +2,14 @@
 
 import { readAddress, writeAddress } from "./address.js";
 import { Answers } from "./answers.js";
-import { baseAddress, call, hasKey, Refusal, useKey } from "./api.js";
+import { call, hasKey, Refusal, useKey } from "./api.js";
+import { copy, showCommands } from "./commands.js";
 import { byId, element } from "./dom.js";
 import { Interventions } from "./interventions.js";
 import { Maps } from "./maps.js";
 import { Pictures } from "./pictures.js";
 import { clearPlaces, showAt } from "./places.js";
 import { generationOf, inspectionOf, pathOf, withLogprobs, wordsOf } from "./requests.js";
-import { curl, python } from "./snippets.js";
 import { generate } from "./stream.js";
 
 const FIRST = {
@@ -67,7 +67,7 @@ function changed() {
 function remember() {
   const now = state();
   history.replaceState(null, "", writeAddress(now));
-  showSnippets(now);
+  showCommands(byId("snippets"), request(now), byId("said"));
 }
 
 /** Put a state on the page; what it does not say is as in the beginning. */
@@ -75,7 +75,8 @@ function put(written) {
   const next = { ...FIRST, ...written };
   for (const name of [...TEXTS, ...NUMBERS]) {
     const field = byId(name);
-    const offered = field.tagName !== "SELECT" || [...field.options].some((each) => each.value === next[name]);
+    const offered =
+      field.tagName !== "SELECT" || [...field.options].some((each) => each.value === next[name]);
     if (name !== "model" || (next.model && offered)) {
       field.value = next[name] ?? "";
     }
@@ -88,7 +89,11 @@ function put(written) {
     interventions.set([]);
     interventions.append();
   }
-  problem(unknown.length ? `This server does not have what the link asks for: ${unknown.join(", ")}.` : "");
+  problem(
+    unknown.length
+      ? `This server does not have what the link asks for: ${unknown.join(", ")}.`
+      : "",
+  );
   changed();
 }
 
@@ -128,7 +133,9 @@ async function load() {
 function show(catalogue, models, profiles) {
   // A profile as a model's name would edit the baseline too; here profiles are chosen by their field.
   const own = models.filter((model) => model.owned_by !== "heed");
-  byId("model").replaceChildren(...own.map((model) => element("option", { value: model.id }, model.id)));
+  byId("model").replaceChildren(
+    ...own.map((model) => element("option", { value: model.id }, model.id)),
+  );
   const { layers, query_heads: heads, images } = catalogue.model;
   byId("served").textContent =
     `${own[0]?.id}: ${layers} layers of ${heads} query heads, ${images ? "text and images" : "text only"}.`;
@@ -172,7 +179,11 @@ async function run() {
     sides[at][0].fail(stopped ? "stopped" : reason.message);
     if (!stopped && !told.has(reason.message)) {
       told.add(reason.message);
-      explain(reason instanceof Refusal ? reason : new Refusal(String(reason), 0), byId("request"), problem);
+      explain(
+        reason instanceof Refusal ? reason : new Refusal(String(reason), 0),
+        byId("request"),
+        problem,
+      );
     }
   });
   answers.finish(ended.every(({ reason }) => !reason));
@@ -197,7 +208,9 @@ async function measure() {
   const body = inspectionOf(now, shown);
   const ask = (fields) =>
     Promise.all(
-      [[], now.interventions].map((edits) => call("v1/attention", { ...body, interventions: edits, ...fields })),
+      [[], now.interventions].map((edits) =>
+        call("v1/attention", { ...body, interventions: edits, ...fields }),
+      ),
     );
   try {
     const spans = words.length ? { spans: words.map((text) => ({ text, occurrence: 1 })) } : {};
@@ -209,38 +222,15 @@ async function measure() {
   byId("attention-said").textContent = "";
 }
 
-function showSnippets(now) {
+/** The edited request as it would be sent. */
+function request(now) {
   const shown = shownPictures();
-  const request = {
+  return {
     path: pathOf(now),
     body: generationOf(now, shown),
     pictures: shown.map((picture) => picture.name),
     keyed: hasKey(),
   };
-  const blocks = [["curl", curl], ["Python", python]].map(([name, write]) => {
-    const text = element("pre", { tabindex: "0", "aria-label": `The request in ${name}` }, write(baseAddress(), request));
-    return element(
-      "div",
-      { class: "snippet" },
-      element("h3", {}, name),
-      element("button", { type: "button", "aria-label": `Copy ${name}`, onclick: (event) => copy(event.target, text.textContent, text) }, "Copy"),
-      text,
-    );
-  });
-  byId("snippets").replaceChildren(...blocks);
-}
-
-/** To the clipboard; where the browser gives none to the page, `shown` is selected to be copied by hand. */
-async function copy(button, text, shown) {
-  try {
-    await navigator.clipboard.writeText(text);
-    byId("said").textContent = `${button.getAttribute("aria-label") ?? "Link"}: done.`;
-  } catch {
-    if (shown) {
-      getSelection().selectAllChildren(shown);
-    }
-    byId("said").textContent = shown ? "Selected; copy it with your keyboard." : "Copy the address of this page.";
-  }
 }
 
 function onSubmit(id, action) {
@@ -259,9 +249,9 @@ onSubmit("key", () => {
 });
 byId("stop").addEventListener("click", () => running?.abort());
 byId("add").addEventListener("click", () => interventions.add());
-byId("link").addEventListener("click", (event) => {
+byId("link").addEventListener("click", () => {
   remember();
-  copy(event.target, location.href, null);
+  copy("the link", location.href, byId("said"));
 });
 byId("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {

@@ -1,6 +1,14 @@
 // The attention panel: a heat map before, after, and of the difference, and what a head of it looks at.
 
-import { difference, imageWeights, keyWeights, largest, mean, measures, readable } from "./attention.js";
+import {
+  difference,
+  imageWeights,
+  keyWeights,
+  largest,
+  mean,
+  measures,
+  readable,
+} from "./attention.js";
 import { element, freshId } from "./dom.js";
 import { heatMap, legend, strip } from "./heatmap.js";
 import { overlay } from "./overlay.js";
@@ -51,13 +59,21 @@ export class Maps {
         { class: "choices" },
         element("legend", {}, "Show"),
         ...SIDES.map((side) =>
-          element("label", {}, element("input", {
-            type: "radio", name: group, value: side, checked: side === this.side,
-            onchange: () => {
-              this.side = side;
-              this.show();
-            },
-          }), ` ${side}`),
+          element(
+            "label",
+            {},
+            element("input", {
+              type: "radio",
+              name: group,
+              value: side,
+              checked: side === this.side,
+              onchange: () => {
+                this.side = side;
+                this.show();
+              },
+            }),
+            ` ${side}`,
+          ),
         ),
       ),
     );
@@ -78,11 +94,20 @@ export class Maps {
     const name = `Mass on ${this.measures[this.measure].name}, ${this.side}, by layer and head`;
     this.table.replaceChildren(
       legend(most, signed),
-      element("div", { class: "wide" }, heatMap({
-        name, layers, heads, values: values[this.side], most, signed,
-        looked: (layer, head) => this.look(values, layer, head),
-        chosen: (layer, head) => this.choose(layer, head),
-      })),
+      element(
+        "div",
+        { class: "wide" },
+        heatMap({
+          name,
+          layers,
+          heads,
+          values: values[this.side],
+          most,
+          signed,
+          looked: (layer, head) => this.look(values, layer, head),
+          chosen: (layer, head) => this.choose(layer, head),
+        }),
+      ),
     );
     this.look(values, null, null);
     this.showKeys();
@@ -96,9 +121,11 @@ export class Maps {
       return head === null ? mean(rows.flat()) : rows[0][head];
     };
     const where =
-      layer === null ? "Mean of all layers and heads"
-      : head === null ? `Layer ${layers[layer]}, mean of its heads`
-      : `Layer ${layers[layer]}, head ${heads[head]}`;
+      layer === null
+        ? "Mean of all layers and heads"
+        : head === null
+          ? `Layer ${layers[layer]}, mean of its heads`
+          : `Layer ${layers[layer]}, head ${heads[head]}`;
     const [before, after] = [number(values.before), number(values.after)];
     this.about.textContent =
       `${where}: before ${before.toFixed(4)}, after ${after.toFixed(4)}, ` +
@@ -109,7 +136,10 @@ export class Maps {
     const { layers, heads } = this.after;
     this.asked += 1;
     const asked = this.asked;
-    const fields = { layers: [layers[layer]], include: [this.rows === "all" ? "column_mean" : "attention"] };
+    const fields = {
+      layers: [layers[layer]],
+      include: [this.rows === "all" ? "column_mean" : "attention"],
+    };
     if (head !== null) {
       fields.heads = [heads[head]];
     }
@@ -119,7 +149,10 @@ export class Maps {
         return;
       }
       const weights = { before: keyWeights(before), after: keyWeights(after) };
-      const where = head === null ? `layer ${layers[layer]}, mean of its heads` : `layer ${layers[layer]}, head ${heads[head]}`;
+      const where =
+        head === null
+          ? `layer ${layers[layer]}, mean of its heads`
+          : `layer ${layers[layer]}, head ${heads[head]}`;
       this.chosen = {
         where,
         weights: { ...weights, difference: difference(weights.before, weights.after) },
@@ -155,9 +188,15 @@ export class Maps {
   /** The prompt's tokens, of an image one for all its keys. */
   items(tokens, shown) {
     const items = [];
-    const images = this.after.images.map((ranges, image) => ({ ranges, image, sum: sum(imageWeights(shown, ranges)) }));
+    const images = this.after.images.map((ranges, image) => ({
+      ranges,
+      image,
+      sum: sum(imageWeights(shown, ranges)),
+    }));
     for (let key = 0; key < tokens.length; key += 1) {
-      const inside = images.find(({ ranges }) => ranges.some(([start, end]) => start <= key && key < end));
+      const inside = images.find(({ ranges }) =>
+        ranges.some(([start, end]) => start <= key && key < end),
+      );
       if (!inside) {
         items.push({ text: readable(tokens[key]), value: shown[key], at: key });
       } else if (!inside.told) {

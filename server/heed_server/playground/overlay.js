@@ -18,7 +18,11 @@ export function overlay(picture, weights, words) {
     "select",
     { id, onchange: () => draw(canvas, picture, weights, found[Number(menu.value)], words) },
     ...found.map((grid, at) =>
-      element("option", { value: at }, `${grid.columns} × ${grid.rows}${grid.square ? ", middle square" : ""}`),
+      element(
+        "option",
+        { value: at },
+        `${grid.columns} × ${grid.rows}${grid.square ? ", middle square" : ""}`,
+      ),
     ),
   );
   draw(canvas, picture, weights, found[0], words);
@@ -26,7 +30,13 @@ export function overlay(picture, weights, words) {
     "figure",
     {},
     canvas,
-    element("figcaption", {}, picture.name, element("label", { for: id }, "Keys as a grid of"), menu),
+    element(
+      "figcaption",
+      {},
+      picture.name,
+      element("label", { for: id }, "Keys as a grid of"),
+      menu,
+    ),
   );
 }
 
@@ -42,7 +52,9 @@ async function draw(canvas, picture, weights, grid, words) {
   const [left, top, width, height] = grid.square
     ? [(canvas.width - side) / 2, (canvas.height - side) / 2, side, side]
     : [0, 0, canvas.width, canvas.height];
-  const at = weights.indexOf(weights.reduce((one, other) => (Math.abs(other) > Math.abs(one) ? other : one)));
+  const at = weights.indexOf(
+    weights.reduce((one, other) => (Math.abs(other) > Math.abs(one) ? other : one)),
+  );
   canvas.setAttribute(
     "aria-label",
     `${picture.name}, ${words}: ${weights.reduce((sum, each) => sum + each, 0).toFixed(4)} in all, strongest ` +
@@ -63,8 +75,10 @@ async function draw(canvas, picture, weights, grid, words) {
     const column = key % grid.columns;
     const row = Math.floor(key / grid.columns);
     context.fillRect(
-      left + (column * width) / grid.columns, top + (row * height) / grid.rows,
-      width / grid.columns, height / grid.rows,
+      left + (column * width) / grid.columns,
+      top + (row * height) / grid.rows,
+      width / grid.columns,
+      height / grid.rows,
     );
   });
 }

@@ -12,8 +12,12 @@ export class Pictures {
     input.addEventListener("change", async () => {
       const read = await Promise.allSettled([...input.files].map(readPicture));
       input.value = "";
-      this.chosen.push(...read.filter((each) => each.status === "fulfilled").map((each) => each.value));
-      this.show(read.filter((each) => each.status === "rejected").map((each) => each.reason.message));
+      this.chosen.push(
+        ...read.filter((each) => each.status === "fulfilled").map((each) => each.value),
+      );
+      this.show(
+        read.filter((each) => each.status === "rejected").map((each) => each.reason.message),
+      );
       change();
     });
   }
@@ -26,14 +30,19 @@ export class Pictures {
           {},
           element("img", { src: picture.uri, alt: "" }),
           element("span", {}, picture.name),
-          element("button", {
-            type: "button", "aria-label": `Remove ${picture.name}`,
-            onclick: () => {
-              this.chosen.splice(at, 1);
-              this.show();
-              this.change();
+          element(
+            "button",
+            {
+              type: "button",
+              "aria-label": `Remove ${picture.name}`,
+              onclick: () => {
+                this.chosen.splice(at, 1);
+                this.show();
+                this.change();
+              },
             },
-          }, "Remove"),
+            "Remove",
+          ),
         ),
       ),
       ...problems.map((problem) => element("li", { class: "error", role: "alert" }, problem)),

@@ -22,7 +22,14 @@ export function promptOf(state, pictures) {
 /** The body of a generation with the state's interventions; null and undefined are left out. */
 export function generationOf(state, pictures) {
   const { model, max_tokens, temperature, seed, interventions } = state;
-  const fields = { model, ...promptOf(state, pictures), max_tokens, temperature, seed, interventions };
+  const fields = {
+    model,
+    ...promptOf(state, pictures),
+    max_tokens,
+    temperature,
+    seed,
+    interventions,
+  };
   return Object.fromEntries(
     Object.entries(fields).filter(([, value]) => value !== undefined && value !== null),
   );
@@ -43,5 +50,10 @@ export function wordsOf(state) {
 /** The body of `POST /v1/attention` but for what it is to say. */
 export function inspectionOf(state, pictures) {
   const { model, interventions } = state;
-  return { model, ...promptOf(state, pictures), interventions, rows: state.rows === "all" ? "all" : [-1] };
+  return {
+    model,
+    ...promptOf(state, pictures),
+    interventions,
+    rows: state.rows === "all" ? "all" : [-1],
+  };
 }

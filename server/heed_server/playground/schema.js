@@ -70,7 +70,9 @@ export function fits(raw, value) {
     case "text":
       return typeof value === "string";
     case "numbers":
-      return Array.isArray(value) && value.every((each) => ["number", "string"].includes(typeof each));
+      return (
+        Array.isArray(value) && value.every((each) => ["number", "string"].includes(typeof each))
+      );
     case "list":
       return Array.isArray(value) && value.every((each) => fits(schema.items, each));
     case "object":
@@ -111,8 +113,10 @@ export function rangeOf(schema) {
   ];
   const width = bounds[1] - bounds[0];
   const step = whole ? 1 : niceStep(width);
-  const least = schema.minimum === undefined && bounds[0] !== undefined ? bounds[0] + step : bounds[0];
-  const most = schema.maximum === undefined && bounds[1] !== undefined ? bounds[1] - step : bounds[1];
+  const least =
+    schema.minimum === undefined && bounds[0] !== undefined ? bounds[0] + step : bounds[0];
+  const most =
+    schema.maximum === undefined && bounds[1] !== undefined ? bounds[1] - step : bounds[1];
   return { least, most, step, slider: Number.isFinite(width) && width / step <= MOST_STEPS };
 }
 

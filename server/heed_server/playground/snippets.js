@@ -21,7 +21,11 @@ export function curl(base, { path, body, pictures, keyed }) {
     return [...lines, `  -d ${quoted(JSON.stringify(body, null, 2))}`].join("\n");
   }
   // Of the JSON the shell is to read nothing but the names of the pictures.
-  const text = JSON.stringify(named(body, (at, type) => `\0${type};base64,\0${at + 1}\0`), null, 2)
+  const text = JSON.stringify(
+    named(body, (at, type) => `\0${type};base64,\0${at + 1}\0`),
+    null,
+    2,
+  )
     .replaceAll("\\\\", "\\u005c")
     .replaceAll("$", "\\u0024")
     .replaceAll("`", "\\u0060")
@@ -33,11 +37,15 @@ export function curl(base, { path, body, pictures, keyed }) {
 export function python(base, { path, body, pictures, keyed }) {
   const { interventions, ...fields } = body;
   const call = path === "completions" ? "completions" : "chat.completions";
-  const written = named(fields, (at, type) => new Code(`picture(${literal(pictures[at])}, ${literal(type)})`));
+  const written = named(
+    fields,
+    (at, type) => new Code(`picture(${literal(pictures[at])}, ${literal(type)})`),
+  );
   const reading = [
     "def picture(file, kind):",
     "    return f\"{kind};base64,{base64.b64encode(open(file, 'rb').read()).decode()}\"",
-    "", "",
+    "",
+    "",
   ];
   return [
     ...(pictures.length ? ["import base64"] : []),
@@ -106,11 +114,15 @@ export function literal(value, indent = "") {
   const items = (deeper) =>
     list
       ? value.map((item) => literal(item, deeper))
-      : Object.entries(value).map(([key, item]) => `${JSON.stringify(key)}: ${literal(item, deeper)}`);
+      : Object.entries(value).map(
+          ([key, item]) => `${JSON.stringify(key)}: ${literal(item, deeper)}`,
+        );
   const [open, close] = list ? "[]" : "{}";
   const short = `${open}${items(indent).join(", ")}${close}`;
   if (short.length + indent.length <= 80 && !short.includes("\n")) {
     return short;
   }
-  return `${open}\n${items(inner).map((item) => `${inner}${item},\n`).join("")}${indent}${close}`;
+  return `${open}\n${items(inner)
+    .map((item) => `${inner}${item},\n`)
+    .join("")}${indent}${close}`;
 }
