@@ -1,99 +1,106 @@
-"""How far VHR's masked mode chooses the heads that the paper's second run would: heads per layer, on captions.
+"""How far VHR's two modes choose the same heads, and what they cost.
 
-    python benchmarks/vhr_modes.py [--model DIR] [--most 100]
+    python benchmarks/vhr_modes.py [--model DIR] [--most 100]       # starts a server; --url uses a running one
 
-For each picture the last prompt row's head outputs are compared with what they are without the image: by
-leaving its keys out of the row's softmax (masked), and in a run of the prompt without its visual tokens,
-renumbered (companion). Everything in transformers, float32, without reinforcement, so that both modes
-judge the same outputs. Overlap is the share of the chosen half that is the same; two halves that have
-nothing to do with each other would overlap by a half.
+The same question about drawn pictures that no training has seen, once in each mode and in all layers; the
+reports name the heads. Overlap is the share of the heads of mode "companion" that mode "masked" chooses
+too; two halves that have nothing to do with each other would overlap by a half. Each mode measures a layer
+with its own choices in the layers before it reinforced, as it is served. Times are those of answers of
+one token, one request at a time, modes in turn.
 """
 
 import argparse
-import io
 import sys
+import tempfile
+import time
+from collections import defaultdict
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "reference"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from vision_definition import bound
-from vision_reference import VisionReference
+from vision import data_uri
 
+from heed_server.measuring import servers
 from heed_server.models import bundled_model
 from heed_tiny_vision import scenes
-from heed_tiny_vision.evaluate import Subject
 from heed_tiny_vision.pictures import render
+from heed_tiny_vision.questions import CAPTION_QUESTION
+
+MODES = ("companion", "masked")
+WARM_UP = 3
 
 
-def last_outputs(
-    reference: VisionReference, tokens: list[int]
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """By layer, head outputs [heads, head_dim] of the last row, and without its visual keys."""
-    visual = reference.images(tokens).visual
-    whole, masked = [], []
-    for attention in reference._pass(tokens, len(tokens), [], ())[1]:
-        value, row = attention.states[2], attention.weights[:, -1]
-        text = torch.where(visual, 0.0, row)
-        text = text / text.sum(dim=1, keepdim=True)
-        whole.append((row[:, None] @ value)[:, 0])
-        masked.append((text[:, None] @ value)[:, 0])
-    return whole, masked
+def ask(client: httpx.Client, picture: str, edits: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answer to the question, one token of it, with nothing out of the prefix cache."""
+    image = {"type": "image_url", "image_url": {"url": picture}}
+    content = [image, {"type": "text", "text": CAPTION_QUESTION}]
+    body = {
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": 1,
+        "temperature": 0,
+        "interventions": edits,
+        "cache_salt": str(time.perf_counter_ns()),
+    }
+    response = client.post("/v1/chat/completions", json=body)
+    response.raise_for_status()
+    answer: dict[str, Any] = response.json()
+    return answer
 
 
-def chosen(output: torch.Tensor, without: torch.Tensor) -> set[int]:
-    """The half of the heads that VHR takes, by its filter and its distance."""
-    distance = (output - without).norm(dim=1).tolist()
-    size = without.square().sum(dim=1).tolist()
-    heads = [
-        head
-        for head in range(len(distance))
-        if not (distance[head] > bound(distance) and size[head] > bound(size))
-    ]
-    return set(sorted(heads, key=lambda head: (-distance[head], head))[: len(distance) // 2])
+def overlap(one: dict[str, list[int]], other: dict[str, list[int]]) -> list[float]:
+    """By layer, the share of the heads of `one` that are among those of `other`."""
+    layers = sorted(one, key=int)
+    return [len({*one[layer]} & {*other[layer]}) / max(len(one[layer]), 1) for layer in layers]
 
 
-def overlaps(directory: Path, most: int) -> NDArray[np.float64]:
-    """[pictures, layers], shares of the chosen heads."""
-    subject = Subject(directory, most)
-    found = []
-    for record in subject.records("caption"):
-        scene = list(subject.lines("scenes"))[record["scene"]]
-        file = io.BytesIO()
-        Image.fromarray(render(scenes.from_record(scene))).save(file, "PNG")
-        prompt = subject.prompt(record["question"])
-        reference = VisionReference(str(directory), [file.getvalue()])
-        text = [t for t in prompt if t != reference.model.config.image_token_index]
-        whole, masked = last_outputs(reference, prompt)
-        companion, _ = last_outputs(VisionReference(str(directory), []), text)
-        pairs = [
-            (chosen(o, one), chosen(o, other))
-            for o, one, other in zip(whole, masked, companion, strict=True)
-        ]
-        found.append([len(one & other) / max(len(other), 1) for one, other in pairs])
-    return np.array(found)
+def measure(url: str, most: int) -> tuple[NDArray[np.float64], dict[str, float]]:
+    """[pictures, layers] of overlaps, and the median seconds of an answer by mode."""
+    overlaps, seconds = [], defaultdict(list)
+    with httpx.Client(base_url=url, timeout=600) as client:
+        for number in range(most + WARM_UP):
+            picture = data_uri(render(scenes.sample(f"vhr modes {number}", evaluation=True)))
+            chosen = {}
+            for mode in ("none", *MODES):
+                edits = [{"method": "vhr", "mode": mode, "layers": "all"}] if mode in MODES else []
+                began = time.perf_counter()
+                answer = ask(client, picture, edits)
+                seconds[mode].append(time.perf_counter() - began)
+                if edits:
+                    chosen[mode] = answer["interventions"][0]["chosen_heads"]
+            overlaps.append(overlap(*(chosen[mode] for mode in MODES)))
+    medians = {mode: float(np.median(took[WARM_UP:])) for mode, took in seconds.items()}
+    return np.array(overlaps[WARM_UP:]), medians
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--url", help="a running server instead of one for the run")
     parser.add_argument("--model", type=Path, help="its directory; the bundled model's by default")
     parser.add_argument("--most", type=int, default=100, help="pictures")
     options = parser.parse_args()
     bundled = bundled_model("heed-tiny-vision")
     directory = options.model or (bundled.directory if bundled is not None else None)
-    if directory is None:
+    if directory is None and options.url is None:
         raise SystemExit("heed-tiny-vision is not installed: say which --model")
-    torch.set_num_threads(1)
-    found = overlaps(directory, options.most)
+    with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
+        if options.url is None:
+            flags = ["--dtype", "float32", "--kv-cache-memory-bytes", str(1 << 30)]
+            server = servers.heed(
+                directory, [*flags, "--enforce-eager"], Path(scratch) / "heed.log"
+            )
+            options.url = stack.enter_context(server).url
+        found, medians = measure(options.url, options.most)
     print(f"{len(found)} pictures; share of the chosen heads that both modes choose")
     print("| layer | " + " | ".join(map(str, range(found.shape[1]))) + " | all |")
     print("|" + " --- |" * (found.shape[1] + 2))
     means = [*found.mean(axis=0), found.mean()]
     print("| share | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
+    print("; ".join(f"{mode}: {1000 * took:.1f} ms" for mode, took in medians.items()))
 
 
 if __name__ == "__main__":

@@ -46,6 +46,7 @@ SETTINGS: dict[str, list[Record]] = {
     "adaptvis 0.5": [{"method": "adaptvis", "w": 0.5}],
     "adaptvis 1.5": [{"method": "adaptvis", "w": 1.5}],
     "locore": [{"method": "locore", "include_prompt_tail": True}],
+    "vhr": [{"method": "vhr"}],
     "vhr, masked": [{"method": "vhr", "mode": "masked"}],
     "vhr, masked, 1.3": [{"method": "vhr", "mode": "masked", "alpha": 1.3}],
     "spin": [{"method": "spin"}],
@@ -60,7 +61,7 @@ class Subject:
     def __init__(self, client: httpx.AsyncClient, evaluation: Path, most: int | None) -> None:
         self.client, self.evaluation, self.most = client, evaluation, most
         self.pictures = [
-            _data_uri(render(scenes.from_record(record))) for record in self._lines("scenes")
+            data_uri(render(scenes.from_record(record))) for record in self._lines("scenes")
         ]
 
     def records(self, name: str) -> list[Record]:
@@ -143,7 +144,7 @@ def _shown(measured: Record) -> str:
     return f"{measured['percent']} ({low}–{high})"
 
 
-def _data_uri(pixels: Any) -> str:
+def data_uri(pixels: Any) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -7,10 +7,10 @@ before the output projection and b_h its output without the image
     VHD_h = |o_h - b_h|,  set to 0 where VHD_h and |b_h|^2 both exceed mean + std over the layer's heads
     o'_h = alpha o_h      for the floor(select_fraction H) largest VHD_h, in row P - 1 and all later ones
 
-The paper takes b_h from a second run without the image's tokens. Here b_h is what the same row gives when
-the image's keys are left out of its softmax (`mode` "masked"), which misses what earlier layers have
-already taken from the image; the second run is not offered. docs/methods/vhr.md says how far the two
-agree.
+The paper takes b_h from a second run without the image's tokens: `mode` "companion". It is never
+reinforced here, and so an ordinary run of a text. With "masked" b_h is what the same row gives when the
+image's keys are left out of its softmax, which misses what earlier layers have already taken from the
+image. docs/methods/vhr.md says how far the two agree.
 """
 
 from collections.abc import Iterator
@@ -21,7 +21,10 @@ from pydantic import Field
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.selectors import Layers, own_layers, share_of
 from heed_interventions.views import ModelView, RequestView
-from heed_kernels.edits import OPEN, Edit, HeadChoice, Rows
+from heed_kernels.edits import OPEN, Edit, HeadChoice, KeyRanges, Rows
+
+COMPANION = "companion"
+"""The mode of the second run, and the report's key of what it costs."""
 
 
 class VHR(Method):
@@ -44,8 +47,8 @@ class VHR(Method):
     )
     mode: Literal["companion", "masked"] = Field(
         default="companion",
-        description='What a head gives without the image: "masked" leaves the image\'s keys out of its '
-        'softmax; "companion", a second run without the image, is not offered.',
+        description='What a head gives without the image: "companion" runs the prompt without it first; '
+        '"masked" leaves the image\'s keys out of the softmax, which is cheaper and differs.',
     )
     rows: Literal["last_and_generated", "all"] = Field(
         default="last_and_generated",
@@ -63,19 +66,35 @@ class VHR(Method):
         return prompt_length - 1
 
     def edits(self, request: RequestView) -> Iterator[Edit]:
-        for field, value in ("mode", "masked"), ("rows", "last_and_generated"):
-            if getattr(self, field) != value:
-                raise request.error(
-                    field,
-                    f'"{getattr(self, field)}" is not offered: set it to "{value}"',
-                    "unsupported",
-                )
+        if self.rows != "last_and_generated":
+            raise request.error(
+                "rows",
+                f'"{self.rows}" is not offered: set it to "last_and_generated"',
+                "unsupported",
+            )
+        keys = request.visual_keys(self.method)
+        twin = self.mode == COMPANION
+        if twin:
+            length = self._text_length(keys, request)
+            if not self.is_neutral(request.model):
+                request.report[COMPANION] = {"prompt_tokens": length}
         yield HeadChoice(
             on=self.on(request),
             rows=Rows(request.prompt.length - 1, OPEN),
-            keys=request.visual_keys(self.method),
+            keys=keys,
             chosen=share_of(self.select_fraction, request.model.query_heads),
             gain=self.alpha,
             outliers_out=self.filter,
             source=request.source,
+            twin=twin,
         )
+
+    def _text_length(self, keys: KeyRanges, request: RequestView) -> int:
+        """Tokens of the second run. Raises `InterventionError` where it cannot be had."""
+        obstacle = request.model.companion_obstacle
+        length = request.prompt.length - sum(end - start for start, end in keys.ranges)
+        if not length:
+            obstacle = "without its image this prompt is empty"
+        if obstacle is not None:
+            raise request.error("mode", f'{obstacle}: set it to "masked"', "unsupported")
+        return length

@@ -24,6 +24,7 @@ class ModelView:
     hidden_size: of the hidden states; 0 where that is not known.
     inputs_obstacle: why methods that look at hidden states are refused; None when they are not.
     sink_dims: dimensions of the hidden states in which sinks stand out, where they are known.
+    companion_obstacle: why the prompt cannot be run once more without its image; None when it can.
     """
 
     layers: int
@@ -41,6 +42,7 @@ class ModelView:
     hidden_size: int = 0
     inputs_obstacle: str | None = None
     sink_dims: tuple[int, ...] = ()
+    companion_obstacle: str | None = None
 
 
 @dataclass(frozen=True)

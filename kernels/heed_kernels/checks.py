@@ -94,6 +94,7 @@ def check_edit(edit: Edit) -> None:
             _integer(edit.chosen, "chosen", 0)
             _number(edit.gain, "gain")
             _boolean(edit.outliers_out, "outliers_out")
+            _boolean(edit.twin, "twin")
 
 
 def _check_transfer(edit: MassTransfer) -> None:

@@ -208,10 +208,13 @@ class HeadRanking:
 class HeadChoice:
     """Multiply heads by `gain` that are chosen once, at row `rows.start` (VHR, arXiv 2412.13949).
 
-    With o the head's output at that row and b what the row's weights give without `keys`: the `chosen`
-    heads of the largest |o - b|, of equal ones the lower id. With `outliers_out` none where both |o - b|
-    and |b|^2 exceed their mean plus standard deviation (n - 1) over the layer's heads. In layers with
-    heads in `on`, over all the layer's heads.
+    With o the head's output at that row and b its output without `keys`: the `chosen` heads of the largest
+    |o - b|, of equal ones the lower id. With `outliers_out` none where both |o - b| and |b|^2 exceed their
+    mean plus standard deviation (n - 1) over the layer's heads. In layers with heads in `on`, over all the
+    layer's heads.
+
+    b is what the row's own weights give without `keys`, or with `twin` what the last row of another request
+    gave, which had the prompt without these tokens and no edit.
     """
 
     on: HeadSet
@@ -221,6 +224,7 @@ class HeadChoice:
     gain: float
     outliers_out: bool
     source: int
+    twin: bool = False
 
 
 @dataclass(frozen=True)

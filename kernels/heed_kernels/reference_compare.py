@@ -19,18 +19,22 @@ def ranked(edit: HeadRanking, query: torch.Tensor, key: torch.Tensor, scale: flo
     return factors.scatter(1, first, 1.0)
 
 
-def chosen(
-    edit: HeadChoice, weights: torch.Tensor, value: torch.Tensor, output: torch.Tensor
-) -> torch.Tensor:
-    """Factors [query_heads] that hold from the row at hand on.
+def masked(edit: HeadChoice, weights: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """[query_heads, head_dim]: what the row at hand gives without the edit's keys.
 
-    weights: of that row without mass transfer, [query_heads, keys]; value: [keys, query_heads, head_dim];
-    output: what it gives with all other edits, [query_heads, head_dim].
+    weights: of that row without mass transfer, [query_heads, keys]; value: [keys, query_heads, head_dim].
     """
     without = weights.clone()
     without[:, list(_keys(edit))] = 0
     without = without / without.sum(dim=1, keepdim=True).clamp(min=1e-30)
-    beside = torch.einsum("hk,khd->hd", without, value)
+    return torch.einsum("hk,khd->hd", without, value)
+
+
+def chosen(edit: HeadChoice, output: torch.Tensor, beside: torch.Tensor) -> torch.Tensor:
+    """Factors [query_heads] that hold from the row at hand on.
+
+    output: what that row gives with all other edits; beside: without the image; each [query_heads, head_dim].
+    """
     distance, size = (output - beside).norm(dim=1), beside.square().sum(dim=1)
     candidates = torch.ones_like(distance, dtype=torch.bool)
     if edit.outliers_out and len(distance) > 1:
@@ -69,7 +73,9 @@ def compared(
         else:
             assert edit.rows.start >= first, "the row at which heads are chosen is not there"
             row = edit.rows.start - first
-            factors = chosen(edit, weights[:, row], value, output[row])[None]
+            assert not edit.twin, "another request's outputs are not here: see `chosen`"
+            beside = masked(edit, weights[:, row], value)
+            factors = chosen(edit, output[row], beside)[None]
         output = torch.where(held[:, None, None], output * factors[:, :, None], output)
     return output
 

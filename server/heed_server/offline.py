@@ -42,6 +42,7 @@ from heed_server.models import bundled_model
 from heed_server.settings import Settings, profiles_directory
 
 __all__ = ["LLM", "RefusedError"]
+NO_COMPANION = "the offline class does not run prompts a second time without their images"
 
 
 class LLM(vllm.LLM):  # type: ignore[misc]
@@ -108,7 +109,7 @@ class LLM(vllm.LLM):  # type: ignore[misc]
 
     def _admission_with(self, settings: Settings) -> Admission:
         support = self._describe()
-        view = view_of(support, self.model_config)
+        view = replace(view_of(support, self.model_config), companion_obstacle=NO_COMPANION)
         identity = served_identity(self.model_config, support)
         return Admission(
             model=view,

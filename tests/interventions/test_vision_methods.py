@@ -93,6 +93,10 @@ EDITS: list[tuple[dict[str, object], list[Edit]]] = [
         [HeadChoice(EVERYWHERE, Rows(LAST, OPEN), VISUAL, 5, 2.0, True, 0)],
     ),
     (
+        {"method": "vhr", "layers": [2], "filter": False},
+        [HeadChoice(LAYER_2, Rows(LAST, OPEN), VISUAL, 4, 2.0, False, 0, twin=True)],
+    ),
+    (
         {"method": "spin", "ratio": 0.29, "lambda": 0},
         [HeadRanking(EVERYWHERE, Rows(LAST, OPEN), VISUAL, 2, 0.0, 0)],
     ),
@@ -132,7 +136,7 @@ LEAST: dict[str, dict[str, Any]] = {
     "avar": {},
     "adaptvis": {"w": 2},
     "var": {},
-    "vhr": {"mode": "masked"},
+    "vhr": {},
     "spin": {},
     "gift": {"saliency_layer": 0, "layers": [1, 2]},
 }
@@ -275,23 +279,6 @@ def test_a_span_of_an_image_needs_one(model: ModelView) -> None:
         resolve(parse(raw), model, prompt())
     assert caught.value.reason == "vision"
     assert caught.value.param == "interventions.0.spans.0.image"
-
-
-@pytest.mark.parametrize(
-    ("raw", "field"),
-    [
-        ({"method": "vhr"}, "mode"),
-        ({"method": "vhr", "mode": "companion"}, "mode"),
-        ({"method": "vhr", "mode": "masked", "rows": "all"}, "rows"),
-    ],
-)
-def test_what_is_not_offered_of_vhr_is_refused_by_its_name(
-    raw: dict[str, object], field: str
-) -> None:
-    with pytest.raises(InterventionError, match="not offered") as caught:
-        resolve(parse([raw]), VISION, prompt(images=(IMAGE,)))
-    assert caught.value.param == f"interventions.0.{field}"
-    assert caught.value.reason == "unsupported"
 
 
 def test_var_needs_the_dimensions_in_which_sinks_stand_out() -> None:

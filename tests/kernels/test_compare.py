@@ -1,6 +1,7 @@
 """Edits that compare heads: as the dense reference has them, on pages, in any steps, on two ranks."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from heed_kernels.edits import (
     Rows,
 )
 from heed_kernels.reference import attend
+from heed_kernels.reference_compare import chosen, masked
 from heed_kernels.table import EditTable
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, BLOCK = 1, 6, 2, 16, 16
@@ -73,6 +75,7 @@ def compared(
     gather: Callable[[NDArray[Any]], NDArray[Any]] = alone,
     heads: slice = slice(0, HEADS),
     known: dict[int, NDArray[np.bool_]] | None = None,
+    twin: dict[int, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Outputs of one rank's heads: the other edits' dense ones, multiplied in steps."""
     comparison = next(e for e in edits if isinstance(e, HeadRanking | HeadChoice))
@@ -81,7 +84,7 @@ def compared(
     local = heads.stop - heads.start
     table = EditTable(1, LAYERS, HEADS, KV_HEADS, head_start=heads.start, local_query_heads=local)
     slot = table.insert(edits, prompt_length=PROMPT)
-    comparer = HeadComparer(table, slot, comparison, gather, {} if known is None else known)
+    comparer = HeadComparer(table, slot, comparison, gather, {} if known is None else known, twin)
     group = HEADS // KV_HEADS
     pages = sequence.pages[:, heads.start // group : -(-heads.stop // group)]
     for first, end in zip([0, *steps], [*steps, LENGTH], strict=True):
@@ -139,6 +142,31 @@ def test_heads_that_were_chosen_stay_chosen() -> None:
     factor[[0, 4]] = 2.0
     plain = sequence.dense([])
     torch.testing.assert_close(output[PROMPT - 1 :], plain[PROMPT - 1 :] * factor[:, None])
+
+
+def test_outputs_of_a_twin_are_compared_with_in_place_of_the_row_s_own() -> None:
+    sequence, choice = Sequence(), COMPARISONS["a choice"]
+    assert isinstance(choice, HeadChoice)
+    row, group = PROMPT - 1, HEADS // KV_HEADS
+    key, value = (
+        each[:PROMPT].repeat_interleave(group, 1) for each in (sequence.key, sequence.value)
+    )
+    weights = torch.einsum("hd,khd->hk", sequence.query[row], key).mul(SCALE).softmax(1)
+    without = masked(choice, weights, value)
+    edit = replace(choice, twin=True)
+    same = compared(sequence, [edit], [17, 50], twin={0: without})
+    torch.testing.assert_close(same, sequence.dense([choice]), rtol=1e-5, atol=1e-5)
+    plain = sequence.dense([])
+    # A twin that differs in two heads alone, one of them little.
+    twin = {0: plain[row].clone()}
+    twin[0][4] += 1
+    twin[0][1] += 0.1
+    edit = replace(edit, outliers_out=False)
+    factor = chosen(edit, plain[row], twin[0])
+    assert factor.tolist() == [2.0, 2.0, 1.0, 1.0, 2.0, 1.0]
+    other = compared(sequence, [edit], [], twin=twin)
+    torch.testing.assert_close(other[row:], plain[row:] * factor[:, None])
+    assert not twin, "it is needed once"
 
 
 def test_a_head_that_stands_out_twice_is_left_out() -> None:

@@ -6,6 +6,8 @@ import base64
 import io
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +21,32 @@ from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, message, pi
 from heed_interventions import METHODS
 
 
+@contextmanager
+def two_workers(log: Path, parallel: str, directory: str) -> Iterator[LiveServer]:
+    """The same model with `parallel` set to 2, on a core each."""
+    with pytest.MonkeyPatch.context() as patch:
+        cores = sorted(os.sched_getaffinity(0))
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
+        with serving(log, [*VISION, parallel, "2"], directory) as started:
+            yield started
+
+
 @pytest.fixture(scope="module")
 def two_vision_ranks(
     vision_directory: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
-    """The same model on two tensor-parallel workers."""
     log = tmp_path_factory.mktemp("vision-tp2") / "server.log"
-    with pytest.MonkeyPatch.context() as patch:
-        cores = sorted(os.sched_getaffinity(0))
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", f"{cores[0]}|{cores[-1]}")
-        flags = [*VISION, "--tensor-parallel-size", "2"]
-        with serving(log, flags, vision_directory) as started:
-            yield started
+    with two_workers(log, "--tensor-parallel-size", vision_directory) as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def two_vision_engines(
+    vision_directory: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
+    log = tmp_path_factory.mktemp("vision-dp2") / "server.log"
+    with two_workers(log, "--data-parallel-size", vision_directory) as started:
+        yield started
 
 
 each_case = pytest.mark.parametrize("case", VISION_CASES)
@@ -107,6 +123,65 @@ def test_a_plain_image_request_has_the_same_bits_beside_edited_ones(
     ]
     for asked in together(calls)[::2]:
         assert asked.completion.logprobs == alone.completion.logprobs
+
+
+def counted(server: LiveServer) -> dict[str, float]:
+    """What vLLM counts of requests and their tokens."""
+    names = (
+        "vllm:request_success_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total",
+        "vllm:e2e_request_latency_seconds_count", "vllm:time_to_first_token_seconds_count",
+    )  # fmt: skip
+    return {name: server.metric(name) for name in names}
+
+
+def test_a_companion_costs_what_the_report_says_and_is_counted_nowhere(
+    vision_server: LiveServer,
+) -> None:
+    edits = VISION_CASES["vhr and its companion"]
+    question = " ".join(QUESTIONS)  # longer than a block of the cache
+    once = {"fresh": False, "cache_salt": "once"}
+    before = counted(vision_server)
+    first = ask(vision_server, question, [picture(90)], edits, **once)
+    after = counted(vision_server)
+    (report,) = first.completion.report or []
+    length, tokens = len(first.prompt), len(first.completion.tokens)
+    assert {name: after[name] - before[name] for name in after} == {
+        "vllm:request_success_total": 1,
+        "vllm:prompt_tokens_total": length,
+        "vllm:generation_tokens_total": tokens,
+        "vllm:e2e_request_latency_seconds_count": 1,
+        "vllm:time_to_first_token_seconds_count": 1,
+    }
+    assert report["companion"] == {"prompt_tokens": length - 64, "cached_tokens": 0}
+    # Another picture, the same words: the run without the picture is the same.
+    other = ask(vision_server, question, [picture(91)], edits, **once)
+    (report,) = other.completion.report or []
+    assert 0 < report["companion"]["cached_tokens"] < length - 64
+    assert_vision_conforms(vision_server, other, edits)
+
+
+def test_every_choice_and_every_stream_has_a_companion(vision_server: LiveServer) -> None:
+    edits = [{"method": "vhr"}]
+    answer = ask_raw(
+        vision_server, QUESTIONS[0], [picture(92)], interventions=edits, n=3, temperature=0.9
+    ).json()
+    reports = [choice["interventions"][0] for choice in answer["choices"]]
+    assert len(reports) == 3
+    assert len({str(report["chosen_heads"]) for report in reports}) == 1
+    assert all(report["chosen_heads"] for report in reports)
+    streamed = ask_raw(vision_server, QUESTIONS[0], [picture(92)], interventions=edits, stream=True)
+    assert str(reports[0]["chosen_heads"]["1"]).replace(" ", "") in streamed.text.replace(" ", "")
+
+
+def test_attention_is_shown_under_a_companion_s_choice(vision_server: LiveServer) -> None:
+    body = {
+        "model": vision_server.model, "messages": [message(QUESTIONS[0], [picture(9)])],
+        "rows": [-1], "include": ["mass"], "interventions": [{"method": "vhr"}],
+    }  # fmt: skip
+    response = vision_server.post("/v1/attention", body)
+    assert response.status_code == 200, response.text
+    (report,) = response.json()["interventions"]
+    assert report["chosen_heads"] and report["companion"]["prompt_tokens"]
 
 
 def test_a_span_of_an_image_is_what_its_positions_are(vision_server: LiveServer) -> None:
@@ -238,7 +313,22 @@ def test_preempted_requests_with_pictures_equal_the_reference(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["vhr", "spin", "var", "gift", "everything together"])
+def test_a_companion_meets_its_request_in_the_same_engine(
+    two_vision_engines: LiveServer,
+) -> None:
+    edits = VISION_CASES["vhr and its companion"]
+    calls = [
+        lambda n=n: ask(two_vision_engines, QUESTIONS[n % 3], [picture(n)], edits)
+        for n in range(12)
+    ]
+    for asked in together(calls):
+        assert_vision_conforms(two_vision_engines, asked, edits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "case", ["vhr", "vhr and its companion", "spin", "var", "gift", "everything together"]
+)
 def test_two_ranks_equal_one(
     vision_server: LiveServer, two_vision_ranks: LiveServer, case: str
 ) -> None:

@@ -49,6 +49,12 @@ VISION_CASES: dict[str, Edits] = {
     "vhr of a third, unfiltered": [
         {"method": "vhr", "mode": "masked", "select_fraction": 0.34, "filter": False, "alpha": 3.5}
     ],
+    "vhr and its companion": [{"method": "vhr", "report": "full"}],
+    "vhr and its companion, beside others": [
+        {"method": "zerotuning", "gamma": 2},
+        {"method": "vhr", "mode": "companion", "filter": False, "alpha": 3, "layers": [0, 2, -1]},
+        {"method": "pai", "alpha": 0.6},
+    ],
     "spin": [{"method": "spin", "ratio": 0.5, "lambda": 0}],
     "spin of some layers": [{"method": "spin", "ratio": 0.7, "lambda": 0.2, "layers": [1, -2]}],
     "gift": [{"method": "gift", "saliency_layer": 1, "layers": [2, 3, 4]}],

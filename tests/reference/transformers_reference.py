@@ -145,6 +145,8 @@ class Reference:
         """
         filled = [with_defaults(intervention) for intervention in interventions]
         for edit in filled:
+            if edit.get("mode") == "companion":
+                edit["companion"] = self.last_outputs(self.without_images(tokens[:prompt_length]))
             if edit["method"] in eviction_definition.PARAMETERS:
                 evictions = self._evictions(edit, filled, tokens, prompt_length, block_size)
         logits, attentions = self._pass(tokens, prompt_length, filled, evictions)
@@ -154,6 +156,15 @@ class Reference:
             [each for attention in attentions for each in attention.disagreements],
             evictions,
         )
+
+    def without_images(self, tokens: Sequence[int]) -> list[int]:
+        """`tokens` but for those that stand for images."""
+        visual = self.images(tokens).visual.tolist()
+        return [token for token, gone in zip(tokens, visual, strict=True) if not gone]
+
+    def last_outputs(self, tokens: Sequence[int]) -> list[Tensor]:
+        """By layer, head outputs [heads, head_dim] of the last row of the plain prompt `tokens`."""
+        return [each.output[:, -1] for each in self._pass(tokens, len(tokens), [], ())[1]]
 
     def observe(self, tokens: Sequence[int]) -> Observed:
         """What the methods that evict look at, after the plain prompt `tokens`."""
@@ -224,6 +235,7 @@ class EditedAttention:
     """One layer's attention over one sequence. Takes the place of the module's `forward`."""
 
     weights: Tensor
+    output: Tensor
     disagreements: Sequence[Disagreement] = ()
     layer_input: Tensor
 
@@ -292,7 +304,7 @@ class EditedAttention:
             output = vision_definition.shifted(
                 output, edit, self.images, self.observed, value, edit["salient"], prompt_length
             )
-        self.weights = weights
+        self.weights, self.output = weights, output
         output = self.module.o_proj(output.transpose(0, 1).reshape(rows, -1))
         return output[None], weights[None]
 

@@ -33,10 +33,11 @@ PARAMETERS: dict[str, dict[str, Any]] = {
         "alpha": 2.0,
         "select_fraction": 0.5,
         "filter": True,
-        "mode": REQUIRED,
+        "mode": "companion",
         "rows": "last_and_generated",
         "layers": None,
         "chosen": None,
+        "companion": None,
     },
     "spin": {"ratio": 0.8, "lambda": 0.1, "layers": "all"},
     "gift": {
@@ -49,7 +50,8 @@ PARAMETERS: dict[str, dict[str, Any]] = {
     },
 }
 """As in `reference_parameters.PARAMETERS`; `layers` None are the method's own. `chosen` is no parameter:
-heads that somebody else chose, by layer, taken over where the choice was a near-tie."""
+heads that somebody else chose, by layer, taken over where the choice was a near-tie. Nor is `companion`: by
+layer what the last row of the prompt without its images gives, [heads, head_dim]."""
 
 MOST_SINKS = 64
 """VAR: of a layer, the first ones."""
@@ -171,16 +173,19 @@ def reinforced(
     layer: int,
     prompt_length: int,
 ) -> Tensor:
-    """VHR, masked: head outputs [heads, rows, head_dim].
+    """VHR: head outputs [heads, rows, head_dim].
 
     weights: [heads, rows, keys]; value: [heads, keys, head_dim].
     """
-    assert (edit["mode"], edit["rows"]) == ("masked", "last_and_generated")
+    assert edit["rows"] == "last_and_generated"
     count, row = len(output), prompt_length - 1
     distance, size = [], []
     for head in range(count):
-        text = torch.where(images.visual, 0.0, weights[head, row])
-        beside = (text / text.sum()) @ value[head]
+        if edit["mode"] == "companion":
+            beside = edit["companion"][layer][head]
+        else:
+            text = torch.where(images.visual, 0.0, weights[head, row])
+            beside = (text / text.sum()) @ value[head]
         distance.append(float((output[head, row] - beside).norm()))
         size.append(float(beside.norm() ** 2))
     out = [

@@ -56,8 +56,8 @@ class VisionReference(Reference):
         return self.model.model.language_model
 
     def inputs(self, tokens: Sequence[int]) -> dict[str, Tensor]:
-        pixels = {} if self.pixels is None else {"pixel_values": self.pixels}
-        return super().inputs(tokens) | pixels
+        seen = self.pixels is not None and bool(self.images(tokens).visual.any())
+        return super().inputs(tokens) | ({"pixel_values": self.pixels} if seen else {})
 
     def images(self, tokens: Sequence[int]) -> Images:
         return Images.of(torch.tensor(list(tokens)) == self.model.config.image_token_index)

@@ -1,11 +1,14 @@
 """The door without an engine: what it lets through to a stand-in for `generate`."""
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from tests.server.door_maker import door
+from vllm.multimodal.inputs import PlaceholderRange
 from vllm.sampling_params import SamplingParams
 
 from heed_interventions import parse
@@ -14,7 +17,8 @@ from heed_kernels.edits import OPEN, Rows
 from heed_kernels.evict import Evict, NormScore
 from heed_server.api.cache_room import CacheRoom
 from heed_server.api.errors import RefusedError
-from heed_server.api.exchange import CURRENT, Exchange
+from heed_server.api.exchange import CURRENT, EngineRequest, Exchange
+from heed_server.api.reports import assemble
 from heed_server.engine.payload import RESERVED_KEY
 
 
@@ -95,6 +99,61 @@ def test_a_window_is_looked_at_where_the_request_can_outgrow_the_cache(
     prompt = {"prompt_token_ids": [1] * 400}
     resolution, _ = door(CacheRoom(14, 32)).resolve(exchange, prompt, max_tokens)
     assert resolution.reports[0]["status"] == status
+
+
+def ask_with_a_picture(broken: bool) -> tuple[list[str], EngineRequest]:
+    """What the engine is asked for under a method that needs a twin, in order."""
+    calls: list[str] = []
+
+    async def stock(prompt: Any, params: Any, name: str, **rest: Any) -> AsyncGenerator[Any]:
+        calls.append("twin" if name.startswith("heed-twin-") else name)
+        if broken:
+            raise ValueError("the engine does not want it")
+        output = SimpleNamespace(index=0, token_ids=[7], finish_reason="length")
+        yield SimpleNamespace(outputs=[output], num_cached_tokens=16)
+
+    async def ask() -> EngineRequest:
+        entrance = door()
+        entrance.model = replace(entrance.model, vision=True)
+        nothing: Any = asyncio.get_running_loop().create_future()
+        nothing.set_result({})
+        entrance._reports = SimpleNamespace(collect=lambda report: nothing)  # type: ignore[assignment]
+        client = SimpleNamespace(
+            generate=stock,
+            engine_core=SimpleNamespace(core_engines=[b"0"]),
+            output_processor=SimpleNamespace(process_outputs=None),
+        )
+        entrance.stand_before(client)
+        exchange = Exchange(parse([{"method": "vhr"}]), "request", asked=True)
+        image = PlaceholderRange(offset=5, length=20)
+        prompt = {"prompt_token_ids": [1] * 40, "mm_placeholders": {"image": [image]}}
+        token = CURRENT.set(exchange)
+        try:
+            generator = client.generate(prompt, SamplingParams(max_tokens=4), "id")
+        finally:
+            CURRENT.reset(token)
+        if broken:
+            with pytest.raises(ValueError, match="does not want it"):
+                await anext(generator)
+        else:
+            async for _ in generator:
+                pass
+        return exchange.engine_requests[0]
+
+    return calls, asyncio.run(ask())
+
+
+def test_a_twin_runs_before_its_request_and_its_cost_is_reported() -> None:
+    calls, request = ask_with_a_picture(broken=False)
+    assert calls == ["twin", "id"]
+    (report,) = assemble(request, 0, {})
+    assert report["companion"] == {"prompt_tokens": 20, "cached_tokens": 16}
+
+
+def test_where_a_twin_fails_its_request_never_begins() -> None:
+    calls, request = ask_with_a_picture(broken=True)
+    assert calls == ["twin"]
+    assert request.twin_cached is None
 
 
 def ask_adapter(source: Any, **fields: Any) -> list[Any]:

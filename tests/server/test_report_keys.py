@@ -34,7 +34,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "avar": {},
     "adaptvis": {"w": 2},
     "var": {},
-    "vhr": {"mode": "masked"},
+    "vhr": {},
     "spin": {},
     "gift": {"saliency_layer": 0, "layers": [1, 2]},
 }

@@ -643,7 +643,7 @@ class VHR(Intervention):
     )
     mode: Literal["companion", "masked"] = Field(
         default="companion",
-        description='What a head gives without the image: "masked" leaves the image\'s keys out of its softmax; "companion", a second run without the image, is not offered.',
+        description='What a head gives without the image: "companion" runs the prompt without it first; "masked" leaves the image\'s keys out of the softmax, which is cheaper and differs.',
     )
     rows: Literal["last_and_generated", "all"] = Field(
         default="last_and_generated",

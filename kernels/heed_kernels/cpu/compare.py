@@ -45,8 +45,20 @@ def chosen_heads(edit: HeadChoice, measured: NDArray[np.float32]) -> NDArray[np.
     return chosen
 
 
+def differences(output: torch.Tensor, without: torch.Tensor) -> NDArray[np.float32]:
+    """float32 [local_query_heads, 2]: |o - b| and |b|^2 of one row's head outputs o and b, each
+    [local_query_heads, head_dim]."""
+    without = without.float()
+    distance = torch.linalg.vector_norm(output.float() - without, dim=1)
+    return torch.stack([distance, without.square().sum(dim=1)], dim=1).numpy()
+
+
 class HeadComparer:
-    """One request's comparison of heads. known: what was chosen already, by layer; it is added to.
+    """One request's comparison of heads.
+
+    known: what was chosen already, by layer; it is added to.
+    twin: for a `HeadChoice` with `twin`, by layer the [local_query_heads, head_dim] that are compared with;
+        each is needed once, and let go.
 
     Every rank has to come through the same layers and steps, because `gather` waits for all.
     """
@@ -58,9 +70,11 @@ class HeadComparer:
         edit: HeadRanking | HeadChoice,
         gather: Gather,
         known: dict[int, NDArray[Any]],
+        twin: dict[int, torch.Tensor] | None = None,
     ) -> None:
         self.edit = edit
         self.known = known
+        self._twin = {} if twin is None else twin
         self._table, self._slot, self._gather = table, slot, gather
         self._keys = keys_of(edit.keys)
         self._key_sums: dict[int, torch.Tensor] = {}
@@ -91,9 +105,12 @@ class HeadComparer:
             )
         else:
             if layer not in self.known:
-                row = queries[0], outputs[0]
-                measured = self._measured(layer, first + skipped, *row, pages, inputs.scale)
-                self.known[layer] = chosen_heads(self.edit, self._gather(measured))
+                if self.edit.twin:
+                    without = self._twin.pop(layer)
+                else:
+                    without = self._masked(layer, first + skipped, queries[0], pages, inputs.scale)
+                measured = self._gather(differences(outputs[0], without))
+                self.known[layer] = chosen_heads(self.edit, measured)
             gain = np.where(self.known[layer], self.edit.gain, 1.0).astype(np.float32)
             gains = np.repeat(gain[:, None], count, axis=1)
         own = gains[self._table.head_start :][: self._table.local_query_heads]
@@ -109,22 +126,14 @@ class HeadComparer:
         scores = (queries.float() * sums).sum(dim=2).mul_(scale)
         return np.ascontiguousarray(scores.numpy().T)
 
-    def _measured(
-        self,
-        layer: int,
-        row: int,
-        query: torch.Tensor,
-        output: torch.Tensor,
-        pages: Pages,
-        scale: float,
-    ) -> NDArray[np.float32]:
-        """float32 [local_query_heads, 2]: |o - b| and |b|^2 of one row. query, output: [heads, head_dim]."""
+    def _masked(
+        self, layer: int, row: int, query: torch.Tensor, pages: Pages, scale: float
+    ) -> torch.Tensor:
+        """float32 [local_query_heads, head_dim]: what a row gives without the keys. query: the same shape."""
         places = np.arange(row + 1)
         observed = ObservedRows(self._table, self._slot, layer, row, places, 0, scale)
         weights = observed.weights(query[None].float(), pages.read(places, "key").float(), 0)[:, 0]
         weights[:, self._keys[self._keys <= row]] = 0
         value = pages.read(places, "value").float()[self._kv_head]  # [heads, keys, head_dim]
         without = torch.einsum("hk,hkd->hd", weights, value)
-        without /= weights.sum(dim=1, keepdim=True).clamp(min=1e-30)
-        distance = torch.linalg.vector_norm(output.float() - without, dim=1)
-        return torch.stack([distance, without.square().sum(dim=1)], dim=1).numpy()
+        return without / weights.sum(dim=1, keepdim=True).clamp(min=1e-30)

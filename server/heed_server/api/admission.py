@@ -26,6 +26,7 @@ from heed_server.api.cache_room import CacheRoom
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import EngineRequest, Exchange
 from heed_server.api.reserved import reserved
+from heed_server.api.twins import TwinRequest, twin_of
 from heed_server.engine.image_positions import image_spans
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
@@ -45,12 +46,14 @@ class Admitted:
 
     request: None for a prompt that carries no interventions.
     length: how long the request may be where that is not the model's own length.
+    twin: what has to run before it, if anything has.
     """
 
     prompt: Any
     params: SamplingParams
     request: EngineRequest | None = None
     length: int | None = None
+    twin: TwinRequest | None = None
 
 
 class Admission:
@@ -139,11 +142,12 @@ class Admission:
             ),
             inspection=exchange.inspection,
         )
+        twin = twin_of(prompt, resolution.edits, request.report_id, params.n)
         params = params.clone()
         params.extra_args = {**(params.extra_args or {}), RESERVED_KEY: pack(payload)}
         if resolution.digest is not None:
             prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
-        return Admitted(prompt, params, request, length)
+        return Admitted(prompt, params, request, length, twin)
 
     def count(self, request: EngineRequest) -> None:
         """An admitted request goes to the engine."""

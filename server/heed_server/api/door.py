@@ -5,7 +5,7 @@ others are admitted (`admission.py`), and watched until they end.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from functools import partial
 from typing import Any
 
@@ -21,11 +21,14 @@ from heed_server.api.context_length import context_length
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange, RehearsalOver
 from heed_server.api.reports import ReportCollector, count_edited_tokens
+from heed_server.api.twins import TwinRunner
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
 from heed_server.settings import Settings
 
 Generate = Callable[..., AsyncGenerator[Any, None]]
+RunTwin = Callable[[], Awaitable[int]]
+"""Runs a request's twin; see `TwinRunner.run`."""
 
 
 class Door(Admission):
@@ -46,9 +49,11 @@ class Door(Admission):
         super().__init__(model, settings, profiles, tokenizer, table, metrics, cache)
         self._reports = reports
         self._activity = activity
+        self._twins: TwinRunner | None = None
 
     def stand_before(self, engine_client: Any) -> None:
         """Put the door in front of `engine_client.generate`."""
+        self._twins = TwinRunner(engine_client)
         engine_client.generate = partial(self.generate, engine_client.generate)
 
     def generate(
@@ -77,6 +82,11 @@ class Door(Admission):
                 exchange.refusal = error
             raise
         params, request = admitted.params, admitted.request
+        run_twin: RunTwin | None = None
+        if admitted.twin is not None:
+            assert self._twins is not None
+            rest = self._twins.together(rest)
+            run_twin = partial(self._twins.run, stock, admitted.twin, rest)
         generator = stock(admitted.prompt, params, request_id, **rest)
         if request is None:
             return generator
@@ -85,7 +95,7 @@ class Door(Admission):
             return generator
         if admitted.length is not None:
             generator = submitted(generator, admitted.length)
-        return self._observed(generator, request, request.report_id, params.output_kind)
+        return self._observed(generator, request, request.report_id, params.output_kind, run_twin)
 
     def _rehearse(
         self, exchange: Exchange, prompt: Any, params: SamplingParams, adapter: str | None
@@ -105,12 +115,15 @@ class Door(Admission):
         admitted: EngineRequest,
         report_id: str,
         kind: RequestOutputKind,
+        run_twin: RunTwin | None,
     ) -> AsyncGenerator[Any, None]:
         # The engine's own generator is closed with this one: that is how an abort gets through.
         tokens = admitted.completion_tokens
         self._activity.begin()
         self.count(admitted)
         try:
+            if run_twin is not None:
+                admitted.twin_cached = await run_twin()
             async for output in generator:
                 for choice in output.outputs:
                     before = tokens.get(choice.index, 0) if kind == RequestOutputKind.DELTA else 0

@@ -22,6 +22,7 @@ class EngineRequest:
     ran: what the workers ran, by choice; None where nothing had to run edited. Set at the door,
         resolved when generation has ended.
     report_id: under which the workers keep what they ran; None where nothing had to run edited.
+    twin_cached: tokens of its twin's prompt that came out of the prefix cache, once there was one.
     """
 
     resolution: Resolution
@@ -29,6 +30,7 @@ class EngineRequest:
     completion_tokens: dict[int, int] = field(default_factory=dict)
     ran: "Future[dict[int, Report]] | None" = None
     report_id: str | None = None
+    twin_cached: int | None = None
 
 
 @dataclass

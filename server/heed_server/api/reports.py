@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from heed_interventions.vhr import COMPANION
 from heed_server.api.exchange import EngineRequest, Report
 from heed_server.api.found_keys import of_all_ranks, sink_counts
 from heed_server.metrics import Metrics
@@ -90,6 +91,7 @@ def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> 
         | memory_counts(per_source.get(index), request.prompt_length, tokens)
         | sink_counts(per_source.get(index))
         | per_source.get(index, {}).get("told", {})
+        | companion_counts(resolved, request.twin_cached)
         | lost
         for index, resolved in enumerate(request.resolution.reports)
     ]
@@ -142,6 +144,16 @@ def row_counts(
         "cached_rows": prompt - computed_prompt if prompt else 0,
         "generated_rows": _overlap(computed, prompt_length, last),
     }
+
+
+def companion_counts(resolved: Report, cached: int | None) -> Report:
+    """What the run without the image cost; empty where there was none.
+
+    cached: tokens of its prompt that came out of the prefix cache; None: it has not run.
+    """
+    if COMPANION not in resolved or cached is None:
+        return {}
+    return {COMPANION: {**resolved[COMPANION], "cached_tokens": cached}}
 
 
 def memory_counts(

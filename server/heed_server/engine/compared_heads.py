@@ -1,6 +1,5 @@
 """Requests whose heads are compared with each other, and what was chosen for them. No vLLM here."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,12 @@ from numpy.typing import NDArray
 from heed_kernels.cpu.compare import Gather, HeadComparer
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.cpu.shift import GazeShifter
-from heed_kernels.edits import Edit, GazeShift, HeadChoice, HeadRanking
+from heed_kernels.edits import GazeShift, HeadChoice, HeadRanking
 from heed_kernels.plan import SLOT
 from heed_kernels.table import EditTable
+from heed_server.engine.payload import Payload
+from heed_server.engine.step import Comparer
+from heed_server.engine.twins import Outputs, Twins
 
 Known = dict[int, NDArray[Any]]
 """By layer, what a comparison has found once and goes on with: bool [query_heads] of the whole model for a
@@ -37,40 +39,59 @@ class ComparedRows:
 
 class ComparedHeads:
     """By slot of the edit table; what was found once is kept by request until it ends, so that one that was
-    preempted goes on with the same."""
+    preempted goes on with the same. So is what its twin left, until the heads are chosen."""
 
     def __init__(self, table: EditTable, gather: Gather) -> None:
         self._table, self._gather = table, gather
         self._by_slot: dict[int, HeadComparer | GazeShifter] = {}
         self._known: dict[str, Known] = {}
+        self._taken: dict[str, Outputs] = {}
+        self._twins = Twins()
 
-    def enter(self, slot: int, request_id: str, edits: Sequence[Edit]) -> None:
-        """A request has got its slot."""
-        for edit in edits:
-            if isinstance(edit, HeadRanking | HeadChoice | GazeShift):
-                kind = GazeShifter if isinstance(edit, GazeShift) else HeadComparer
-                known = self._known.setdefault(request_id, {})
-                self._by_slot[slot] = kind(self._table, slot, edit, self._gather, known)  # type: ignore[arg-type]
+    def enter(self, slot: int, request_id: str, payload: Payload) -> None:
+        """A request has got its slot.
+
+        Raises `EditError` when it is to be compared with a twin that left nothing.
+        """
+        self._twins.enter(slot, payload)
+        for edit in payload.edits:
+            if not isinstance(edit, HeadRanking | HeadChoice | GazeShift):
+                continue
+            known = self._known.setdefault(request_id, {})
+            if isinstance(edit, GazeShift):
+                self._by_slot[slot] = GazeShifter(self._table, slot, edit, self._gather, known)
+                continue
+            if isinstance(edit, HeadChoice) and edit.twin and request_id not in self._taken:
+                self._taken[request_id] = self._twins.take(payload.report)
+            twin = self._taken.get(request_id)
+            self._by_slot[slot] = HeadComparer(self._table, slot, edit, self._gather, known, twin)
 
     def leave(self, slot: int) -> None:
         """The slot's request left the batch."""
         self._by_slot.pop(slot, None)
+        self._twins.leave(slot)
 
     def forget(self, request_id: str) -> None:
         """The request has ended."""
         self._known.pop(request_id, None)
+        self._taken.pop(request_id, None)
 
-    def comparers(self, items: NDArray[np.int32]) -> tuple[ComparedRows, ...]:
-        """What multiplies outputs of a step.
+    def drop(self, report: str) -> None:
+        """The API process has the reports of a request: what a twin left for it is of no use any more."""
+        self._twins.drop(report)
+
+    def comparers(self, items: NDArray[np.int32]) -> tuple[Comparer, ...]:
+        """What looks at outputs of a step or multiplies them.
 
         items: int32 [requests, 5], all rows that the step has of each edited request, see
         `plan.Pattern.items`.
         """
-        return tuple(
+        compared = tuple(
             ComparedRows(self._by_slot[int(item[SLOT])], item)
             for item in (items if self._by_slot else ())
             if int(item[SLOT]) in self._by_slot
         )
+        return (*compared, *self._twins.rows(items))
 
     def told(self, slot: int) -> dict[int, dict[str, Any]]:
         """The report's part, by intervention: by layer the heads that were chosen."""

@@ -43,7 +43,8 @@ class RunRecord:
     detailed: interventions whose reports have their long parts.
     found: by intervention, what a search for keys had found when the request last left the batch.
     told: by intervention, further parts of its report.
-    taken: whether the API process has its report already (a stop string ends a request there first).
+    taken: whether the API process has its report already (a stop string ends a request there first), or
+        never asks for it (a twin's).
     """
 
     prompt_length: int
@@ -150,6 +151,7 @@ class EditedRequests:
                     (e.source for e in payload.edits if isinstance(e, VisibleKeys | Evict)), None
                 ),
                 detailed=payload.detailed,
+                taken=payload.twin is not None,
             ),
         )
         if request_id in self._slots:
@@ -164,7 +166,7 @@ class EditedRequests:
             if self.flagging is not None:
                 self.flagging.enter(slot, payload.edits, computed_tokens)
             if self.comparing is not None:
-                self.comparing.enter(slot, request_id, payload.edits)
+                self.comparing.enter(slot, request_id, payload)
             for book in (self.inspected, self.sinks):
                 if book is not None:
                     book.enter(slot, payload)
@@ -325,6 +327,8 @@ class EditedRequests:
         """
         taken: dict[str, dict[int, dict[str, Any]]] = {}
         for report in report_ids:
+            if self.comparing is not None:
+                self.comparing.drop(report)
             live = self._live.get(report, {})
             for record in live.values():
                 record.taken = True

@@ -13,6 +13,19 @@ RESERVED_KEY = "heed"
 
 
 @dataclass(frozen=True)
+class Twin:
+    """Says that a request runs for another one, which is compared with the outputs of its last row.
+
+    report: the report id of that other request. choices: its `n`; each of them takes the outputs.
+    layers: those whose head outputs are needed.
+    """
+
+    report: str
+    choices: int
+    layers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Payload:
     """One engine request's edits, ready to be compiled.
 
@@ -23,6 +36,7 @@ class Payload:
         the prefix cache; None: no limit.
     detailed: interventions whose reports are to have their long parts.
     inspection: what is to be measured of its attention, if anything is.
+    twin: whose twin it is, if it is one.
     """
 
     report: str
@@ -32,11 +46,12 @@ class Payload:
     edits: tuple[Edit, ...]
     detailed: tuple[int, ...] = ()
     inspection: Inspection | None = None
+    twin: Twin | None = None
 
 
 def pack(payload: Payload) -> dict[str, Any]:
     """The payload as plain values that msgpack carries."""
-    inspection = payload.inspection
+    inspection, twin = payload.inspection, payload.twin
     return {
         "report": payload.report,
         "choices": payload.choices,
@@ -45,6 +60,7 @@ def pack(payload: Payload) -> dict[str, Any]:
         "edits": to_wire(payload.edits),
         "detailed": list(payload.detailed),
         "inspection": inspection_to_wire(inspection) if inspection is not None else None,
+        "twin": [twin.report, twin.choices, list(twin.layers)] if twin is not None else None,
     }
 
 
@@ -60,7 +76,7 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         EditError: the edits are malformed.
     """
     edits: Sequence[Edit] = from_wire(packed["edits"])
-    inspection = packed["inspection"]
+    inspection, twin = packed["inspection"], packed["twin"]
     return Payload(
         report=packed["report"],
         choices=packed["choices"],
@@ -69,4 +85,5 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         edits=tuple(edits),
         detailed=tuple(packed["detailed"]),
         inspection=inspection_from_wire(inspection) if inspection is not None else None,
+        twin=Twin(twin[0], twin[1], tuple(twin[2])) if twin is not None else None,
     )

@@ -28,7 +28,7 @@ class Watcher(Protocol):
 
 
 class Comparer(Protocol):
-    """Multiplies a step's head outputs in each layer."""
+    """Looks at a step's head outputs in each layer, or multiplies them."""
 
     def after_edits(self, layer: int, inputs: Any, output: torch.Tensor) -> None:
         """output: [tokens, local_query_heads, head_dim] of the whole batch, before the projection; all
