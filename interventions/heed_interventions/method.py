@@ -57,6 +57,8 @@ class Method(BaseModel, ABC):
     """Whether it needs attention weights observed while the model runs."""
     reads_inputs: ClassVar[bool] = False
     """Whether it needs the hidden states at the layers' inputs."""
+    reads_tower: ClassVar[bool] = False
+    """Whether it needs the attention of the image encoder's class token."""
     evicts: ClassVar[bool] = False
     """Whether it takes keys out of the cache by their scores."""
     can_be_privileged: ClassVar[bool] = False

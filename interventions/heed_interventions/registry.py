@@ -17,6 +17,7 @@ from heed_interventions.knorm import Knorm
 from heed_interventions.locore import LocoRE
 from heed_interventions.method import Method
 from heed_interventions.pai import PAI
+from heed_interventions.paint import PAINT
 from heed_interventions.pyramidkv import PyramidKV
 from heed_interventions.snapkv import SnapKV
 from heed_interventions.spin import SPIN
@@ -52,6 +53,7 @@ METHODS: dict[str, type[Method]] = {
         TaskKV,
         TAPPA,
         PAI,
+        PAINT,
         VAF,
         AVAR,
         AdaptVis,
@@ -124,6 +126,8 @@ def unavailable(method: type[Method], model: ModelView) -> str | None:
         return NOT_OBSERVED
     if method.reads_inputs and model.inputs_obstacle is not None:
         return model.inputs_obstacle
+    if method.reads_tower and model.tower_obstacle is not None:
+        return model.tower_obstacle
     return model.eviction_obstacle if method.evicts else None
 
 

@@ -132,6 +132,8 @@ def _resolve_one(
         raise view.error("method", NOT_OBSERVED, "unsupported")
     if method.reads_inputs and model.inputs_obstacle and not method.is_neutral(model):
         raise view.error("method", model.inputs_obstacle, "unsupported")
+    if method.reads_tower and model.tower_obstacle and not method.is_neutral(model):
+        raise view.error("method", model.tower_obstacle, "unsupported")
     heads = method.on(view)
     edits = tuple(method.edits(view))
     twice = repeated(method, [item.method for item in before])

@@ -25,6 +25,8 @@ class ModelView:
     inputs_obstacle: why methods that look at hidden states are refused; None when they are not.
     sink_dims: dimensions of the hidden states in which sinks stand out, where they are known.
     companion_obstacle: why the prompt cannot be run once more without its image; None when it can.
+    patches: of an image, each of which stands for a token; None where that is not known.
+    tower_obstacle: why methods that look at the image encoder's class token are refused; None when they are not.
     """
 
     layers: int
@@ -43,6 +45,8 @@ class ModelView:
     inputs_obstacle: str | None = None
     sink_dims: tuple[int, ...] = ()
     companion_obstacle: str | None = None
+    patches: int | None = None
+    tower_obstacle: str | None = None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from heed_kernels.edits import (
     KeySet,
     MassTransfer,
     ObserveMass,
+    PatchKeys,
     Rows,
     TrailingKeys,
     VisibleKeys,
@@ -72,7 +73,7 @@ def check_edit(edit: Edit) -> None:
             _check_keys(edit.keys)
             _number(edit.bias, "bias")
         case KeyScale():
-            _check_ranges(edit.keys)
+            _check_patches(edit.keys)
             _number(edit.scale, "scale")
             _number(edit.absolute, "absolute")
         case MassTransfer():
@@ -95,6 +96,15 @@ def check_edit(edit: Edit) -> None:
             _number(edit.gain, "gain")
             _boolean(edit.outliers_out, "outliers_out")
             _boolean(edit.twin, "twin")
+
+
+def _check_patches(keys: object) -> None:
+    if not isinstance(keys, PatchKeys):
+        _check_ranges(keys)
+        return
+    _check_ranges(keys.images)
+    _boolean(keys.summary, "summary")
+    _integer(keys.most, "most", 0)
 
 
 def _check_transfer(edit: MassTransfer) -> None:

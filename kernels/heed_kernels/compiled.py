@@ -28,6 +28,7 @@ from heed_kernels.edits import (
     Observation,
     ObserveColumns,
     ObserveMass,
+    PatchKeys,
     Rows,
     TrailingKeys,
     VisibleKeys,
@@ -100,6 +101,8 @@ def compile_edits(
             _check_layers(len(edit.counts), "counts", layers)
         elif not isinstance(edit, VisibleKeys | VisibleRanges):
             _check_fit(edit.on, layers, query_heads)
+        if isinstance(edit, KeyScale) and isinstance(edit.keys, PatchKeys):
+            raise EditError("the keys of patches are not known here")
     evict = _only(_those(edits, Evict), "Evict")
     if evict is not None:
         check_beside(evict, edits)

@@ -71,6 +71,22 @@ class TrailingKeys:
     window: int
 
 
+@dataclass(frozen=True)
+class PatchKeys:
+    """Of the tokens of images, each of which stands for a patch, those that the class token of the image
+    encoder attends to (PAINT, arXiv 2501.12206). They are known where the encoder is: `patches.ranges_of`
+    says what takes their place before edits are compiled.
+
+    images: the tokens of each image, in the order of its patches. summary: of each image those that stand out
+        in the encoder's last layer but one; otherwise those `most` that have most in its first layer, without
+        the ones of the summary.
+    """
+
+    images: KeyRanges
+    summary: bool
+    most: int
+
+
 KeySet = KeyRanges | TrailingKeys
 
 ALL_KEYS = KeyRanges(((0, OPEN),))
@@ -93,7 +109,7 @@ class KeyScale:
 
     on: HeadSet
     rows: Rows
-    keys: KeyRanges
+    keys: KeyRanges | PatchKeys
     scale: float
     absolute: float
     source: int

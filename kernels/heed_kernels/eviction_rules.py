@@ -25,12 +25,15 @@ from heed_kernels.edits import (
     MassTransfer,
     ObserveColumns,
     ObserveMass,
+    PatchKeys,
     TrailingKeys,
     VisibleKeys,
     VisibleRanges,
 )
 from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict
+
+_Keys = KeyRanges | TrailingKeys | FoundKeys | PatchKeys
 
 
 def check_beside(evict: Evict, edits: Sequence[Edit]) -> None:
@@ -58,7 +61,7 @@ def splits_window(evict: Evict, edit: Edit) -> bool:
     return evict.together > 1 and isinstance(edit, FindKeys) and not edit.ahead
 
 
-def _keys_of(edit: Edit) -> Iterator[KeyRanges | TrailingKeys | FoundKeys]:
+def _keys_of(edit: Edit) -> Iterator[_Keys]:
     match edit:
         case KeyBias() | KeyScale() | ObserveMass() | HeadRanking() | HeadChoice() | GazeShift():
             yield edit.keys
@@ -66,10 +69,10 @@ def _keys_of(edit: Edit) -> Iterator[KeyRanges | TrailingKeys | FoundKeys]:
             yield from (edit.sources, edit.destination, edit.gate.numerator, edit.gate.denominator)
 
 
-def _alike(keys: KeyRanges | TrailingKeys | FoundKeys, moved: tuple[int, int]) -> bool:
+def _alike(keys: _Keys, moved: tuple[int, int]) -> bool:
     """Whether all moved keys are in the set, or none is."""
     low, high = moved
-    if isinstance(keys, FoundKeys):
+    if isinstance(keys, FoundKeys | PatchKeys):
         return False
     if isinstance(keys, TrailingKeys):
         return keys.first >= high

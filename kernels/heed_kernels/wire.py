@@ -5,7 +5,7 @@
 
 Head masks are hexadecimal strings, one per layer, because they may exceed 64 bits. Trailing keys
 are `{"first": 3, "window": 16}` in place of the list of ranges, found keys are "found", vectors are
-base64 of their bytes, and a gate is an object of its fields. An eviction reads
+base64 of their bytes, and gates and keys of patches are objects of their fields. An eviction reads
 
     {"kind": "evict", "score": {"kind": "window", "window": 32, …}, "share": null, "counts": [512, …],
      "most": 512, "again": false, "together": 32, "every_row": false, …}
@@ -39,6 +39,7 @@ from heed_kernels.edits import (
     MassTransfer,
     ObserveColumns,
     ObserveMass,
+    PatchKeys,
     Rows,
     TrailingKeys,
     VisibleKeys,
@@ -85,7 +86,10 @@ _SCORES: dict[str, type[Score]] = {
 }
 _SHARES: dict[str, type[Share]] = {"head": HeadShare, "kind": KindShare, "query": QueryShare}
 _GATE = tuple(field.name for field in fields(Gate))
-_RANGES = ("destination", "protected", "numerator", "denominator", "needed", "beside", "turning")
+_PATCHES = tuple(field.name for field in fields(PatchKeys))
+_RANGES = (
+    "destination", "protected", "numerator", "denominator", "needed", "beside", "turning", "images",
+)  # fmt: skip
 _NAMES: dict[type, str] = {
     cls: name for kinds in (_KINDS, _SCORES, _SHARES) for name, cls in kinds.items()
 }
@@ -126,6 +130,8 @@ def _encode(value: Any) -> Any:
             return "found"
         case Gate():
             return {name: _encode(getattr(value, name)) for name in _GATE}
+        case PatchKeys():
+            return {name: _encode(getattr(value, name)) for name in _PATCHES}
         case bytes():
             return base64.b64encode(value).decode()
         case tuple():
@@ -203,7 +209,9 @@ def _decode_heads(masks: object) -> HeadSet:
     return HeadSet(tuple(decoded))
 
 
-def _decode_keys(keys: object) -> KeySet:
+def _decode_keys(keys: object) -> KeySet | PatchKeys:
+    if isinstance(keys, dict) and set(keys) == set(_PATCHES):
+        return PatchKeys(**{name: _decode(name, part) for name, part in keys.items()})
     if isinstance(keys, dict):
         if set(keys) != {"first", "window"}:
             raise EditError(f"trailing keys have the fields first, window, not {sorted(keys)}")

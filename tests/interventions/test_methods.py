@@ -89,6 +89,8 @@ NEUTRAL: list[dict[str, object]] = [
     {"method": "streaming_llm", "sinks": 4, "window": 508},
     {"method": "streaming_llm"},
     {"method": "pai", "alpha": 0},
+    {"method": "paint", "alpha": 0, "beta": 0},
+    {"method": "paint", "local_ratio": 0, "beta": 0},
     {"method": "vaf", "enh_para": 1, "layers": "all"},
     {"method": "avar", "alpha_img": 0},
     {"method": "adaptvis", "w": 1},

@@ -132,6 +132,7 @@ GIFT: dict[str, object] = {"method": "gift", "saliency_layer": 0, "layers": [1, 
 # Parameters that are not neutral; layers that the model of the tests has.
 LEAST: dict[str, dict[str, Any]] = {
     "pai": {},
+    "paint": {},
     "vaf": {"layers": "all"},
     "avar": {},
     "adaptvis": {"w": 2},
@@ -170,7 +171,7 @@ def test_a_vision_method_without_an_image_is_refused(
     assert caught.value.param == "interventions.0.method"
 
 
-@each_method
+@pytest.mark.parametrize("name", [name for name in LEAST if name != "paint"])
 def test_visual_keys_are_those_of_all_images_without_their_markers(name: str) -> None:
     images = (ImageSpan(2, 7, ((3, 5), (6, 7))), ImageSpan(8, 12))
     resolution = resolve(parse([{"method": name, **LEAST[name]}]), VISION, prompt(images=images))
@@ -201,6 +202,7 @@ def test_more_pieces_of_images_than_the_server_holds_are_refused(name: str) -> N
         ({"method": "var"}, "private", 0),
         ({"method": "vhr", "mode": "masked"}, "shared", LAST),
         ({"method": "spin"}, "shared", LAST),
+        ({"method": "paint"}, "shared", LAST),
         ({"method": "gift", "saliency_layer": 0, "layers": [1]}, "private", 0),
     ],
 )
@@ -325,6 +327,7 @@ def test_hidden_states_that_cannot_be_read_are_said_in_catalogue_and_refusal() -
         ({"method": "streaming_llm", "window": 16}, {"method": "spin"}),
         ({"method": "knorm", "keep": 0.5}, {"method": "pai"}),
         ({"method": "knorm", "keep": 0.5}, {"method": "var"}),
+        ({"method": "knorm", "keep": 0.5}, {"method": "paint"}),
         ({"method": "knorm", "keep": 0.5}, {"method": "spin"}),
         ({"method": "knorm", "keep": 0.5}, {"method": "vhr", "mode": "masked"}),
     ],

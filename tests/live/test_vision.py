@@ -16,6 +16,8 @@ from conformance import assert_close
 from live_server import LiveServer, serving, together
 from PIL import Image
 from vision_cases import VISION_CASES, assert_vision_conforms, moved
+from vision_definition import salient
+from vision_reference import VisionReference
 from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, message, picture, trained_model
 
 from heed_interventions import METHODS
@@ -222,6 +224,23 @@ def test_attention_to_an_image_is_that_to_its_keys(vision_server: LiveServer) ->
     assert (refused.status_code, refused.json()["error"]["param"]) == (400, "include.2")
 
 
+def test_the_patches_of_a_report_are_those_of_the_encoder_s_class_token(
+    vision_server: LiveServer,
+) -> None:
+    edits = VISION_CASES["paint"]
+    pictures = [picture(30), picture(31)]
+    # The second time vLLM has the pictures' embeddings and blocks already.
+    for fresh in (True, False):
+        asked = ask(vision_server, QUESTIONS[1], pictures, edits, fresh=fresh)
+        (report,) = asked.completion.report or []
+        images = VisionReference(vision_server.model_dir, pictures).images(asked.prompt)
+        local, summary = (each.nonzero()[:, 0].tolist() for each in salient(images, 0.25))
+        assert report["patch_keys"] == {"local": local, "summary": summary}
+        assert report["patches"] == {"local": len(local), "summary": len(summary)}
+        assert len(local) > 16
+        assert report["cache"] == "shared"
+
+
 def test_a_vision_method_without_a_picture_is_refused(vision_server: LiveServer) -> None:
     for stream in (False, True):
         edits = [{"method": "pai"}]
@@ -327,7 +346,8 @@ def test_a_companion_meets_its_request_in_the_same_engine(
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", ["vhr", "vhr and its companion", "spin", "var", "gift", "everything together"]
+    "case",
+    ["vhr", "vhr and its companion", "paint", "spin", "var", "gift", "everything together"],
 )
 def test_two_ranks_equal_one(
     vision_server: LiveServer, two_vision_ranks: LiveServer, case: str

@@ -25,6 +25,12 @@ SINKS: dict[str, Any] = {
 VISION_CASES: dict[str, Edits] = {
     "pai": [{"method": "pai", "alpha": 0.7}],
     "pai of some layers": [{"method": "pai", "alpha": 0.6, "layers": [0, -1]}],
+    "paint": [{"method": "paint", "alpha": 0.75, "beta": 0.5, "report": "full"}],
+    "paint of few patches, beside others": [
+        {"method": "paint", "alpha": 0.7, "beta": 0, "local_ratio": 0.1, "layers": [0, -1]},
+        {"method": "zerotuning", "gamma": 2},
+        {"method": "pai", "alpha": 0.3},
+    ],
     "vaf": [{"method": "vaf", "enh_para": 2, "layers": "all"}],
     "vaf and the system prompt": [
         {"method": "vaf", "enh_para": 1.8, "sup_para": 0.3, "layers": [0, 1, 2]}

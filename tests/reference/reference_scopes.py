@@ -15,6 +15,7 @@ REQUIRED = object()
 OWN_LAYERS: dict[str, Callable[[int], Sequence[int]]] = {
     "act": act_reference.default_layers,
     "pai": lambda count: range(2, count),
+    "paint": lambda count: range(2, count),
     "vaf": lambda count: range(9, min(15, count)),
     "var": lambda count: range(2, count - 1),
     "vhr": lambda count: sorted({1, *range(max(0, count - 14), count)}),

@@ -4,7 +4,7 @@ code with Heed."""
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 PARAMETERS: dict[str, dict[str, Any]] = {
     "pai": {"alpha": 0.5, "gamma": 1, "layers": None},
+    "paint": {"alpha": 0.7, "beta": 0.3, "local_ratio": 0.25, "layers": None},
     "vaf": {"enh_para": 1.15, "sup_para": 1, "layers": None},
     "avar": {"alpha_img": 0.15, "alpha_sys": 0, "layers": "all", "rows": "after_image"},
     "adaptvis": {"w": REQUIRED, "layers": "all"},
@@ -66,11 +67,14 @@ class Images:
 
     visual: bool [tokens], the tokens whose embeddings come from an image. The markers around them, if
         any, are told by `first` and `end`: positions of the first image's beginning and the last one's end.
+    seen: by image, how much the encoder's class token attends to each of its patches, which are its tokens:
+        in the first layer and in the last but one, summed over heads.
     """
 
     visual: Tensor
     first: int
     end: int
+    seen: Sequence[tuple[Tensor, Tensor]] = ()
 
     @classmethod
     def of(cls, visual: Tensor) -> Images:
@@ -93,6 +97,11 @@ def scales(edit: Mapping[str, Any], images: Images, prompt_length: int) -> tuple
         case "pai":
             rows = row_mask("last_and_generated", count, prompt_length)
             absolute[rows[:, None] & images.visual] = edit["alpha"]
+        case "paint":
+            rows = row_mask("last_and_generated", count, prompt_length)
+            local, summary = salient(images, edit["local_ratio"])
+            absolute[rows[:, None] & local] = edit["alpha"]
+            absolute[rows[:, None] & summary] = edit["beta"]
         case "vaf":
             rows = row >= images.end
             factor[rows[:, None] & images.visual] = edit["enh_para"]
@@ -104,6 +113,21 @@ def scales(edit: Mapping[str, Any], images: Images, prompt_length: int) -> tuple
         case "adaptvis":
             factor[(row == prompt_length - 1)[:, None] & images.visual] = edit["w"]
     return factor, absolute
+
+
+def salient(images: Images, ratio: float) -> tuple[Tensor, Tensor]:
+    """PAINT: bool [tokens] each, of the local patches and of the summary of every image."""
+    local, summary = torch.zeros_like(images.visual), torch.zeros_like(images.visual)
+    positions = images.visual.nonzero()[:, 0].tolist()
+    for first, later in images.seen:
+        own, positions = positions[: len(first)], positions[len(first) :]
+        low, _, high = statistics.quantiles(later.tolist(), n=4, method="inclusive")
+        outlying = {n for n, c in enumerate(later.tolist()) if c > high + 1.5 * (high - low)}
+        order = sorted(range(len(first)), key=lambda n: (-float(first[n]), n))
+        top = set(order[: int(Fraction(str(ratio)) * len(first))]) - outlying
+        local[[own[n] for n in top]] = True
+        summary[[own[n] for n in outlying]] = True
+    return local, summary
 
 
 def redistributed(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from dataclasses import replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -60,4 +61,16 @@ class VisionReference(Reference):
         return super().inputs(tokens) | ({"pixel_values": self.pixels} if seen else {})
 
     def images(self, tokens: Sequence[int]) -> Images:
-        return Images.of(torch.tensor(list(tokens)) == self.model.config.image_token_index)
+        found = Images.of(torch.tensor(list(tokens)) == self.model.config.image_token_index)
+        return replace(found, seen=self.class_attention)
+
+    @cached_property
+    def class_attention(self) -> list[tuple[Tensor, Tensor]]:
+        """As `Images.seen`. Patches come after the class token."""
+        if self.pixels is None:
+            return []
+        tower = self.model.model.vision_tower
+        with torch.no_grad():
+            weights = tower(self.pixels, output_attentions=True).attentions
+        first, later = (weights[layer][:, :, 0, 1:].sum(dim=1) for layer in (0, -2))
+        return list(zip(first, later, strict=True))

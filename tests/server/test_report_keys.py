@@ -30,6 +30,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "head_gain": {"gain": 2},
     "attention_scale": {"q_scale": 2},
     "pai": {},
+    "paint": {},
     "vaf": {"layers": "all"},
     "avar": {},
     "adaptvis": {"w": 2},
@@ -44,12 +45,13 @@ FOUND: dict[str, Any] = {
 }  # fmt: skip
 TOLD: dict[str, dict[str, Any]] = {
     "vhr": {"chosen_heads": {"1": [0]}},
+    "paint": {"patches": {"local": 1, "summary": 0}, "patch_keys": {"local": [3], "summary": []}},
     "var": {
         "sinks": {"1": 65}, "sink_positions": {"1": [3]}, "sinks_left_out": {"1": 1},
         "sink_keys": {"1": [3]},
     },
 }  # fmt: skip
-"""As `FlaggedTokens.told` and `ComparedHeads.told` give it."""
+"""As `FlaggedTokens.told`, `ComparedHeads.told` and `with_patches` give it."""
 SURVIVORS = [[np.arange(3, dtype=np.int32)] * MODEL.kv_heads] * MODEL.layers
 
 

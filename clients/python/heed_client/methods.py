@@ -13,6 +13,7 @@ __all__ = [
     "GIFT",
     "H2O",
     "PAI",
+    "PAINT",
     "SPIN",
     "TAPPA",
     "TOVA",
@@ -525,6 +526,28 @@ class PAI(Intervention):
         ge=1,
         le=2,
         description="Weight of contrastive decoding, which is not offered: only 1 is served.",
+    )
+    layers: Literal["all"] | list[int] | None = Field(
+        default=None,
+        description='"all" or layer ids, 0-based; negative ids count from the last layer. Layers 2 to L - 1 where it is left out.',
+    )
+
+
+class PAINT(Intervention):
+    """Raise the attention of the answer to the patches that the image encoder attends to.
+    The larger alpha and beta, the more the answer looks at these patches; above 0.7 it
+    degenerates.
+    """
+
+    method: Literal["paint"] = "paint"
+    alpha: float = Field(
+        default=0.7, ge=0, le=0.75, description="Share by which logits of local patches grow."
+    )
+    beta: float = Field(
+        default=0.3, ge=0, le=0.5, description="The same for the patches of the summary."
+    )
+    local_ratio: float = Field(
+        default=0.25, ge=0, le=0.3, description="Share of an image's patches that are local."
     )
     layers: Literal["all"] | list[int] | None = Field(
         default=None,

@@ -21,6 +21,7 @@ from heed_interventions.token_text import align
 from heed_interventions.views import ModelView, PromptView
 from heed_kernels.edits import Edit, VisibleKeys
 from heed_kernels.errors import EditError
+from heed_kernels.patches import at_worst
 from heed_kernels.table import EditTable
 from heed_server.api.cache_room import CacheRoom
 from heed_server.api.errors import RefusedError, refused
@@ -250,7 +251,7 @@ class Admission:
         if not resolution.edits or self._table is None:
             return
         try:
-            self._table.release(self._table.insert(resolution.edits))
+            self._table.release(self._table.insert(at_worst(resolution.edits)))
         except EditError as error:
             raise InterventionError(
                 f"the interventions are too many to be carried out together: {error}",

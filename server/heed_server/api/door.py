@@ -6,7 +6,7 @@ others are admitted (`admission.py`), and watched until they end.
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from vllm.sampling_params import RequestOutputKind, SamplingParams
@@ -49,11 +49,16 @@ class Door(Admission):
         super().__init__(model, settings, profiles, tokenizer, table, metrics, cache)
         self._reports = reports
         self._activity = activity
-        self._twins: TwinRunner | None = None
+        self._engine_client: Any = None
+
+    @cached_property
+    def _twins(self) -> TwinRunner:
+        """Made when the first twin is to run: until then nobody stands before the engine's statistics."""
+        return TwinRunner(self._engine_client)
 
     def stand_before(self, engine_client: Any) -> None:
         """Put the door in front of `engine_client.generate`."""
-        self._twins = TwinRunner(engine_client)
+        self._engine_client = engine_client
         engine_client.generate = partial(self.generate, engine_client.generate)
 
     def generate(
@@ -84,7 +89,6 @@ class Door(Admission):
         params, request = admitted.params, admitted.request
         run_twin: RunTwin | None = None
         if admitted.twin is not None:
-            assert self._twins is not None
             rest = self._twins.together(rest)
             run_twin = partial(self._twins.run, stock, admitted.twin, rest)
         generator = stock(admitted.prompt, params, request_id, **rest)

@@ -56,6 +56,8 @@ def view_of(support: ModelSupport, config: Any) -> ModelView:
         longest_step=support.longest_step,
         hidden_size=support.hidden_size,
         inputs_obstacle=support.inputs_obstacle,
+        patches=support.patches,
+        tower_obstacle=support.tower_obstacle,
         sink_dims=sink_dimensions(
             support.model_type, support.hidden_size, support.layers, support.kv_heads
         ),

@@ -15,6 +15,7 @@ from heed_kernels.edits import OPEN, Edit, FlagKeys, Rows, VisibleKeys
 from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict
 from heed_kernels.table import EditTable
+from heed_server.engine.patch_keys import Attention, with_patches
 from heed_server.engine.payload import Payload
 from heed_server.engine.step import Observer, StepEdits, Watcher
 
@@ -113,6 +114,8 @@ class EditedRequests:
     """None on devices where attention cannot be observed."""
     sinks: "SinkSamples | None" = None
     """The same."""
+    class_attention: Attention | None = None
+    """None where the model has no image encoder with a class token."""
 
     def __init__(self, table: EditTable, searches: "KeySearches | None" = None) -> None:
         """searches: where weights can be observed while the model runs."""
@@ -130,12 +133,13 @@ class EditedRequests:
         computed_tokens: int,
         slot: int | None = None,
         max_tokens: int | None = None,
+        features: Sequence[Any] = (),
     ) -> None:
         """Give a request that enters the batch (or comes back after preemption) its table row.
 
         computed_tokens: position of the first token that it will compute. slot: the row it gets
         where the runner numbers its requests itself; by default any free one.
-        max_tokens: of its answer; None for no limit.
+        max_tokens: of its answer; None for no limit. features: vLLM's, of its images.
         An edit set that the table cannot take leaves the request without a row and with a failure
         in its report; the API process checks sets with the same code first, so this is a defect
         that must reach the client and not the worker's life.
@@ -157,6 +161,9 @@ class EditedRequests:
         if request_id in self._slots:
             self._release(request_id, record)
         try:
+            if self.class_attention is not None:
+                payload, told = with_patches(payload, self.class_attention, features)
+                record.told |= told
             slot = self.table.insert(payload.edits, slot, payload.prompt_length)
             self._slots[request_id] = slot
             if self.searches is not None:

@@ -20,6 +20,7 @@ from vllm.v1.attention.backend import AttentionType
 
 from heed_interventions import support
 from heed_kernels.rope import Rope
+from heed_server.engine.image_tower import patches_of, tower_obstacle
 from heed_server.engine.layer_inputs import inputs_obstacle
 
 
@@ -37,6 +38,8 @@ class ModelSupport:
     hidden_size: of the language model's hidden states.
     model_type: the language model's, as transformers names it.
     inputs_obstacle: why requests that look at hidden states are refused; None when they are not.
+    patches: of an image, where the image encoder has a class token and each patch is a token; else None.
+    tower_obstacle: why requests that look at that class token are refused; None when they are not.
     """
 
     layers: int
@@ -57,6 +60,8 @@ class ModelSupport:
     hidden_size: int = 0
     model_type: str = ""
     inputs_obstacle: str | None = None
+    patches: int | None = None
+    tower_obstacle: str | None = None
 
 
 def eviction_obstacle(config: VllmConfig, backend: str | None) -> str | None:
@@ -120,6 +125,8 @@ def model_support(
         inputs_obstacle=inputs_obstacle(config, model, layers)
         if backend == "cpu"
         else "hidden states are looked at on the CPU only as yet",
+        patches=patches_of(model),
+        tower_obstacle=tower_obstacle(config, model),
     )
 
 

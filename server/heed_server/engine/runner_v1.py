@@ -48,8 +48,13 @@ class EditsInRunner:
     def _enter(self, request_id: str, sampling_params: Any, computed_tokens: int) -> None:
         packed = packed_in(sampling_params.extra_args) if sampling_params is not None else None
         if packed is not None and self.edited is not None:
-            max_tokens = sampling_params.max_tokens
-            self.edited.enter(request_id, unpack(packed), computed_tokens, max_tokens=max_tokens)
+            self.edited.enter(
+                request_id,
+                unpack(packed),
+                computed_tokens,
+                max_tokens=sampling_params.max_tokens,
+                features=self.requests[request_id].mm_features,  # type: ignore[attr-defined]
+            )
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
         # A batch that is captured is made up, whoever stands in the runner's own.

@@ -17,6 +17,7 @@ from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.evicting_requests import Cache, EvictingRequests
 from heed_server.engine.eviction_events import EVICTED, EVICTING
 from heed_server.engine.flagged_tokens import FlaggedTokens
+from heed_server.engine.image_tower import ClassToken
 from heed_server.engine.inspected_requests import InspectedRequests
 from heed_server.engine.kept_counts import NOT_KEPT
 from heed_server.engine.key_searches import KeySearches
@@ -113,6 +114,9 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
         if self._support.inputs_obstacle is None:
             self.edited.flagging = FlaggedTokens(self.edited.table)
             watch_inputs(self.model_runner.get_model(), layers)
+        if self._support.tower_obstacle is None:
+            token = ClassToken(self.model_runner.get_model(), gathered)
+            self.edited.class_attention = token.attention
         self.model_runner.edit_with(self.edited)
         return seconds
 
