@@ -22,6 +22,7 @@ from heed_kernels.edits import (
     MassTransfer,
     ObserveColumns,
     ObserveMass,
+    PatchKeys,
     Rows,
     TrailingKeys,
     VisibleKeys,
@@ -132,6 +133,7 @@ def attention_weights(
     for edit in edits:
         if not isinstance(edit, KeyBias | KeyScale):
             continue
+        assert not isinstance(edit.keys, PatchKeys), "the keys of patches are not known here"
         on = _heads(edit.on, layer, query_heads) & _rows(edit.rows, q) & _keys(edit.keys, q, k)
         if isinstance(edit, KeyBias):
             bias = torch.where(on, bias + edit.bias, bias)
