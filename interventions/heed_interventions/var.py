@@ -34,7 +34,7 @@ class VAR(Method):
     title = "VAR (visual attention redistribution)"
     summary = "Move attention from sinks to the parts of the image that are none."
     paper = "arXiv:2503.03321"
-    cache = CacheClass.PRIVATE
+    cache = CacheClass.SALTED
     needs_image = True
     observes = True
     reads_inputs = True
@@ -70,6 +70,10 @@ class VAR(Method):
 
     def default_layers(self, model: ModelView) -> range:
         return range(2, model.layers - 1)
+
+    def publication_limit(self, prompt_length: int) -> int:
+        # Generated tokens are never sinks; as tokens of a longer prompt they might be.
+        return prompt_length
 
     def edits(self, request: RequestView) -> Iterator[Edit]:
         on, prompt = self.on(request), request.prompt.length

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heed_kernels.cpu.flags import KeyFlags
+from heed_kernels.cpu.flags import BlockFlags, KeyFlags
 from heed_kernels.edits import (
     OPEN,
     SOURCES,
@@ -23,6 +23,7 @@ from heed_kernels.reference import flagged_keys
 from heed_kernels.table import EditTable
 
 LAYERS, HEADS, KV_HEADS, WIDTH, PROMPT = 3, 4, 2, 32, 150
+BLOCK, OWN = 16, (9, 3, 0, 1, 12, 5, 6, 7, 8, 2)
 VISUAL = KeyRanges(((5, 40), (44, 60)))
 ON = HeadSet((0b1111, 0, 0b0101))
 
@@ -44,18 +45,27 @@ def states(rows: int) -> torch.Tensor:
     return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(rows))
 
 
-def entered(edit: FlagKeys) -> tuple[EditTable, KeyFlags]:
+def entered(
+    edit: FlagKeys, blocks: BlockFlags | None = None, own: tuple[int, ...] = OWN, computed: int = 0
+) -> tuple[EditTable, KeyFlags]:
     table = EditTable(2, LAYERS, HEADS, KV_HEADS)
     transfer = MassTransfer(ON, Rows(60, OPEN), FoundKeys(), VISUAL, 0.5, Gate(), 0)
     slot = table.insert([edit, transfer], prompt_length=PROMPT)
-    return table, KeyFlags(table, slot, edit)
+    blocks = blocks or BlockFlags(LAYERS, 2 * len(OWN), BLOCK)
+    return table, KeyFlags(table, slot, edit, blocks, own, computed)
 
 
-def fed(flags: KeyFlags, layer: int, given: torch.Tensor, steps: list[int]) -> None:
-    """The rows of `given`, cut before each of `steps`, each step behind a neighbour's seven tokens."""
-    for first, end in zip([0, *steps], [*steps, len(given)], strict=True):
-        flags.advance(np.array([0, 7, end - first, first, 0], np.int32))
-        flags.look(layer, torch.cat([10 * torch.ones(7, WIDTH), given[first:end]]))
+def seen(flags: KeyFlags, layer: int, given: torch.Tensor, first: int, end: int) -> None:
+    """A step's look at rows [first, end) of `given`, behind a neighbour's seven tokens."""
+    flags.advance(np.array([0, 7, end - first, first, 0], np.int32))
+    flags.look(layer, torch.cat([10 * torch.ones(7, WIDTH), given[first:end]]))
+
+
+def fed(flags: KeyFlags, layer: int, given: torch.Tensor, steps: list[int], start: int = 0) -> None:
+    """The rows of `given` from `start` on, cut before each of `steps`."""
+    for first, end in zip([start, *steps], [*steps, len(given)], strict=True):
+        seen(flags, layer, given, first, end)
+        flags.settle(layer)
 
 
 @pytest.mark.parametrize("only_needed", [False, True])
@@ -82,6 +92,54 @@ def test_the_table_has_the_same_keys_for_every_head() -> None:
     starts = table.range_start[0, : table.range_count[0]]
     for key, at in zip(expected, table.found_range[0, 2, 0], strict=False):
         assert starts[at] <= key and (at + 1 == len(starts) or key < starts[at + 1])
+
+
+@pytest.mark.parametrize("hit", [32, 144])
+@pytest.mark.parametrize("steps", [[], [145, 150]])
+def test_who_goes_on_from_another_s_blocks_has_their_flags(hit: int, steps: list[int]) -> None:
+    edit, given = flag(), states(155)
+    blocks = BlockFlags(LAYERS, 2 * len(OWN), BLOCK)
+    fed(entered(edit, blocks)[1], 0, given, [60])
+    own = (*OWN[: hit // BLOCK], *range(10, 20))[: len(OWN)]
+    table, flags = entered(edit, blocks, own, hit)
+    fed(flags, 0, given, steps, hit)
+    assert flags.found(0) == flagged_keys(edit, given)
+    assert table.found_count[0, 0, 0] == len(flags.found(0))
+
+
+def test_who_is_computed_to_the_prompt_s_end_has_its_flags_before_its_first_row() -> None:
+    edit, given = flag(rows=Rows(0, 144)), states(155)
+    blocks = BlockFlags(LAYERS, 2 * len(OWN), BLOCK)
+    fed(entered(edit, blocks)[1], 0, given, [])
+    table, flags = entered(edit, blocks, computed=144)
+    fed(flags, 0, given, [145], 144)
+    assert flags.found(0) == flagged_keys(edit, given)
+    assert table.found_count[0, 0, 0] > 0
+
+
+def test_blocks_that_another_request_computes_in_the_same_step_are_settled_after_all_looks() -> (
+    None
+):
+    edit, given = flag(), states(PROMPT)
+    blocks = BlockFlags(LAYERS, 2 * len(OWN), BLOCK)
+    first, second = entered(edit, blocks)[1], entered(edit, blocks, OWN, 96)[1]
+    seen(second, 0, given, 96, PROMPT)
+    seen(first, 0, given, 0, PROMPT)
+    for flags in (second, first):
+        flags.settle(0)
+        assert flags.found(0) == flagged_keys(edit, given)
+
+
+def test_a_block_s_new_tokens_take_the_place_of_its_old_ones_flags() -> None:
+    edit = flag()
+    blocks = BlockFlags(LAYERS, 2 * len(OWN), BLOCK)
+    fed(entered(edit, blocks)[1], 0, states(160), [])
+    _, flags = entered(edit, blocks)
+    given = states(PROMPT)
+    for first in range(0, PROMPT, 50):
+        seen(flags, 0, given, first, first + 50)
+        flags.settle(0)
+        assert flags.found(0) == flagged_keys(edit, given[: first + 50])
 
 
 def test_a_layer_without_a_flag_where_one_is_needed_has_none() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from vllm.config import CompilationMode
 
+from heed_kernels.cpu.flags import BlockFlags
 from heed_kernels.edits import (
     OPEN,
     Edit,
@@ -33,6 +34,7 @@ from heed_server.engine.layer_inputs import decoder_layers, inputs_obstacle, wat
 from heed_server.engine.payload import Payload, pack, unpack
 
 LAYERS, HEADS, PROMPT = 2, 4, 12
+BLOCKS = [2, 0]
 ON = HeadSet((0b1111,) * LAYERS)
 VISUAL = KeyRanges(((2, 6),))
 VAR: tuple[Edit, ...] = (
@@ -45,7 +47,7 @@ VHR: tuple[Edit, ...] = (HeadChoice(ON, Rows(PROMPT - 1), VISUAL, 2, 2.0, True, 
 def book() -> EditedRequests:
     table = EditTable(slots=4, layers=LAYERS, query_heads=HEADS, kv_heads=2)
     requests = EditedRequests(table)
-    requests.flagging = FlaggedTokens(table)
+    requests.flagging = FlaggedTokens(table, BlockFlags(LAYERS, 4, 8))
     requests.comparing = ComparedHeads(table, lambda local: local)
     return requests
 
@@ -65,6 +67,7 @@ def step(requests: EditedRequests, first: int, count: int, flagged: set[int]) ->
     for watcher in edits.watchers:
         for layer in range(LAYERS):
             watcher.look(layer, states)
+            watcher.settle(layer)
     return edits
 
 
@@ -83,7 +86,7 @@ def test_a_report_tells_the_tokens_that_were_flagged_and_the_rows_that_were_edit
     chunks: list[int],
 ) -> None:
     requests, first = book(), 0
-    requests.enter("a", payload(VAR, detailed=(0,)), 0)
+    requests.enter("a", payload(VAR, detailed=(0,)), 0, blocks=BLOCKS)
     for count in chunks:
         step(requests, first, count, {0, 4, 9, 13})
         first += count
@@ -98,25 +101,28 @@ def test_a_report_tells_the_tokens_that_were_flagged_and_the_rows_that_were_edit
 
 def test_a_preempted_request_flags_its_tokens_again() -> None:
     requests = book()
-    requests.enter("a", payload(VAR), 0)
+    requests.enter("a", payload(VAR), 0, blocks=BLOCKS)
     step(requests, 0, 8, {4})
     requests.leave("a", finished=False)
-    requests.enter("a", payload(VAR), 0)
+    requests.enter("a", payload(VAR), 0, blocks=BLOCKS)
     step(requests, 0, PROMPT, {0, 4})
     assert report(requests)["told"]["sink_positions"] == {"0": [0, 4], "1": [0, 4]}
 
 
-def test_a_request_behind_rows_that_nobody_looked_at_fails_in_its_report() -> None:
+def test_a_request_behind_rows_of_the_prefix_cache_has_the_flags_of_their_blocks() -> None:
     requests = book()
-    requests.enter("a", payload(VAR), 4)
-    failure = requests.take(["r"])["r"][0]["failure"]
-    assert failure is not None and "unseen" in failure
-    assert requests.rows_in_use == 0
+    requests.enter("a", payload(VAR), 0, blocks=BLOCKS)
+    step(requests, 0, PROMPT, {0, 4, 9})
+    requests.leave("a", finished=True)
+    requests.enter("a", payload(VAR), 8, blocks=[BLOCKS[0], 3])
+    step(requests, 8, 4, {11})
+    requests.leave("a", finished=True)
+    assert report(requests)["told"]["sink_positions"] == {"0": [0, 4, 11], "1": [0, 4, 11]}
 
 
 def test_rows_that_do_not_follow_fail_in_the_report_and_not_in_the_worker() -> None:
     requests = book()
-    requests.enter("a", payload(VAR), 0)
+    requests.enter("a", payload(VAR), 0, blocks=BLOCKS)
     step(requests, 0, 4, set())
     assert step(requests, 6, 2, set()).watchers == ()
     assert "row 6 came" in requests.take(["r"])["r"][0]["failure"]
@@ -199,7 +205,10 @@ def test_watchers_see_the_sum_of_both_parts_and_nobody_else_pays(
     model, attentions = model_of(Layer)
     watch_inputs(model, attentions)
     seen: list[tuple[int, torch.Tensor]] = []
-    watcher = SimpleNamespace(look=lambda layer, states: seen.append((layer, states)))
+    settled: list[int] = []
+    watcher = SimpleNamespace(
+        look=lambda layer, states: seen.append((layer, states)), settle=settled.append
+    )
     metadata: dict[str, Any] = {Attention.layer_name: SimpleNamespace()}
     context = SimpleNamespace(attn_metadata=metadata)
     monkeypatch.setattr(layer_inputs, "is_forward_context_available", lambda: True)
@@ -211,5 +220,5 @@ def test_watchers_see_the_sum_of_both_parts_and_nobody_else_pays(
     metadata[Attention.layer_name].edited = SimpleNamespace(watchers=(watcher,))
     first(None, x, None)
     second(None, hidden_states=x, residual=2 * x)
-    assert [layer for layer, _ in seen] == [0, 1]
+    assert [layer for layer, _ in seen] == settled == [0, 1]
     assert torch.equal(seen[0][1], x) and torch.equal(seen[1][1], 3 * x)

@@ -1,5 +1,7 @@
 """Flagged tokens of one request (`FlagKeys`), from hidden states as its rows come in."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,16 +26,55 @@ def magnitudes(states: torch.Tensor, dimensions: tuple[int, ...]) -> torch.Tenso
     return states[:, list(dimensions)].abs().amax(dim=1) / scale
 
 
+class BlockFlags:
+    """Which tokens of the cache's blocks are flagged, by layer: noted with a block's keys, and as long good as
+    these are. Whoever finds a block in the prefix cache finds its flags here."""
+
+    def __init__(self, layers: int, blocks: int, block_size: int) -> None:
+        self._flags = np.zeros((layers, blocks, block_size), bool)
+
+    def note(
+        self, layer: int, blocks: Sequence[int], first: int, flagged: NDArray[np.bool_]
+    ) -> None:
+        """Of the tokens from position `first` on. blocks: those of their request, from its position 0 on."""
+        at = self._places(blocks, first, first + len(flagged))
+        self._flags[layer][at] = flagged
+
+    def flagged(self, layer: int, blocks: Sequence[int], end: int) -> NDArray[np.int64]:
+        """The flagged ones of positions [0, end), ascending."""
+        return np.flatnonzero(self._flags[layer][self._places(blocks, 0, end)])
+
+    def _places(
+        self, blocks: Sequence[int], first: int, end: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        size = self._flags.shape[2]
+        position = np.arange(first, end)
+        block = np.array(blocks[: -(-end // size)], np.int64)
+        return block[position // size], position % size
+
+
 class KeyFlags:
     """Writes the table's found keys, the same ones for all heads of a layer.
 
     A row sees what is flagged up to itself, so that it does not matter how rows are cut into steps.
+
+    blocks: of the request, in order; it may grow. computed: so many tokens were computed before, by requests
+        that flagged as this one does.
     """
 
-    def __init__(self, table: EditTable, slot: int, edit: FlagKeys) -> None:
+    def __init__(
+        self,
+        table: EditTable,
+        slot: int,
+        edit: FlagKeys,
+        flags: BlockFlags,
+        blocks: Sequence[int],
+        computed: int = 0,
+    ) -> None:
         self.table, self.slot, self.edit = table, slot, edit
+        self._flags, self._blocks = flags, blocks
         self._item = np.zeros(5, np.int32)
-        self._next_row = 0
+        self._next_row = computed
         self._flagged: dict[int, NDArray[np.int64]] = {}
 
     def advance(self, item: NDArray[np.int32]) -> None:
@@ -53,8 +94,15 @@ class KeyFlags:
         if not self.edit.on.masks[layer] or count <= 0:
             return
         above = magnitudes(states[start : start + count], self.edit.dimensions)
-        new = first + np.flatnonzero((above > self.edit.threshold).numpy())
-        self._flagged[layer] = np.concatenate([self._flagged.get(layer, new[:0]), new])
+        self._flags.note(layer, self._blocks, first, (above > self.edit.threshold).numpy())
+
+    def settle(self, layer: int) -> None:
+        """After the looks of all requests of the step: one may have found blocks that another one computes in
+        this very step."""
+        first, end = int(self._item[FIRST_POSITION]), self.edit.rows.end
+        if not self.edit.on.masks[layer] or (layer in self._flagged and first >= end):
+            return
+        self._flagged[layer] = self._flags.flagged(layer, self._blocks, min(self._next_row, end))
         self._write(layer)
 
     def found(self, layer: int) -> list[int]:

@@ -134,12 +134,14 @@ class EditedRequests:
         slot: int | None = None,
         max_tokens: int | None = None,
         features: Sequence[Any] = (),
+        blocks: Sequence[int] = (),
     ) -> None:
         """Give a request that enters the batch (or comes back after preemption) its table row.
 
         computed_tokens: position of the first token that it will compute. slot: the row it gets
         where the runner numbers its requests itself; by default any free one.
         max_tokens: of its answer; None for no limit. features: vLLM's, of its images.
+        blocks: of its KV cache, in a list that the runner keeps up to date.
         An edit set that the table cannot take leaves the request without a row and with a failure
         in its report; the API process checks sets with the same code first, so this is a defect
         that must reach the client and not the worker's life.
@@ -171,7 +173,7 @@ class EditedRequests:
             if self.evicting is not None:
                 self.evicting.enter(slot, payload, max_tokens)
             if self.flagging is not None:
-                self.flagging.enter(slot, payload.edits, computed_tokens)
+                self.flagging.enter(slot, payload.edits, computed_tokens, blocks)
             if self.comparing is not None:
                 self.comparing.enter(slot, request_id, payload)
             for book in (self.inspected, self.sinks):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.flags import KeyFlags
+from heed_kernels.cpu.flags import BlockFlags, KeyFlags
 from heed_kernels.edits import Edit, FlagKeys
 from heed_kernels.errors import EditError
 from heed_kernels.plan import SLOT
@@ -19,21 +19,23 @@ POSITIONS = 8
 class FlaggedTokens:
     """By slot of the edit table."""
 
-    def __init__(self, table: EditTable) -> None:
-        self._table = table
+    def __init__(self, table: EditTable, flags: BlockFlags) -> None:
+        self._table, self._flags = table, flags
         self._by_slot: dict[int, KeyFlags] = {}
 
-    def enter(self, slot: int, edits: Sequence[Edit], computed_tokens: int) -> None:
+    def enter(
+        self, slot: int, edits: Sequence[Edit], computed_tokens: int, blocks: Sequence[int]
+    ) -> None:
         """A request has got its slot; after a preemption it starts again.
 
-        Raises `EditError` when it begins behind rows that nobody looked at.
+        Rows that come out of the prefix cache were flagged as this one's are: what is sought is in the salt.
+        blocks: of its KV cache, in a list that grows with them.
         """
         edit = next((edit for edit in edits if isinstance(edit, FlagKeys)), None)
-        if edit is None:
-            return
-        if computed_tokens:
-            raise EditError(f"{computed_tokens} rows came out of the prefix cache unseen")
-        self._by_slot[slot] = KeyFlags(self._table, slot, edit)
+        if edit is not None:
+            self._by_slot[slot] = KeyFlags(
+                self._table, slot, edit, self._flags, blocks, computed_tokens
+            )
 
     def leave(self, slot: int) -> None:
         """The slot's request is gone."""

@@ -64,3 +64,5 @@ def _before(
     states = states.float() if residual is None else states.float() + residual.float()
     for watcher in edited.watchers:
         watcher.look(layer, states)
+    for watcher in edited.watchers:
+        watcher.settle(layer)

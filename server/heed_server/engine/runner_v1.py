@@ -48,12 +48,14 @@ class EditsInRunner:
     def _enter(self, request_id: str, sampling_params: Any, computed_tokens: int) -> None:
         packed = packed_in(sampling_params.extra_args) if sampling_params is not None else None
         if packed is not None and self.edited is not None:
+            request = self.requests[request_id]  # type: ignore[attr-defined]
             self.edited.enter(
                 request_id,
                 unpack(packed),
                 computed_tokens,
                 max_tokens=sampling_params.max_tokens,
-                features=self.requests[request_id].mm_features,  # type: ignore[attr-defined]
+                features=request.mm_features,
+                blocks=request.block_ids[0],
             )
 
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:

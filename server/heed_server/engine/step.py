@@ -26,6 +26,9 @@ class Watcher(Protocol):
     def look(self, layer: int, states: torch.Tensor) -> None:
         """states: float32 [tokens, hidden_size] of the whole batch, at the input of `layer`."""
 
+    def settle(self, layer: int) -> None:
+        """All watchers of the step have looked."""
+
 
 class Comparer(Protocol):
     """Looks at a step's head outputs in each layer, or multiplies them."""

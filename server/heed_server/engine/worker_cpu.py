@@ -9,6 +9,7 @@ from vllm.logger import init_logger
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+from heed_kernels.cpu.flags import BlockFlags
 from heed_kernels.table import EditTable
 from heed_server.engine import warm_up
 from heed_server.engine.attention_times import Sample
@@ -112,13 +113,17 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
             self.edited.evicting = EvictingRequests(self.edited.table, cache, gathered)
         self.edited.comparing = ComparedHeads(self.edited.table, gathered)
         if self._support.inputs_obstacle is None:
-            self.edited.flagging = FlaggedTokens(self.edited.table)
+            self.edited.flagging = FlaggedTokens(self.edited.table, self._block_flags())
             watch_inputs(self.model_runner.get_model(), layers)
         if self._support.tower_obstacle is None:
             token = ClassToken(self.model_runner.get_model(), gathered)
             self.edited.class_attention = token.attention
         self.model_runner.edit_with(self.edited)
         return seconds
+
+    def _block_flags(self) -> BlockFlags:
+        blocks = self.model_runner.kv_cache_config.num_blocks
+        return BlockFlags(self._support.layers, blocks, self.vllm_config.cache_config.block_size)
 
     @torch.inference_mode()
     def execute_model(self, scheduler_output: Any) -> Any:
