@@ -40,6 +40,8 @@ SETTINGS: dict[str, list[Record]] = {
     "none": [],
     "pai 0.2": [{"method": "pai", "alpha": 0.2}],
     "pai 0.5": [{"method": "pai", "alpha": 0.5}],
+    "paint 0.4": [{"method": "paint", "alpha": 0.4}],
+    "paint 0.7": [{"method": "paint"}],
     "vaf 1.15": [{"method": "vaf", "layers": [2, 3]}],
     "avar 0.15": [{"method": "avar"}],
     "avar 0.5": [{"method": "avar", "alpha_img": 0.5}],

@@ -8,6 +8,7 @@ from tests.server.cuda_standins import CPU, FakeKernel, gain, new_table, payload
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.payload import RESERVED_KEY, pack
 from heed_server.engine.runner_v1 import EditsInRunner
 
 
@@ -59,3 +60,18 @@ def test_a_captured_batch_edits_nothing_whoever_stands_in_the_runners_own(
 def test_without_edits_in_the_batch_the_stock_metadata_is_all() -> None:
     runner = Runner()
     assert runner._build_attention_metadata(num_reqs=2) is None
+
+
+def test_a_request_enters_with_its_images_and_a_list_of_its_blocks_that_grows() -> None:
+    runner, entered = Runner(), []
+    runner.edited = SimpleNamespace(  # type: ignore[assignment]
+        enter=lambda name, given, computed, **rest: entered.append((name, given, computed, rest))
+    )
+    blocks, sent = [3, 4], payload("r", gain({0}))
+    request = SimpleNamespace(mm_features=["image"], block_ids=(blocks,))
+    runner.requests = {"n": request}  # type: ignore[attr-defined]
+    params = SimpleNamespace(extra_args={RESERVED_KEY: pack(sent)}, max_tokens=7)
+    runner._enter("n", params, 32)
+    rest = {"max_tokens": 7, "features": ["image"], "blocks": blocks}
+    assert entered == [("n", sent, 32, rest)]
+    assert entered[0][3]["blocks"] is blocks
