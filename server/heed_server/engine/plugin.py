@@ -7,6 +7,7 @@ from functools import wraps
 from typing import Any
 
 from heed_server.engine.image_processors import do_without_torchvision
+from heed_server.engine.orphans import end_with_parent
 from heed_server.engine.versions import installed_vllm, require_supported_vllm
 
 PLUGIN_NAME = "heed"
@@ -74,6 +75,7 @@ def register() -> None:
     # docs/decisions/0004 has what that costs.
     os.environ.setdefault("VLLM_CPU_ATTN_SPLIT_KV", "0")
     do_without_torchvision()
+    end_with_parent()
 
     from vllm.engine.arg_utils import EngineArgs
     from vllm.platforms import current_platform
