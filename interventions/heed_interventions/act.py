@@ -46,7 +46,6 @@ class ACT(Method):
     summary = "Find attention sinks in the prompt and give most of their weight to the other keys."
     paper = "arXiv:2406.15765"
     cache = CacheClass.PRIVATE
-    observes = True
 
     method: Literal["act"] = "act"
     beta: float = Field(default=0.4, ge=0, le=1, description="Share of its weight a sink keeps.")

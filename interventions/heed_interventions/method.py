@@ -54,7 +54,8 @@ class Method(BaseModel, ABC):
     """Whether it may stand in a list more than once."""
     needs_image: ClassVar[bool] = False
     observes: ClassVar[bool] = False
-    """Whether it needs attention weights observed while the model runs."""
+    """Whether it needs attention weights or outputs looked at while the model runs, beyond the column sums by
+    which keys are found (`FindKeys`)."""
     reads_inputs: ClassVar[bool] = False
     """Whether it needs the hidden states at the layers' inputs."""
     reads_tower: ClassVar[bool] = False

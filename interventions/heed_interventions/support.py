@@ -1,7 +1,8 @@
 """Which methods can be had on which of vLLM's paths: the one place that says so.
 
-A path is a device, a model runner and a scheduler. Most methods need nothing but edited rows. Some need
-attention weights to be observed while the model runs, and some take keys out of the cache.
+A path is a device, a model runner and a scheduler. Most methods need nothing but edited rows; `act` also
+needs keys to be found by column sums, which is there wherever rows are edited. Some need more to be observed
+while the model runs, and some take keys out of the cache.
 """
 
 from dataclasses import asdict, dataclass

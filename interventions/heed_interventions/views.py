@@ -19,7 +19,7 @@ class ModelView:
     eviction_obstacle: why methods that evict are, where others are not; None when they are not.
     rotary: whether positions can be rolled (rotary embeddings with frequencies that do not change).
     max_key_ranges: how many ranges of keys one edit may name.
-    observes: whether attention weights can be observed while the model runs.
+    observes: whether attention can be observed while the model runs, beyond the search for keys.
     longest_step: tokens that one step holds; None where that is not known.
     hidden_size: of the hidden states; 0 where that is not known.
     inputs_obstacle: why methods that look at hidden states are refused; None when they are not.

@@ -59,7 +59,7 @@ from heed_kernels.compiled import (
     Compiled,
     compile_edits,
 )
-from heed_kernels.edits import OPEN, SOURCES, Edit, Observation
+from heed_kernels.edits import OPEN, SOURCES, Edit, HeadSet, Observation
 from heed_kernels.errors import EditError
 from heed_kernels.plan import Plan, make_plan
 from heed_kernels.pool import Pool
@@ -260,6 +260,11 @@ class EditTable:
     def observations(self, slot: int) -> tuple[Observation, ...]:
         """What is observed for the request in `slot`, in the order in which it was asked for."""
         return self._taken[slot].observations
+
+    def own_heads(self, on: HeadSet, layer: int) -> NDArray[np.intp]:
+        """This rank's query heads that `on` has in `layer`, by their local numbers, ascending."""
+        own = on.masks[layer] >> self.head_start
+        return np.flatnonzero([own >> head & 1 for head in range(self.local_query_heads)])
 
     def bytes_of(self, slot: int) -> int:
         """Bytes that `slot` uses, shared pool rows counted in full for each slot that uses them."""

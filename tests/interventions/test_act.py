@@ -126,14 +126,10 @@ def test_a_model_of_three_layers_has_to_be_told_which_ones() -> None:
     assert caught.value.param == "interventions.0.layers"
 
 
-def test_where_weights_cannot_be_observed_act_is_refused_and_listed_as_unavailable() -> None:
+def test_act_needs_nothing_to_be_observed_beyond_its_own_search() -> None:
     model = replace(MODEL, observes=False)
-    with pytest.raises(InterventionError, match="cannot observe") as caught:
-        resolve(parse([{"method": "act"}]), model, prompt())
-    assert caught.value.reason == "unsupported"
-    assert unavailable(ACT, model) is not None and unavailable(ACT, MODEL) is None
-    (report,) = resolve(parse([{"method": "act", "beta": 1}]), model, prompt()).reports
-    assert report["status"] == "neutral"
+    assert resolve(parse([{"method": "act"}]), model, prompt()).edits
+    assert unavailable(ACT, model) is None
 
 
 def test_act_stands_in_a_list_once_and_not_beside_hidden_keys() -> None:

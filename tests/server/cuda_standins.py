@@ -5,9 +5,10 @@ metadata, model states, the runner's methods, the scheduler's output.
 """
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +18,20 @@ from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 
-from heed_kernels.edits import OPEN, Edit, HeadGain, HeadSet, Rows
+from heed_kernels.edits import (
+    ALL_KEYS,
+    OPEN,
+    Edit,
+    FindKeys,
+    FoundKeys,
+    Gate,
+    HeadGain,
+    HeadSet,
+    KeyRanges,
+    MassTransfer,
+    Rows,
+)
+from heed_kernels.key_search import Counted, KeySearch
 from heed_kernels.plan import Plan
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
@@ -27,6 +41,36 @@ LAYERS, HEADS, KV_HEADS, HEAD_DIM, BLOCK = 3, 4, 2, 32, 16
 CPU = torch.device("cpu")
 STOCK, UNTOUCHED, HEED = -1.0, -2.0, 1000.0
 """What stands in an output row: the stock kernel's mark, nobody's, and Heed's plus the position."""
+
+
+class LayerInputs(NamedTuple):
+    """As that of `heed_kernels.triton`."""
+
+    query: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    block_table: torch.Tensor
+    scale: float
+    rope: Rope | None
+
+
+class NothingFound(KeySearch):
+    """A search that counts nothing."""
+
+    def counted(self) -> Counted:
+        return Counted(self._next_row, {}, {})
+
+    def resume(self, counted: Counted) -> None:
+        self._next_row = counted.rows
+
+    def found(self, layer: int) -> dict[int, list[int]]:
+        return {}
+
+    def mass(self, layer: int) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        pass
 
 
 class FakeKernel:
@@ -103,7 +147,37 @@ class FakeKernel:
         ) -> None:
             kernel.warmed.append((key_cache, value_cache, dtype, scale, ropes))
 
+        class DeviceSearches:
+            """Searches find nothing; what they are asked to do is written down."""
+
+            def __init__(self, table: DeviceTable, most_tokens: int, most_requests: int) -> None:
+                self.table = table.host
+
+            def new(self, slot: int, edit: FindKeys) -> "NothingFound":
+                return NothingFound(self.table, slot, edit)
+
+            def load(self, plan: Plan, searches: Sequence["NothingFound"]) -> None:
+                kernel.looked.append(("load", [search.item.tolist() for search in searches]))
+
+            def observe(
+                self, layer: int, inputs: LayerInputs, searches: Sequence["NothingFound"]
+            ) -> None:
+                assert all(tensor.shape[-1] == HEAD_DIM for tensor in inputs[:3])
+                kernel.looked.append((layer, [search.slot for search in searches]))
+
+            def warm_up(
+                self,
+                key_cache: torch.Tensor,
+                *,
+                dtype: torch.dtype,
+                scale: float,
+                ropes: list[Rope | None],
+            ) -> None:
+                kernel.looked.append(("warm", [key_cache.shape, dtype, scale, ropes]))
+
+        self.looked: list[tuple[Any, list[Any]]] = []
         self.DeviceTable, self.StepWork = DeviceTable, StepWork
+        self.DeviceSearches, self.LayerInputs = DeviceSearches, LayerInputs
         self.attend, self.warm_up = attend, warm_up
 
     @staticmethod
@@ -134,6 +208,7 @@ class FakeKernel:
 
         module: Any = ModuleType("heed_kernels.triton")
         module.DeviceTable, module.StepWork = self.DeviceTable, self.StepWork
+        module.DeviceSearches, module.LayerInputs = self.DeviceSearches, self.LayerInputs
         module.attend, module.warm_up = self.attend, self.warm_up
         patch.setitem(sys.modules, "heed_kernels.triton", module)
         patch.setattr(heed_kernels, "triton", module, raising=False)
@@ -287,6 +362,17 @@ def input_batch(
 def gain(layers: set[int], rows: Rows | None = None) -> Edit:
     masks = tuple((1 << HEADS) - 1 if index in layers else 0 for index in range(LAYERS))
     return HeadGain(HeadSet(masks), rows or Rows(0, OPEN), 2.0, source=0)
+
+
+def act(layers: set[int], *, ahead: bool, running: bool = False, prompt: int = 10) -> list[Edit]:
+    """A search in some layers, and the transfer from what it finds."""
+    on = HeadSet(tuple((1 << HEADS) - 1 if index in layers else 0 for index in range(LAYERS)))
+    counted = Rows(0, OPEN if running else prompt)
+    nothing = KeyRanges(())
+    return [
+        FindKeys(on, counted, 0.1, 1, 8, nothing, True, 0, prompt=prompt, ahead=ahead),
+        MassTransfer(on, Rows(0, OPEN), FoundKeys(), ALL_KEYS, 0.6, Gate(), 0),
+    ]
 
 
 def payload(report: str, *edits: Edit, prompt_length: int = 10) -> Payload:

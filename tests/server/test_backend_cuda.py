@@ -16,6 +16,7 @@ from tests.server.cuda_standins import (
     UNTOUCHED,
     FakeKernel,
     Stock,
+    act,
     cache,
     common_metadata,
     gain,
@@ -31,6 +32,8 @@ from heed_server.engine import step
 from heed_server.engine.backend_cuda import EditingBuilder, EditingImpl, obstacles, split_cache
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.key_searches import KeySearches
+from heed_server.engine.searches_cuda import SearchingOnCUDA
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda stock: stock.name)
@@ -46,8 +49,9 @@ class Model:
         self.stock_calls = stock.record(monkeypatch)
         self.kernel = FakeKernel()
         self.kernel.install(monkeypatch)
-        self.book = EditedRequests(new_table())
-        self.on_device = DeviceEdits(self.book.table, CPU, most_tokens=64, most_requests=8)
+        table = new_table()
+        self.on_device = DeviceEdits(table, CPU, most_tokens=64, most_requests=8)
+        self.book = EditedRequests(table, KeySearches(SearchingOnCUDA(self.on_device.searches)))
         self.builder = stock.builder(stock.heed("MetadataBuilder"))
         self.impl = stock.impl(stock.heed("Impl"))
         self.impl.edits, self.impl.layer_id = self.on_device, 0
@@ -56,7 +60,7 @@ class Model:
     def metadata(self, names: list[str], lengths: list[int], positions: list[int]) -> Any:
         starts = np.array([0, *np.cumsum(lengths)], np.int32)
         edits = self.book.plan(names, starts, np.array(positions, np.int32))
-        self.on_device.load(edits.plan if edits is not None else None)
+        self.on_device.load(edits)
         with step.carrying(edits):
             return self.builder.build(0, common_metadata(lengths, positions))
 
@@ -170,6 +174,20 @@ def test_heed_reads_the_cache_that_the_stock_kernel_reads(model: Model, heads_fi
     assert not same(heed_kernel["key_cache"], heed_kernel["value_cache"])
 
 
+def test_a_search_looks_before_the_edits_in_every_layer_that_the_step_computes(
+    model: Model,
+) -> None:
+    model.book.enter("s", payload("r", *act({0, 1}, ahead=True)), 0)
+    metadata = model.metadata(["p", "s"], [1, 10], [4, 0])
+    slot = int(model.book.table.occupied.nonzero()[0][0])
+    assert model.kernel.looked == [("load", [[slot, 1, 10, 0, 1]])]
+    for layer_id in range(3):
+        # Where no row is edited the stock kernel's rows stay, and the search is asked all the same.
+        rows = model.forward(metadata, layer_id=layer_id)
+        assert rows[1:] == [HEED + row if layer_id < 2 else STOCK for row in range(10)]
+    assert model.kernel.looked[1:] == [(0, [slot]), (1, [slot]), (2, [slot])]
+
+
 def test_a_run_without_metadata_is_the_stock_one(model: Model) -> None:
     assert model.forward(None, tokens=3) == [0.0] * 3
     assert not model.stock_calls and not model.kernel.calls
@@ -258,10 +276,17 @@ def test_what_is_wrapped_takes_what_vllm_passes(stock: Stock, kind: str, method:
 def test_the_stand_in_has_the_signatures_of_the_kernel() -> None:
     kernels = pytest.importorskip("heed_kernels.triton")
     fake: Any = FakeKernel()
-    for name in ("attend", "warm_up", "DeviceTable", "StepWork"):
+    for name in ("attend", "warm_up", "DeviceTable", "StepWork", "DeviceSearches", "LayerInputs"):
         assert list(inspect.signature(getattr(fake, name)).parameters) == list(
             inspect.signature(getattr(kernels, name)).parameters
         ), name
+
+
+@pytest.mark.parametrize("method", ["new", "load", "observe", "warm_up"])
+def test_the_stand_ins_searches_take_what_the_kernels_take(method: str) -> None:
+    kernels = pytest.importorskip("heed_kernels.triton")
+    ours, theirs = (getattr(each.DeviceSearches, method) for each in (FakeKernel(), kernels))
+    assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters)
 
 
 def test_cache_views_are_halves_of_the_last_axis() -> None:

@@ -23,8 +23,9 @@ from heed_kernels.table import EditTable
 from heed_server.api.found_keys import of_all_ranks, sink_counts
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.kept_counts import Orders
-from heed_server.engine.key_searches import KeySearches, StepSearches
+from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.payload import Payload, pack, unpack
+from heed_server.engine.searches_cpu import SearchingOnCPU, StepSearches
 
 ON = HeadSet((0b0110, 0))
 
@@ -40,7 +41,7 @@ def act(prompt: int, source: int = 0) -> tuple[Edit, ...]:
 
 def book() -> EditedRequests:
     table = EditTable(4, 2, 4, 2)
-    return EditedRequests(table, KeySearches(table))
+    return EditedRequests(table, KeySearches(SearchingOnCPU(table)))
 
 
 def payload(prompt: int, **fields: Any) -> Payload:

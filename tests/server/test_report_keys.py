@@ -83,7 +83,7 @@ def keys_of(name: str, left_out: str | None = None) -> set[str]:
     assert resolution.edits, resolution.reports
     letting_go = METHODS[name].evicts or name == "streaming_llm"
     worker = {0: measured(letting_go, left_out)}
-    if METHODS[name].needs_image or not (letting_go or METHODS[name].observes):
+    if METHODS[name].needs_image or not (letting_go or name == "act"):
         told = {0: TOLD[name]} if name in TOLD else {}
         worker = {0: RunRecord(LENGTH, {0: Rows()}, told=told).report(0)}
     (report,) = assemble(EngineRequest(resolution, LENGTH), 0, worker)

@@ -3,13 +3,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.server.cuda_standins import CPU, FakeKernel, gain, new_table, payload
+from tests.server.cuda_standins import CPU, FakeKernel, act, gain, new_table, payload
 
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.payload import RESERVED_KEY, pack
 from heed_server.engine.runner_v1 import EditsInRunner
+from heed_server.engine.searches_cuda import SearchingOnCUDA
 
 
 class Stock:
@@ -24,6 +26,12 @@ class Stock:
     def _build_attention_metadata(self, **_: Any) -> Any:
         return step.current()
 
+    def _determine_batch_execution_and_padding(self, *, force_eager: bool = False) -> bool:
+        return force_eager
+
+    def _dummy_run(self) -> Any:
+        return self._build_attention_metadata(), self._determine_batch_execution_and_padding()
+
 
 class Runner(EditsInRunner, Stock):
     pass
@@ -32,8 +40,10 @@ class Runner(EditsInRunner, Stock):
 def edited_runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     FakeKernel().install(monkeypatch)
     runner = Runner()
-    book = EditedRequests(new_table())
-    runner.edit_with(book, DeviceEdits(book.table, CPU, most_tokens=64, most_requests=8))
+    table = new_table()
+    on_device = DeviceEdits(table, CPU, most_tokens=64, most_requests=8)
+    book = EditedRequests(table, KeySearches(SearchingOnCUDA(on_device.searches)))
+    runner.edit_with(book, on_device)
     book.enter("e", payload("r", gain({0})), 0)
     return runner
 
@@ -53,8 +63,26 @@ def test_a_captured_batch_edits_nothing_whoever_stands_in_the_runners_own(
 ) -> None:
     runner = edited_runner(monkeypatch)
     runner._build_attention_metadata(num_reqs=2)
-    assert runner._build_attention_metadata(num_reqs=2, for_cudagraph_capture=True) is None
+    assert runner._dummy_run() == (None, False)
     assert runner.on_device is not None and runner.on_device._work.plan is None
+    assert runner._build_attention_metadata(num_reqs=2) is not None
+
+
+@pytest.mark.parametrize(
+    ("running", "first", "expected"),
+    [(False, 0, True), (False, 9, True), (False, 10, False), (True, 10, True)],
+)
+def test_a_step_in_which_rows_are_counted_runs_without_graphs(
+    monkeypatch: pytest.MonkeyPatch, running: bool, first: int, expected: bool
+) -> None:
+    runner = edited_runner(monkeypatch)
+    assert runner.edited is not None
+    assert runner._determine_batch_execution_and_padding() is False
+    runner.edited.leave("e", finished=True)
+    runner.edited.enter("e", payload("r", *act({0}, ahead=False, running=running)), 0)
+    runner.input_batch.num_computed_tokens_cpu[1] = first
+    assert runner._determine_batch_execution_and_padding() is expected
+    assert runner._dummy_run()[1] is False
 
 
 def test_without_edits_in_the_batch_the_stock_metadata_is_all() -> None:

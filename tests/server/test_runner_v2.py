@@ -8,6 +8,7 @@ from tests.server.cuda_standins import (
     BACKENDS,
     CPU,
     FakeKernel,
+    act,
     gain,
     input_batch,
     new_table,
@@ -19,6 +20,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
 from vllm.v1.kv_cache_interface import KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.worker.gpu import model_states
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
+from vllm.v1.worker.gpu.dp_utils import dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 from vllm.v1.worker.gpu.model_states.default import DefaultModelState
@@ -31,8 +34,10 @@ from heed_server.engine.backend_cuda import Captured, EditedStep
 from heed_server.engine.backend_triton import HeedTritonAttentionBackend
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.payload import RESERVED_KEY, pack
 from heed_server.engine.runner_v2 import EditsInModelState, EditsInRunner, with_edits
+from heed_server.engine.searches_cuda import SearchingOnCUDA
 
 SLOTS = 4
 LAYER = "layers.0.attn"
@@ -57,9 +62,12 @@ class Slots(RequestState):  # type: ignore[misc]
 class Server:
     """The real V2 runner's book-keeping and the real model state, without a model."""
 
+    kernel: FakeKernel
+
     def __init__(self, *, editing: bool = True) -> None:
-        self.book = EditedRequests(new_table(SLOTS))
-        self.on_device = DeviceEdits(self.book.table, CPU, most_tokens=64, most_requests=SLOTS)
+        table = new_table(SLOTS)
+        self.on_device = DeviceEdits(table, CPU, most_tokens=64, most_requests=SLOTS)
+        self.book = EditedRequests(table, KeySearches(SearchingOnCUDA(self.on_device.searches)))
         self.state: Any = with_edits(DefaultModelState).__new__(with_edits(DefaultModelState))
         self.state.rope_state = self.state.prompt_embeds_state = None
         self.state.supports_mm_inputs = False
@@ -149,8 +157,11 @@ class Server:
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
-    FakeKernel().install(monkeypatch)
-    return Server()
+    kernel = FakeKernel()
+    kernel.install(monkeypatch)
+    server = Server()
+    server.kernel = kernel
+    return server
 
 
 def request(name: str, *edits: Edit, computed: int = 0, tokens: int = 10) -> NewRequestData:
@@ -277,6 +288,63 @@ def test_on_a_model_that_cannot_be_edited_the_stock_path_is_all(
     metadata = server.step(("e", 10, 0), new=(request("e", EVERYWHERE),))
     server.step(finished=("e",))
     assert not hasattr(metadata, "edited") and server.book.rows_in_use == 0
+
+
+def scheduled(*batch: tuple[str, int, int], new: tuple[NewRequestData, ...] = ()) -> Any:
+    """A scheduler's output: requests that go on, with their rows and first positions, and new ones."""
+    output = SchedulerOutput.make_empty()
+    output.scheduled_new_reqs = list(new)
+    output.scheduled_cached_reqs.req_ids = [name for name, _, _ in batch]
+    output.scheduled_cached_reqs.num_computed_tokens = [first for _, _, first in batch]
+    entering = {request.req_id: len(request.prefill_token_ids) for request in new}
+    output.num_scheduled_tokens = {name: rows for name, rows, _ in batch} | entering
+    return output
+
+
+@pytest.fixture
+def graphs(server: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """How vLLM's own dispatch would run a step of as many rows as requests: as one graph."""
+    full = BatchExecutionDescriptor(CUDAGraphMode.FULL, num_tokens=8, num_reqs=8)
+    manager = CudaGraphManager.__new__(CudaGraphManager)
+    manager._graphs_captured, manager._lora_dispatch_map = True, {}
+    manager._candidates = {(tokens, 0): [full] for tokens in range(9)}
+    server.runner.cudagraph_manager = manager
+    monkeypatch.setattr(GPUModelRunner, "gather_batch_req_state", lambda *given: given[1:])
+
+    def mode(output: Any, *, dummy_run: bool = False) -> CUDAGraphMode:
+        assert server.runner.gather_batch_req_state(output, dummy_run) == (output, dummy_run)
+        made, _ = dispatch_cg_and_sync_dp(manager, 1, 1, 1, dp_size=1, dp_rank=0)
+        return made.cg_mode
+
+    return mode
+
+
+def test_a_step_in_which_rows_are_counted_runs_without_a_graph(server: Server, graphs: Any) -> None:
+    frozen = request("f", *act({0}, ahead=False), tokens=5)
+    running = request("r", *act({1}, ahead=True, running=True))
+    server.step(("f", 5, 0), ("r", 10, 0), new=(frozen, running))
+    full, none = CUDAGraphMode.FULL, CUDAGraphMode.NONE
+    assert graphs(scheduled(new=(frozen,))) is none
+    assert graphs(scheduled(("f", 5, 5), ("p", 1, 30))) is none
+    assert graphs(scheduled(("p", 1, 31))) is full
+    # What is found from the prompt is found before the forward, and a graph reads it.
+    assert graphs(scheduled(("f", 1, 10), ("p", 1, 32))) is full
+    assert graphs(scheduled(("f", 1, 11), ("r", 1, 10))) is none
+    assert graphs(scheduled(("r", 1, 11)), dummy_run=True) is full
+    server.runner.cudagraph_manager = None
+    assert server.runner.gather_batch_req_state("profile", True) == ("profile", True)
+
+
+def test_a_search_is_loaded_with_each_step_of_its_request(server: Server) -> None:
+    metadata = server.step(("s", 10, 0), new=(request("s", *act({0}, ahead=True)),))
+    (observer,) = metadata.edited.observers
+    assert [search.rows for search in observer.searches] == [10]
+    server.step(("s", 1, 10), padded=3)
+    slot = server.slot("s")
+    assert server.kernel.looked == [
+        ("load", [[slot, 0, 10, 0, 0]]),
+        ("load", [[slot, 0, 1, 10, 0]]),
+    ]
 
 
 class OwnState(ModelState):  # type: ignore[misc]

@@ -10,19 +10,24 @@ from tests.server.cuda_standins import (
     KV_HEADS,
     LAYERS,
     FakeKernel,
+    act,
     cache,
+    payload,
 )
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.outputs import AsyncModelRunnerOutput
 from vllm.v1.worker import gpu_worker
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 from vllm.v1.worker.mm_encoder_model_runner import MMEncoderModelRunner
 
 from heed_server.engine import model_support, plugin, runner_v1, runner_v2
+from heed_server.engine.kept_counts import NOT_KEPT, ORDERS, Orders
 from heed_server.engine.plugin import CPU, CUDA, Pieces, pieces_for, put_in_place
+from heed_server.engine.publication import FAILED
 from heed_server.engine.scheduler import HeedAsyncScheduler, HeedScheduler
 from heed_server.engine.worker_cuda import HeedCUDAWorker
 
@@ -209,6 +214,44 @@ def test_tables_are_made_when_the_model_is_loaded_and_used_once_the_kernel_is_co
     for index, layer in enumerate(loaded.layers.values()):
         assert (layer.impl.layer_id, layer.impl.edits) == (index, worker._on_device)
     assert loaded.runner.model_state.edited is worker.edited
+    assert loaded.kernel.looked == [("warm", [key_cache.shape, dtype, scale, ropes])]
+
+
+class Later(AsyncModelRunnerOutput):  # type: ignore[misc]
+    """An answer that is made when it is asked for, as V2's and the asynchronous one of V1."""
+
+    def get_output(self) -> Any:
+        return SimpleNamespace()
+
+
+@pytest.mark.parametrize("later", [True, False])
+def test_what_a_step_could_not_do_is_told_with_its_answer(
+    monkeypatch: pytest.MonkeyPatch, later: bool
+) -> None:
+    loaded = Loaded(monkeypatch)
+    worker = loaded.worker
+    worker.load_model()
+    worker.compile_or_warm_up_model()
+
+    def execute(worker: Any, scheduler_output: Any) -> None:
+        # It begins behind rows of which nothing is kept.
+        worker.edited.enter("e", payload("r", *act({0}, ahead=False)), 4)
+
+    def sample(worker: Any, grammar_output: Any) -> Any:
+        return Later() if later else SimpleNamespace()
+
+    monkeypatch.setattr(gpu_worker.Worker, "execute_model", execute)
+    monkeypatch.setattr(gpu_worker.Worker, "sample_tokens", sample)
+    worker.execute_model(SimpleNamespace(**{ORDERS: Orders(keep={"e": "key"})}))
+    answer = worker.sample_tokens(None)
+    if later:
+        assert not vars(answer).keys() & {FAILED, NOT_KEPT}
+        answer = answer.get_output()
+    assert vars(answer) == {FAILED: ["e"], NOT_KEPT: ["key"]}
+    monkeypatch.setattr(gpu_worker.Worker, "execute_model", lambda *_: None)
+    worker.execute_model(SimpleNamespace())
+    answer = worker.sample_tokens(None)
+    assert not vars(answer.get_output() if later else answer)
 
 
 def test_the_worker_describes_the_length_that_vllm_fitted_to_the_memory(

@@ -3,11 +3,10 @@
 from heed_kernels.cpu.attention import attend, warm_up
 from heed_kernels.cpu.layout import Layout, probe_layout
 from heed_kernels.cpu.observation import ColumnSums, Observed, add_columns, find_keys, observe
-from heed_kernels.cpu.search import Counted, KeySearch, LayerInputs, search_keys
+from heed_kernels.cpu.search import KeySearch, LayerInputs, search_keys
 
 __all__ = [
     "ColumnSums",
-    "Counted",
     "KeySearch",
     "LayerInputs",
     "Layout",

@@ -49,7 +49,7 @@ class ColumnSums:
     ) -> None:
         """capacity: most keys that will be seen."""
         self.slot, self.edit = slot, edit
-        self.heads = _local_heads(edit, table, layer)
+        self.heads = table.own_heads(edit.on, layer)
         self.sums = np.zeros((len(self.heads), capacity), np.int64)
         self.lines = np.full(table.local_query_heads, -1, np.int32)
         self.lines[self.heads] = np.arange(len(self.heads))
@@ -267,7 +267,7 @@ def find_keys(
         protected[first:after] = True
     count = table.range_count[slot]
     table.found_count[slot, layer] = 0
-    for own, local in zip(mean, _local_heads(edit, table, layer), strict=True):
+    for own, local in zip(mean, table.own_heads(edit.on, layer), strict=True):
         above = (own > threshold) & (support >= edit.least_rows)
         flagged = np.flatnonzero(above)[1 if edit.protect_first else 0 :]
         flagged = flagged[~protected[flagged]]
@@ -278,9 +278,3 @@ def find_keys(
         table.found_range[slot, layer, local, : len(kept)] = (
             np.searchsorted(table.range_start[slot, :count], kept, side="right") - 1
         )
-
-
-def _local_heads(edit: ObserveColumns | FindKeys, table: EditTable, layer: int) -> NDArray[np.intp]:
-    """This rank's query heads that `edit` names in `layer`, by their local numbers, ascending."""
-    own = edit.on.masks[layer] >> table.head_start
-    return np.flatnonzero([own >> head & 1 for head in range(table.local_query_heads)])

@@ -55,7 +55,7 @@ class DeviceTable:
             self._put(self.records, slots, records)
             self._transfers[slots] = records[:, at.TRANSFER.value] != 0
             if self.find:
-                self.found.index_fill_(0, self._sent(slots), 0)
+                self.found.index_fill_(0, self.sent(slots), 0)
             table.changed.clear()
         pairs = (
             (table.lines, self.lines), (table.vectors, self.vectors),
@@ -89,9 +89,9 @@ class DeviceTable:
         return torch.from_numpy(pool.rows).to(self.device, copy=True)
 
     def _put(self, tensor: torch.Tensor, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        tensor.index_copy_(0, self._sent(rows), self._sent(values))
+        tensor.index_copy_(0, self.sent(rows), self.sent(values))
 
-    def _sent(self, values: NDArray[Any]) -> torch.Tensor:
+    def sent(self, values: NDArray[Any]) -> torch.Tensor:
         # The caching allocator gives pinned memory out again when the copy from it is done.
         host = torch.from_numpy(np.ascontiguousarray(values))
         if self.pinned:

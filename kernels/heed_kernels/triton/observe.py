@@ -17,14 +17,16 @@ PROBES = tl.constexpr(4)
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=["block_table"])
 def measure_tiles(
     query, key_cache, value_cache, block_table,
-    work, records, lines, vectors, found, rotation, scratch, log_sum_exp, masses,
+    work, records, lines, vectors, found, rotation, scratch, log_sum_exp, masses, places,
     query_token, query_head, key_block, key_token, key_head,
     table_row, record_words, layers, layer, blocks, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE_ROWS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, ROTARY: tl.constexpr,
+    MASSES: tl.constexpr,
 ):  # fmt: skip
-    """log_sum_exp: float32 [tokens, HEADS]; masses: float32 [tokens, HEADS, PROBES]."""
+    """log_sum_exp: float32 [tokens, HEADS]; masses: float32 [tokens, HEADS, PROBES]; places: as in
+    `sum_columns`. Without MASSES neither masses nor KV heads without columns are computed."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
     d = tl.arange(0, DIMS)
     units = tl.load(work + at.TILE_COUNT) * KV_HEADS
@@ -37,6 +39,9 @@ def measure_tiles(
         row, valid, heads, token, query_rows, tile_first, high = tile_rows(
             unit, head, query_token, query_head, GROUP, HEADS, TILE_ROWS, ROWS
         )
+        if not MASSES:
+            wanted = tl.load(places + slot * HEADS + heads, mask=valid, other=0) != 0
+            high = tl.where(tl.max(wanted.to(tl.int32), 0) > 0, high, 0)
         # No values are read.
         cache = cache_of(
             unit, kv_head, key_cache, value_cache, block_table,
@@ -49,31 +54,31 @@ def measure_tiles(
             record, found, line, vectors, cache, rotation, phase, scale,
             query, query_rows, valid, turned, row, heads, head, d,
             0, high, tile_first, tile_first + TILE_ROWS - 1, tl.zeros([ROWS], tl.int32),
-            PROBE, MEASURE, True, False,
+            PROBE, MEASURE, MASSES, False,
             GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,
         )  # fmt: skip
-        total = tl.where(l > 0, l, 1.0)
         to = token * HEADS + heads
         tl.store(log_sum_exp + to, m * LN_2 + tl.log(l), mask=valid)
-        tl.store(masses + to * PROBES, sum_0 / total, mask=valid)
-        tl.store(masses + to * PROBES + 1, sum_1 / total, mask=valid)
-        tl.store(masses + to * PROBES + 2, sum_2 / total, mask=valid)
-        tl.store(masses + to * PROBES + 3, sum_3 / total, mask=valid)
+        if MASSES:
+            total = tl.where(l > 0, l, 1.0)
+            tl.store(masses + to * PROBES, sum_0 / total, mask=valid)
+            tl.store(masses + to * PROBES + 1, sum_1 / total, mask=valid)
+            tl.store(masses + to * PROBES + 2, sum_2 / total, mask=valid)
+            tl.store(masses + to * PROBES + 3, sum_3 / total, mask=valid)
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=["block_table"])
 def sum_columns(
     query, key_cache, value_cache, block_table,
-    work, records, lines, vectors, found, rotation, scratch, log_sum_exp, columns,
-    column_lines, chosen,
+    work, records, lines, vectors, found, rotation, scratch, log_sum_exp, places,
     query_token, query_head, key_block, key_token, key_head,
-    table_row, record_words, layers, layer, blocks, column_keys, scale,
+    table_row, record_words, layers, layer, blocks, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr,
     HEAD_DIM: tl.constexpr, DIMS: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     TILE_ROWS: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, ROTARY: tl.constexpr,
 ):  # fmt: skip
-    """columns: int64 [lines, HEADS, column_keys]; column_lines: int32 [slots], -1 for none; chosen: int32
-    [slots, HEADS], nonzero where a head's columns are wanted."""
+    """places: int64 [slots, HEADS], the address of the columns int64 [keys] of each head, 0 where they are
+    not wanted."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
     d = tl.arange(0, DIMS)
     units = tl.load(work + at.TILE_COUNT) * KV_HEADS
@@ -93,17 +98,15 @@ def sum_columns(
         )  # fmt: skip
         turned = scratch + tl.program_id(0).to(tl.int64) * ROWS * DIMS
         zero = tl.zeros([ROWS], tl.float32)
-        wanted = tl.load(chosen + slot * HEADS + heads, mask=valid, other=0)
-        column_line = tl.load(column_lines + slot)
-        wanted = tl.where(column_line >= 0, wanted, 0)
+        own = places + slot * HEADS
+        wanted = (tl.load(own + heads, mask=valid, other=0) != 0).to(tl.float32)
         if tl.max(wanted, 0) > 0:
             total = tl.load(log_sum_exp + token * HEADS + heads, mask=valid, other=0.0) * LOG2_E
-            to = columns + (tl.maximum(column_line, 0).to(tl.int64) * HEADS + head) * column_keys
             walk(
-                to, total, zero, column_keys, zero, zero, zero, (wanted != 0).to(tl.float32),
+                own + head, total, zero, zero, zero, zero, zero, wanted,
                 record, found, line, vectors, cache, rotation, phase, scale,
                 query, query_rows, valid, turned, row, heads, head, d,
-                0, tl.minimum(high, column_keys), tile_first, tile_first + TILE_ROWS - 1,
+                0, high, tile_first, tile_first + TILE_ROWS - 1,
                 tl.zeros([ROWS], tl.int32),
                 PROBE, COLUMNS, False, False,
                 GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,

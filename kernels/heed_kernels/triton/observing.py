@@ -16,6 +16,9 @@ from heed_kernels.triton.observe import measure_tiles, sum_columns
 from heed_kernels.triton.sources import CHUNK
 from heed_kernels.triton.step_work import StepWork
 
+UNITS = 1 << 31
+"""Columns hold weights in units of one part in so many, as `walk.COLUMN_UNIT`."""
+
 
 def observe(
     query: torch.Tensor,
@@ -27,27 +30,34 @@ def observe(
     scale: float,
     rope: Rope | None,
     log_sum_exp: torch.Tensor,
-    masses: torch.Tensor,
-    columns: torch.Tensor | None = None,
-    column_lines: torch.Tensor | None = None,
-    chosen: torch.Tensor | None = None,
+    masses: torch.Tensor | None = None,
+    places: torch.Tensor | None = None,
 ) -> None:
     """Measure the weights of `work`'s rows (see `StepWork.fill_observed`), before any transfer.
 
     log_sum_exp: float32 [tokens, local_query_heads], of the edited logits, -inf where a row sees no key;
     masses: float32 [tokens, local_query_heads, PROBES] of the table's observed key sets. Other rows stay
-    as they are. columns: int64 [lines, local_query_heads, keys] in units of 2^-31, to which the rows'
-    weights are added; column_lines: int32 [slots], the line of each slot or -1; chosen: int32
-    [slots, local_query_heads], 0 where a head's columns are not wanted. The rest as in `attend`.
+    as they are. places: int64 [slots, local_query_heads], the address of the columns of each head, int64 [as
+    many keys as the rows see at least] in units of 1 / UNITS, to which the rows' weights are added; 0 where a
+    head's are not wanted. Without masses, KV heads without columns cost nothing, and their log-sum-exp
+    means nothing. The rest as in `attend`.
     """
     heads, head_dim = query.shape[1:]
     check(query, query, key_cache, key_cache, block_table, table, layer)
     if not (query.is_cuda and torch.cuda.is_current_stream_capturing()):
         check_reach(work, query, key_cache, block_table)
-    if log_sum_exp.shape != query.shape[:2] or masses.shape != (*query.shape[:2], 4):
-        raise EditError("log-sum-exp or masses do not have the query's tokens and heads")
-    if not (log_sum_exp.is_contiguous() and masses.is_contiguous()):
-        raise EditError("log-sum-exp and masses must be contiguous")
+    if masses is None and places is None:
+        raise EditError("neither masses nor columns are asked for")
+    if log_sum_exp.shape != query.shape[:2] or not log_sum_exp.is_contiguous():
+        raise EditError("the log-sum-exp must have the query's tokens and heads, contiguous")
+    if masses is not None and (masses.shape != (*query.shape[:2], 4) or not masses.is_contiguous()):
+        raise EditError("masses must have the query's tokens and heads, contiguous")
+    if places is not None and (
+        places.shape != (table.table.slots, heads)
+        or places.dtype != torch.int64
+        or not places.is_contiguous()
+    ):
+        raise EditError("places of columns must be int64 [slots, heads], contiguous")
     kv_heads = key_cache.shape[2]
     group = heads // kv_heads
     processors, capability = machine(query.device)
@@ -72,51 +82,65 @@ def observe(
         "num_stages": shape.stages,
     }  # fmt: skip
     logits = scale * math.log2(math.e)
-    measure_tiles[(programs,)](*tensors, masses, *numbers, logits, **options)
-    if columns is not None:
-        if column_lines is None or chosen is None or not columns.is_contiguous():
-            raise EditError("columns must be contiguous, with their lines and heads")
-        sum_columns[(programs,)](
-            *tensors, columns, column_lines, chosen, *numbers, columns.shape[2], logits, **options
-        )
+    grid = (min(max(work.tiles, 1) * kv_heads, programs),)
+    # What a variant does not touch is given some address all the same.
+    measure_tiles[grid](
+        *tensors, log_sum_exp if masses is None else masses, places if places is not None else work.buffer,
+        *numbers, logits, **options, MASSES=masses is not None,
+    )  # fmt: skip
+    if places is not None:
+        sum_columns[grid](*tensors, places, *numbers, logits, **options)
 
 
 def find_keys(
-    table: DeviceTable, slot: int, layer: int, edit: FindKeys, columns: torch.Tensor, keys: int
+    table: DeviceTable,
+    slot: int,
+    edit: FindKeys,
+    lines: torch.Tensor,
+    columns: torch.Tensor,
+    rows_seen: int,
 ) -> None:
-    """Write the slot's found keys in `layer`, from the columns of all rows of the sequence so far.
+    """Write the slot's found keys, from the columns of the first `rows_seen` rows of the sequence.
 
-    columns: int64 [local_query_heads, at least `keys`], as `observe` leaves them. Everything stays on
-    the device; equal columns find equal keys.
+    lines: int64 [lines], layer * local_query_heads + local query head; columns: int64 [lines, at least
+    rows_seen], as `observe` leaves them for these. Everything stays on the device; equal columns find equal
+    keys.
     """
     if not table.find:
         raise EditError("no room was set aside for keys that are found on the device")
     device = columns.device
-    k = torch.arange(keys, device=device)
-    first, end = edit.rows.start, min(edit.rows.end, keys)
+    k = torch.arange(rows_seen, device=device)
+    first, end = edit.rows.start, min(edit.rows.end, rows_seen)
     support = (end - k.clamp(min=first)).clamp(min=0)
-    mean = columns[:, :keys].double() / 2.0**31 / support.clamp(min=1)
-    flagged = (mean > threshold_at(edit, keys)) & (support >= edit.least_rows)
+    mean = columns[:, :rows_seen].double() / UNITS / support.clamp(min=1)
+    flagged = (mean > threshold_at(edit, rows_seen)) & (support >= edit.least_rows)
     if edit.protect_first:
         flagged &= flagged.cumsum(dim=1) > 1
     for start, stop in edit.protected.ranges:
         flagged[:, start:stop] = False
-    start = table.table.head_start
-    on = [edit.on.masks[layer] >> (start + h) & 1 for h in range(len(columns))]
-    flagged &= torch.tensor(on, dtype=torch.bool, device=device)[:, None]
     # A stable descending sort leaves the first of equal means in front.
-    most = min(edit.most, SOURCES, keys)
+    most = min(edit.most, SOURCES, rows_seen)
     best = mean.masked_fill(~flagged, -1.0).sort(dim=1, descending=True, stable=True).indices
     best = best[:, :most]
     taken = flagged.gather(1, best)
-    kept = torch.where(taken, best, keys).sort(dim=1).values
+    kept = torch.where(taken, best, rows_seen).sort(dim=1).values
     record = table.records[slot]
     starts = record[at.RANGE_START.value : at.RANGE_BITS.value]
     unused = torch.arange(len(starts), device=device) >= record[at.RANGE_COUNT.value]
     starts = starts.masked_fill(unused, torch.iinfo(torch.int32).max)
     ranges = torch.searchsorted(starts, kept.int().contiguous(), right=True) - 1
-    found = table.found[slot, layer]
-    found.zero_()
+    found = torch.zeros(len(columns), at.FOUND_WORDS.value, dtype=torch.int32, device=device)
     found[:, 0] = taken.sum(dim=1)
-    found[:, 1 : 1 + most] = kept.int()
-    found[:, 1 + SOURCES : 1 + SOURCES + most] = ranges.int()
+    found[:, 1 : 1 + most] = kept
+    found[:, 1 + SOURCES : 1 + SOURCES + most] = ranges
+    table.found[slot].flatten(0, 1).index_copy_(0, lines, found)
+
+
+def on_found(found: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """int64 [lines], the columns of the found keys of each line, added up.
+
+    found: int32 [lines, FOUND_WORDS]; columns: int64 [lines, keys], beyond every found key.
+    """
+    holds = torch.arange(SOURCES, device=found.device) < found[:, :1]
+    keys = torch.where(holds, found[:, 1 : 1 + SOURCES], 0).long()
+    return torch.where(holds, columns.gather(1, keys), 0).sum(dim=1)

@@ -33,7 +33,8 @@ ATTEND, REWEIGH = tl.constexpr(0), tl.constexpr(1)
 MEASURE, COLUMNS = tl.constexpr(2), tl.constexpr(3)
 """ATTEND: weighted values, maximum, sums. REWEIGH: add `weight` times the values of the destination's
 keys, against a known maximum. MEASURE: maximum and sums alone. COLUMNS: add `weight` times the weights
-of each key to its column, `acc` being a pointer to the first; m is the row's log-sum-exp."""
+of each key to its column, `acc` being a pointer to the addresses of the heads' columns; m is the row's
+log-sum-exp."""
 
 COLUMN_UNIT = tl.constexpr(2.0**31)
 """Columns are integers in units of 2^-31, because integer addition is associative: the same bits however
@@ -41,12 +42,14 @@ the rows are scheduled. 2^31 rows of weight 1 stay below 2^63; a weight is round
 
 
 @triton.jit
-def add_columns(columns, w, heads, head, k, inside, keys, GROUP: tl.constexpr):
-    """columns: pointer to int64 [GROUP, keys]; w: [rows, keys at k]."""
+def add_columns(places, w, heads, head, k, inside, GROUP: tl.constexpr):
+    """places: pointer to [GROUP], the address of each head's columns int64 [keys], 0 for none; w: [rows, keys
+    at k], 0 in the rows of heads without columns."""
     fixed = tl.floor(w * COLUMN_UNIT + 0.5).to(tl.int64)
     for g in range(GROUP):
         of_head = tl.sum(tl.where((heads == head + g)[:, None], fixed, 0), 0)
-        tl.atomic_add(columns + g * keys + k, of_head, mask=inside & (of_head != 0), sem="relaxed")
+        columns = tl.load(places + g).to(tl.pointer_type(tl.int64))
+        tl.atomic_add(columns + k, of_head, mask=inside & (of_head != 0), sem="relaxed")
 
 
 @triton.jit
@@ -74,8 +77,7 @@ def walk(
 
     m: the running maximum of the logits; l: the sum of 2^(s - m); sum_i: its part in keys of class
     FIRST_BIT << i; all float32. row: absolute rows, of which `valid` are in the unit; tile_first, tile_last:
-    those of the whole query tile; count: each row's sources, left out where EXCLUDE. In COLUMNS sum_0 is the
-    number of keys of a line of columns.
+    those of the whole query tile; count: each row's sources, left out where EXCLUDE.
     """
     sinks, window = tl.load(record + at.SINKS), tl.load(record + at.WINDOW)
     rolling = tl.load(record + at.ROLLING) != 0
@@ -149,7 +151,7 @@ def walk(
                     if MODE == ATTEND:
                         acc = acc * shrink[:, None]
                     if MODE == COLUMNS:
-                        add_columns(acc, w, heads, head, k, k >= 0, sum_0, GROUP)
+                        add_columns(acc, w, heads, head, k, k >= 0, GROUP)
                     elif MODE != MEASURE:
                         values = load_values(cache, k, k >= 0, d, BLOCK_SIZE, HEAD_DIM, False)
                         acc = product(w.to(values.dtype), values, acc)
@@ -194,7 +196,7 @@ def walk(
                     if MODE == ATTEND:
                         acc = acc * shrink[:, None]
                     if MODE == COLUMNS:
-                        add_columns(acc, w, heads, head, k, within, sum_0, GROUP)
+                        add_columns(acc, w, heads, head, k, within, GROUP)
                     elif MODE != MEASURE:
                         values = load_values(cache, k, within, d, BLOCK_SIZE, HEAD_DIM, True)
                         acc = product(w.to(values.dtype), values, acc)

@@ -9,11 +9,12 @@ What a step runs:
 
 - No edited row: the stock call with the stock metadata, and nothing else.
 - Edited rows in an eager step (piecewise graphs run attention eagerly): the stock call over the
-  whole batch with its metadata untouched, then Heed's kernel, which overwrites the edited rows. A
-  layer with no active row skips Heed's kernel; a layer in which every row of the batch is active
-  skips the stock one.
+  whole batch with its metadata untouched, then the step's observers, then Heed's kernel, which
+  overwrites the edited rows. A layer with no active row skips Heed's kernel; a layer in which every
+  row of the batch is active skips the stock one.
 - A captured step: both launches are in the graph. Heed's reads its work from buffers that are
-  filled before each replay and finds none in a plain step.
+  filled before each replay and finds none in a plain step. Observers are not in a graph: runners
+  compute steps that have some without (`EditedRequests.looks_at`).
 
 Edited requests are not cut out of the stock call, although their part of it is wasted. Plain rows
 must keep their bits, and stock kernels decide how to split the keys of one request by what the whole
@@ -24,7 +25,7 @@ would save nothing in a prefill of one chunk, nor in a replayed graph, whose len
 own buffer.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -36,6 +37,7 @@ from heed_kernels.plan import Plan
 from heed_kernels.rope import Rope
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits
+from heed_server.engine.step import Observer
 
 HEAD_DIMS = range(32, 257)
 """Head dimensions that Heed's kernel is made for."""
@@ -43,6 +45,8 @@ HEAD_DIMS = range(32, 257)
 
 class Edited(Protocol):
     """What the stock metadata carries as its attribute `edited` where a step may have edited rows."""
+
+    observers: Sequence[Observer]
 
     def kernels(self, layer: int) -> tuple[bool, bool]:
         """Whether the stock kernel and Heed's have to run in `layer`."""
@@ -52,8 +56,8 @@ class Edited(Protocol):
 class EditedStep:
     """An eager step with edited rows. alone: no request of its batch is without edits."""
 
-    def __init__(self, plan: Plan, *, alone: bool) -> None:
-        self._plan, self._alone = plan, alone
+    def __init__(self, plan: Plan, *, alone: bool, observers: Sequence[Observer] = ()) -> None:
+        self._plan, self._alone, self.observers = plan, alone, observers
         self._known: dict[int, tuple[bool, bool]] = {}
 
     def kernels(self, layer: int) -> tuple[bool, bool]:
@@ -68,6 +72,8 @@ class EditedStep:
 
 class Captured:
     """A step that is captured in a graph: what a replay will hold is not known yet."""
+
+    observers: Sequence[Observer] = ()
 
     def kernels(self, layer: int) -> tuple[bool, bool]:
         """See `Edited`."""
@@ -89,7 +95,7 @@ class EditingBuilder:
         edits = step.current()
         if edits is not None:
             alone = common_attn_metadata.num_reqs == len(edits.rows)
-            metadata.edited = EditedStep(edits.plan, alone=alone)
+            metadata.edited = EditedStep(edits.plan, alone=alone, observers=edits.observers)
         return metadata
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
@@ -126,27 +132,22 @@ class EditingImpl:
         """As the stock `forward`; shapes [tokens, query_heads, head_dim] for query and output."""
         # vLLM's runs for memory profiling have no metadata.
         edited: Edited | None = getattr(attn_metadata, "edited", None)
-        stock, heed = True, False
-        if edited is not None and self.edits is not None:
-            stock, heed = edited.kernels(self.layer_id)
+        if self.edits is None:
+            edited = None
+        stock, heed = edited.kernels(self.layer_id) if edited is not None else (True, False)
         if stock:
             super().forward(  # type: ignore[misc]
                 layer, query, key, value, kv_cache, attn_metadata, output,
                 output_scale, output_block_scale,
             )  # fmt: skip
-        if heed:
-            assert self.edits is not None
+        if edited is not None and self.edits is not None and (heed or edited.observers):
             key_cache, value_cache = split_cache(kv_cache)
-            self.edits.attend(
-                query,
-                output,
-                key_cache,
-                value_cache,
-                attn_metadata.block_table,
-                layer=self.layer_id,
-                scale=self.scale,  # type: ignore[attr-defined]
-                rope=self.rope,
-            )
+            tensors = query, key_cache, value_cache, attn_metadata.block_table
+            of_layer = {"layer": self.layer_id, "scale": self.scale, "rope": self.rope}  # type: ignore[attr-defined]
+            if edited.observers:
+                self.edits.observe(edited.observers, *tensors, **of_layer)
+            if heed:
+                self.edits.attend(*tensors, output, **of_layer)
         return output
 
 

@@ -3,53 +3,88 @@
 No vLLM here: a runner tells it what a step holds, the attention layers call the kernel through it.
 """
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
 import torch
 
 from heed_kernels.plan import Plan
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
+from heed_server.engine.step import Observer, StepEdits
+
+if TYPE_CHECKING:  # Triton is not on every machine that serves
+    from heed_kernels.triton import DeviceSearches
+
+
+class DeviceObserver(Observer, Protocol):
+    """An observer of a step on a GPU; its inputs are `heed_kernels.triton.LayerInputs`."""
+
+    def load(self, plan: Plan) -> None:
+        """Prepare the step, before its forward: its edits are on the device."""
 
 
 class DeviceEdits:
     """Buffers at fixed addresses, so that a CUDA graph which was captured once meets each step's edits.
 
-    most_tokens, most_requests: upper bounds of a step.
+    most_tokens, most_requests: upper bounds of a step. searches: what searches for keys share.
     """
 
     def __init__(
         self, table: EditTable, device: torch.device, most_tokens: int, most_requests: int
     ) -> None:
-        # Triton is not on every machine that serves.
         import heed_kernels.triton as triton
 
-        # No method finds keys on the device as yet, and room for them would come out of the KV cache.
-        self._table = triton.DeviceTable(table, device, find=False)
+        self._table = triton.DeviceTable(table, device)
         self._work = triton.StepWork(self._table, most_tokens, most_requests)
+        self.searches: DeviceSearches = triton.DeviceSearches(
+            self._table, most_tokens, most_requests
+        )
         self._attend, self._warm_up = triton.attend, triton.warm_up
+        self._inputs = triton.LayerInputs
         self._work.fill(None)
         self._empty = True
 
-    def load(self, plan: Plan | None) -> None:
+    def load(self, edits: StepEdits | None) -> None:
         """Put a step's edited rows on the device (None: it has none). Call before its forward.
 
         Everything is copied on the current stream, on which the forward follows and the one before
         it has been put. After the first step without edits further ones cost nothing, and the
-        launches in a replayed graph find no work.
+        launches in a replayed graph find no work. The step's observers are `DeviceObserver`s.
         """
-        if plan is not None:
+        if edits is not None:
             self._table.sync()
-            self._work.fill(plan)
+            self._work.fill(edits.plan)
+            for observer in edits.observers:
+                observer.load(edits.plan)  # type: ignore[attr-defined]
         elif not self._empty:
             self._work.fill(None)
-        self._empty = plan is None
+        self._empty = edits is None
+
+    def observe(
+        self,
+        observers: Sequence[Observer],
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        block_table: torch.Tensor,
+        *,
+        layer: int,
+        scale: float,
+        rope: Rope | None,
+    ) -> None:
+        """Let a step's observers look at `layer`, before `attend`, whose arguments these are."""
+        inputs = self._inputs(query, key_cache, value_cache, block_table, scale, rope)
+        for observer in observers:
+            observer.before_edits(layer, inputs)
 
     def attend(
         self,
         query: torch.Tensor,
-        output: torch.Tensor,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
         block_table: torch.Tensor,
+        output: torch.Tensor,
         *,
         layer: int,
         scale: float,
@@ -83,7 +118,7 @@ class DeviceEdits:
         scale: float,
         ropes: list[Rope | None],
     ) -> None:
-        """Compile what `attend` may launch on these caches, for queries and outputs of `dtype`.
+        """Compile what `attend` and observers may launch on these caches, for queries and outputs of `dtype`.
 
         ropes: the rotary embedding of each layer. Neither compiling nor copying one to the device
         may happen while a graph is captured, or while a request waits.
@@ -91,3 +126,4 @@ class DeviceEdits:
         self._warm_up(
             self._table, self._work, key_cache, value_cache, dtype=dtype, scale=scale, ropes=ropes
         )
+        self.searches.warm_up(key_cache, dtype=dtype, scale=scale, ropes=ropes)

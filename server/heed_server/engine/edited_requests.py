@@ -264,6 +264,17 @@ class EditedRequests:
             self.table, plan, index, self._observers(items), self._watchers(items), compared
         )
 
+    def looks_at(self, rows: Mapping[str, tuple[int, int]]) -> bool:
+        """Whether observers look at a step's layers while it is computed: it cannot be a replayed graph.
+
+        rows: by request id the position of the step's first row, and how many rows it has.
+        """
+        return self.searches is not None and any(
+            self.searches.counts(self._slots[name], first)
+            for name, (first, _) in rows.items()
+            if name in self._slots
+        )
+
     def _observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """items: int32 [edited requests, 5], as in `Pattern.items`."""
         watching: tuple[Observer, ...] = ()

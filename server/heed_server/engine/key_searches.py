@@ -1,38 +1,36 @@
 """The searches for keys of the requests in the edit table: who has one, and what they have found. No vLLM here."""
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
-from itertools import chain
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.search import Counted, KeySearch, LayerInputs, search_keys
 from heed_kernels.edits import Edit, FindKeys, MassTransfer
 from heed_kernels.errors import EditError
+from heed_kernels.key_search import Counted, KeySearch
 from heed_kernels.plan import SLOT
-from heed_kernels.table import EditTable
 from heed_server.engine.kept_counts import Orders
+from heed_server.engine.step import Observer
 
 
-@dataclass(frozen=True)
-class StepSearches:
-    """The searches that a step brings forward: an observer of the step."""
+class Searching(Protocol):
+    """How keys are searched for on a device."""
 
-    table: EditTable
-    searches: tuple[KeySearch, ...]
+    def new(self, slot: int, edit: FindKeys) -> KeySearch:
+        """The search of a request that has got its slot."""
+        ...
 
-    def before_edits(self, layer: int, inputs: LayerInputs) -> None:
-        """See `step.Observer`."""
-        search_keys(self.searches, self.table, layer, inputs)
+    def observer(self, searches: Sequence[Any]) -> Observer:
+        """What brings forward the searches that a step has rows of. They are made by `new`."""
+        ...
 
 
 class KeySearches:
     """By slot of the edit table, and what is kept for requests to come."""
 
-    def __init__(self, table: EditTable) -> None:
-        self._table = table
+    def __init__(self, device: Searching) -> None:
+        self._device = device
         self._by_slot: dict[int, KeySearch] = {}
         self._name: dict[int, str] = {}
         self._kept: dict[str, Counted] = {}
@@ -53,7 +51,7 @@ class KeySearches:
         edit = next((edit for edit in edits if isinstance(edit, FindKeys)), None)
         if edit is None:
             return
-        search = KeySearch(self._table, slot, edit)
+        search = self._device.new(slot, edit)
         if computed_tokens:
             counted = self._kept.get(self._orders.resume.get(name, ""))
             if counted is None or counted.rows != computed_tokens:
@@ -65,11 +63,18 @@ class KeySearches:
 
     def leave(self, slot: int) -> None:
         """The slot's request is gone."""
-        self._by_slot.pop(slot, None)
+        search = self._by_slot.pop(slot, None)
+        if search is not None:
+            search.close()
         self._name.pop(slot, None)
         self._fraction.pop(slot, None)
 
-    def advance(self, items: NDArray[np.int32]) -> tuple[StepSearches | None, dict[int, str]]:
+    def counts(self, slot: int, first: int) -> bool:
+        """Whether rows of the slot that begin at `first` are counted, layer by layer."""
+        search = self._by_slot.get(slot)
+        return search is not None and search.counts(first)
+
+    def advance(self, items: NDArray[np.int32]) -> tuple[Observer | None, dict[int, str]]:
         """What a step brings forward, and by slot why a search cannot go on.
 
         items: int32 [requests, 5], all rows that the step has of each edited request, see
@@ -92,8 +97,7 @@ class KeySearches:
             searches.append(search)
             if key is not None and counted is not None:
                 self._kept[key] = counted
-        step = StepSearches(self._table, tuple(searches)) if searches else None
-        return step, failures
+        return self._device.observer(searches) if searches else None, failures
 
     def not_kept(self) -> list[str]:
         """Keys that this step was to keep something under, and did not: the search has failed, now or
@@ -101,29 +105,12 @@ class KeySearches:
         return [key for key in self._orders.keep.values() if key not in self._kept]
 
     def told(self, slot: int, detailed: Container[int]) -> dict[int, dict[str, Any]]:
-        """What was found so far, by intervention, as plain values: empty where nothing is sought.
+        """What was found so far (`KeySearch.told`), by intervention: empty where nothing is sought.
 
-        detailed: interventions whose reports have their long parts. counts: by layer the number of
-        pairs of head and found key; positions: by layer the keys that some head found; keys: by layer
-        and head, where detailed; moved: by layer the mass taken from the found keys, summed over heads and
-        rows, of which there are `rows`; heads: by layer how many are searched on all ranks. The rest is
-        of this rank's heads.
+        detailed: interventions whose reports have their long parts.
         """
         search = self._by_slot.get(slot)
         if search is None:
             return {}
-        layers = [layer for layer in range(self._table.layers) if search.edit.on.masks[layer]]
-        found = {layer: search.found(layer) for layer in layers}
-        told: dict[str, Any] = {
-            "counts": {layer: sum(map(len, heads.values())) for layer, heads in found.items()},
-            "positions": {
-                layer: sorted(set(chain.from_iterable(heads.values())))
-                for layer, heads in found.items()
-            },
-            "moved": {layer: self._fraction[slot] * search.mass(layer) for layer in layers},
-            "heads": {layer: search.edit.on.masks[layer].bit_count() for layer in layers},
-            "rows": search.rows,
-        }
-        if search.edit.source in detailed:
-            told["keys"] = found
-        return {search.edit.source: told}
+        source = search.edit.source
+        return {source: search.told(self._fraction[slot], detailed=source in detailed)}

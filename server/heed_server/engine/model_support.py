@@ -33,7 +33,7 @@ class ModelSupport:
     backend: what carries out edits on this device ("cpu", "cuda"); None where nothing does.
     kv_blocks, block_size: the KV cache of an engine; 0 where it is not known.
     eviction_obstacle: why requests that evict are refused, where others are not; None when they are not.
-    observes: whether attention weights can be observed while the model runs.
+    observes: whether attention can be observed while the model runs, beyond the search for keys.
     longest_step: tokens that one step holds; None where that is not known.
     hidden_size: of the language model's hidden states.
     model_type: the language model's, as transformers names it.

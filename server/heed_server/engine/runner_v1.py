@@ -20,6 +20,8 @@ class EditsInRunner:
     """None until `edit_with`, and on a model whose requests cannot be edited."""
     on_device: DeviceEdits | None = None
     """On a GPU, where the kernel reads what to edit."""
+    _made_up = False
+    """Whether the batch at hand is nobody's, whoever stands in the runner's own."""
 
     def edit_with(self, edited: EditedRequests, on_device: DeviceEdits | None = None) -> None:
         """From now on requests may be edited. on_device: on a GPU only."""
@@ -58,23 +60,45 @@ class EditsInRunner:
                 blocks=request.block_ids[0],
             )
 
+    def _determine_batch_execution_and_padding(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `GPUModelRunner`; a step that is looked at runs without graphs."""
+        if self.on_device is not None and self._looked_at():
+            kwargs["force_eager"] = True
+        return super()._determine_batch_execution_and_padding(*args, **kwargs)  # type: ignore[misc]
+
+    def _looked_at(self) -> bool:
+        if self.edited is None or self.edited.rows_in_use == 0 or self._made_up:
+            return False
+        names, starts, positions = self._batch()
+        rows = zip(positions.tolist(), np.diff(starts).tolist(), strict=True)
+        return self.edited.looks_at(dict(zip(names, rows, strict=True)))
+
     def _build_attention_metadata(self, *args: Any, **kwargs: Any) -> Any:
-        # A batch that is captured is made up, whoever stands in the runner's own.
-        edits = None if kwargs.get("for_cudagraph_capture") else self._step_edits()
+        edits = self._step_edits()
         if self.on_device is not None:
-            self.on_device.load(edits.plan if edits is not None else None)
+            self.on_device.load(edits)
         with step.carrying(edits):
             return super()._build_attention_metadata(*args, **kwargs)  # type: ignore[misc]
 
+    def _dummy_run(self, *args: Any, **kwargs: Any) -> Any:
+        """As in `GPUModelRunner`: for capture, and for the sake of other data-parallel ranks."""
+        self._made_up = True
+        try:
+            return super()._dummy_run(*args, **kwargs)  # type: ignore[misc]
+        finally:
+            self._made_up = False
+
     def _step_edits(self) -> StepEdits | None:
-        if self.edited is None or self.edited.rows_in_use == 0:
+        if self.edited is None or self.edited.rows_in_use == 0 or self._made_up:
             return None
+        return self.edited.plan(*self._batch())
+
+    def _batch(self) -> tuple[list[str], np.ndarray, np.ndarray]:
+        """Request ids, offsets into the flat tokens [requests + 1], and positions of first tokens."""
         batch = self.input_batch  # type: ignore[attr-defined]
         count = batch.num_reqs
         starts: np.ndarray = self.query_start_loc.np[: count + 1]  # type: ignore[attr-defined]
-        return self.edited.plan(
-            batch.req_ids[:count], starts, batch.num_computed_tokens_cpu[:count]
-        )
+        return batch.req_ids[:count], starts, batch.num_computed_tokens_cpu[:count]
 
     def evict(self, events: Mapping[str, Event]) -> dict[str, int]:
         """Carry out events after their step's forward. Returns what `EVICTED` tells the scheduler."""

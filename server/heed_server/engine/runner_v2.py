@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from functools import cache, wraps
 from typing import Any
 
+from vllm.config import CUDAGraphMode
 from vllm.v1.worker.gpu import model_states
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits
@@ -58,7 +60,7 @@ class EditsInModelState:
         if self.edited is None:
             return prepare(input_batch, *args, **kwargs)
         edits = self._step_edits(self.edited, input_batch)
-        self.on_device.load(edits.plan if edits is not None else None)
+        self.on_device.load(edits)
         with step.carrying(edits):
             return prepare(input_batch, *args, **kwargs)
 
@@ -88,6 +90,7 @@ class EditsInRunner:
     model_state: EditsInModelState
     req_states: Any
     block_tables: Any
+    cudagraph_manager: Any
 
     def edit_with(self, edited: EditedRequests, on_device: DeviceEdits) -> None:
         """From now on requests may be edited."""
@@ -102,6 +105,17 @@ class EditsInRunner:
         """As in `GPUModelRunner`, which removes finished and preempted requests alike."""
         self.model_state.finished = scheduler_output.finished_req_ids
         super().finish_requests(scheduler_output)  # type: ignore[misc]
+
+    def gather_batch_req_state(self, scheduler_output: Any, dummy_run: bool) -> Any:
+        """As in `GPUModelRunner`, which chooses the step's graph next: none for a step that is looked at."""
+        manager: Any = self.cudagraph_manager
+        if manager is not None:
+            # In the instance, before the class's own. Nobody else puts anything there.
+            vars(manager).pop("dispatch", None)
+            edited = self.model_state.edited
+            if edited is not None and not dummy_run and edited.looks_at(rows_of(scheduler_output)):
+                manager.dispatch = without_graph
+        return super().gather_batch_req_state(scheduler_output, dummy_run)  # type: ignore[misc]
 
     def evict(self, events: Mapping[str, Event]) -> dict[str, int]:
         """Carry out events after their step's forward. Returns what `EVICTED` tells the scheduler.
@@ -127,6 +141,32 @@ class EditsInRunner:
             # together have no order.
             self.block_tables.apply_staged_writes()
         return most_kept
+
+
+def rows_of(scheduler_output: Any) -> dict[str, tuple[int, int]]:
+    """By request id the position of the step's first row, and how many rows it has."""
+    cached = scheduler_output.scheduled_cached_reqs
+    first = dict(zip(cached.req_ids, cached.num_computed_tokens, strict=True))
+    first |= {new.req_id: new.num_computed_tokens for new in scheduler_output.scheduled_new_reqs}
+    return {
+        name: (first[name], rows) for name, rows in scheduler_output.num_scheduled_tokens.items()
+    }
+
+
+def without_graph(
+    num_reqs: int,
+    num_tokens: int,
+    uniform_token_count: int | None,
+    num_active_loras: int,
+    **_: Any,
+) -> BatchExecutionDescriptor:
+    """As `CudaGraphManager.dispatch`: the step runs eagerly. Data-parallel ranks then all do."""
+    return BatchExecutionDescriptor(
+        cg_mode=CUDAGraphMode.NONE,
+        num_tokens=num_tokens,
+        num_reqs=num_reqs,
+        num_active_loras=num_active_loras,
+    )
 
 
 @cache

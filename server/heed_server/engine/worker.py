@@ -1,19 +1,20 @@
 """Worker seam, the part that all devices share: answers for the API process, and the book of edited requests."""
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
 from vllm.config import VllmConfig
+from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from heed_kernels.table import EditTable
 from heed_server.engine.attention_times import Sample
 from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.kept_counts import ORDERS, Orders
+from heed_server.engine.eviction_events import EVICTED, EVICTING
+from heed_server.engine.kept_counts import NOT_KEPT, ORDERS, Orders
 from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.model_support import ModelSupport
-
-if TYPE_CHECKING:
-    from heed_server.engine.key_searches import KeySearches
+from heed_server.engine.publication import FAILED
 
 
 class EditsInWorker:
@@ -25,11 +26,13 @@ class EditsInWorker:
     """None until the model is loaded, and on a model whose requests cannot be edited."""
 
     _support: ModelSupport
-    _failed: list[str]
-    """Requests that the last step could not edit (`publication.FAILED`)."""
+    _told: dict[str, Any]
+    """What the scheduler is told with the last step's answer, by attribute; empty ones are left out."""
 
+    @torch.inference_mode()
     def execute_model(self, scheduler_output: Any) -> Any:
-        """As in vLLM's workers; what the scheduler says of kept counts and of freed memory is carried out."""
+        """As in vLLM's workers; what the scheduler says of kept counts and of freed memory is carried out, and
+        keys are let go when the step has run."""
         if self.edited is not None and self.edited.searches is not None:
             self.edited.searches.order(getattr(scheduler_output, ORDERS, Orders()))
         released = getattr(scheduler_output, RELEASED, {})
@@ -40,8 +43,31 @@ class EditsInWorker:
         # Afterwards: a request that is new in this step has been entered by now.
         if self.edited is not None:
             self.edited.released(released)
-        self._failed = self.edited.take_failed() if self.edited is not None else []
+        self._told = self._answers(scheduler_output)
         return result
+
+    def sample_tokens(self, grammar_output: Any) -> Any:
+        """As in vLLM's workers; tells the scheduler what evictions have kept, searches have not, and which
+        requests were not edited as they should be."""
+        output = super().sample_tokens(grammar_output)  # type: ignore[misc]
+        told = {name: value for name, value in self._told.items() if value}
+        if told and isinstance(output, AsyncModelRunnerOutput):
+            # The answer is made when it is asked for.
+            stock = output.get_output
+            output.get_output = lambda: with_attributes(stock(), told)
+            return output
+        return with_attributes(output, told)
+
+    def _answers(self, scheduler_output: Any) -> dict[str, Any]:
+        if self.edited is None:
+            return {}
+        events = getattr(scheduler_output, EVICTING, None)
+        searches = self.edited.searches
+        return {
+            EVICTED: self.model_runner.evict(events) if events else {},
+            NOT_KEPT: searches.not_kept() if searches is not None else [],
+            FAILED: self.edited.take_failed(),
+        }
 
     def heed_describe(self) -> dict[str, Any]:
         """The model's shape and whether its requests can be edited, as plain values."""
@@ -96,9 +122,9 @@ class EditsInWorker:
         ranks: int = self.vllm_config.parallel_config.tensor_parallel_size
         return int(group.kv_cache_spec.page_size_bytes) * len(group.layer_names) * ranks
 
-    def _new_book(self) -> EditedRequests:
+    def _new_table(self) -> EditTable:
         support = self._support
-        table = EditTable(
+        return EditTable(
             slots=self.vllm_config.scheduler_config.max_num_seqs,
             layers=support.layers,
             query_heads=support.query_heads,
@@ -106,8 +132,10 @@ class EditsInWorker:
             head_start=support.head_start,
             local_query_heads=support.local_query_heads,
         )
-        return EditedRequests(table, self._searches(table))
 
-    def _searches(self, table: EditTable) -> "KeySearches | None":
-        """The book of searches for keys, on devices that can observe weights."""
-        return None
+
+def with_attributes(output: Any, told: dict[str, Any]) -> Any:
+    """`output` with further attributes."""
+    for name, value in told.items():
+        setattr(output, name, value)
+    return output

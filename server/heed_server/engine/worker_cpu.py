@@ -10,17 +10,15 @@ from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
 from heed_kernels.cpu.flags import BlockFlags
-from heed_kernels.table import EditTable
 from heed_server.engine import warm_up
 from heed_server.engine.attention_times import Sample
 from heed_server.engine.backend_cpu import TIMES, HeedCPUImpl
 from heed_server.engine.compared_heads import ComparedHeads
+from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.evicting_requests import Cache, EvictingRequests
-from heed_server.engine.eviction_events import EVICTED, EVICTING
 from heed_server.engine.flagged_tokens import FlaggedTokens
 from heed_server.engine.image_tower import ClassToken
 from heed_server.engine.inspected_requests import InspectedRequests
-from heed_server.engine.kept_counts import NOT_KEPT
 from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.layer_inputs import watch_inputs
 from heed_server.engine.longer_streams import (
@@ -29,8 +27,8 @@ from heed_server.engine.longer_streams import (
     streaming_length,
 )
 from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
-from heed_server.engine.publication import FAILED
 from heed_server.engine.runner_v1 import EditsInRunner
+from heed_server.engine.searches_cpu import SearchingOnCPU
 from heed_server.engine.seeded_chunks import SeededChunks
 from heed_server.engine.sink_samples import SinkSamples
 from heed_server.engine.worker import EditsInWorker
@@ -44,11 +42,6 @@ class HeedCPUModelRunner(EditsInRunner, SeededChunks, CPUModelRunner):  # type: 
 
 class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
     """vLLM's CPU worker with edits."""
-
-    _most_kept: dict[str, int]
-    """What the last step's evictions kept, by request id."""
-    _not_kept: list[str]
-    """Keys that the last step's searches kept nothing under."""
 
     def init_device(self) -> None:
         # The stock method makes the runner by name.
@@ -91,9 +84,6 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
             return "cpu"
         return None
 
-    def _searches(self, table: EditTable) -> KeySearches:
-        return KeySearches(table)
-
     def _attention_times(self) -> list[Sample]:
         return TIMES.take()
 
@@ -104,16 +94,17 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
             impl = layer.impl
             assert isinstance(impl, HeedCPUImpl)
             impl.rope, impl.layout = ropes.get(index), layout
-        self.edited = self._new_book()
-        self.edited.inspected = InspectedRequests(self.edited.table)
-        self.edited.sinks = SinkSamples(self.edited.table)
+        table = self._new_table()
+        self.edited = EditedRequests(table, KeySearches(SearchingOnCPU(table)))
+        self.edited.inspected = InspectedRequests(table)
+        self.edited.sinks = SinkSamples(table)
         if self._support.eviction_obstacle is None:
             pages = {index: layer.kv_cache for index, layer in layers.items()}
             cache = Cache(pages, layout, self.vllm_config.cache_config.block_size)
-            self.edited.evicting = EvictingRequests(self.edited.table, cache, gathered)
-        self.edited.comparing = ComparedHeads(self.edited.table, gathered)
+            self.edited.evicting = EvictingRequests(table, cache, gathered)
+        self.edited.comparing = ComparedHeads(table, gathered)
         if self._support.inputs_obstacle is None:
-            self.edited.flagging = FlaggedTokens(self.edited.table, self._block_flags())
+            self.edited.flagging = FlaggedTokens(table, self._block_flags())
             watch_inputs(self.model_runner.get_model(), layers)
         if self._support.tower_obstacle is None:
             token = ClassToken(self.model_runner.get_model(), gathered)
@@ -124,28 +115,6 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
     def _block_flags(self) -> BlockFlags:
         blocks = self.model_runner.kv_cache_config.num_blocks
         return BlockFlags(self._support.layers, blocks, self.vllm_config.cache_config.block_size)
-
-    @torch.inference_mode()
-    def execute_model(self, scheduler_output: Any) -> Any:
-        """As in vLLM's worker; keys are let go when the step has run."""
-        result = super().execute_model(scheduler_output)
-        events = getattr(scheduler_output, EVICTING, None)
-        self._most_kept = self.model_runner.evict(events) if events else {}
-        searches = self.edited.searches if self.edited is not None else None
-        self._not_kept = searches.not_kept() if searches is not None else []
-        return result
-
-    def sample_tokens(self, grammar_output: Any) -> Any:
-        """As in vLLM's worker; tells the scheduler what evictions have kept, searches have not, and which
-        requests were not edited as they should be."""
-        output = super().sample_tokens(grammar_output)
-        if self._most_kept:
-            setattr(output, EVICTED, self._most_kept)
-        if self._not_kept:
-            setattr(output, NOT_KEPT, self._not_kept)
-        if self._failed:
-            setattr(output, FAILED, self._failed)
-        return output
 
 
 def gathered(local: NDArray[Any]) -> NDArray[Any]:

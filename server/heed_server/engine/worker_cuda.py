@@ -10,7 +10,10 @@ from vllm.v1.worker import gpu_worker
 from heed_server.engine import backend_cuda, runner_v1, runner_v2
 from heed_server.engine.backend_cuda import EditingImpl, split_cache
 from heed_server.engine.device_edits import DeviceEdits
+from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
+from heed_server.engine.searches_cuda import SearchingOnCUDA
 from heed_server.engine.worker import EditsInWorker
 
 logger = init_logger("vllm.heed.worker")
@@ -44,13 +47,15 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
         )
         if self._support.unsupported is None:
             scheduling = self.vllm_config.scheduler_config
-            self.edited = self._new_book()
+            table = self._new_table()
             self._on_device = DeviceEdits(
-                self.edited.table,
+                table,
                 self.device,
                 most_tokens=scheduling.max_num_batched_tokens,
                 most_requests=scheduling.max_num_seqs,
             )
+            searching = SearchingOnCUDA(self._on_device.searches)
+            self.edited = EditedRequests(table, KeySearches(searching))
 
     def compile_or_warm_up_model(self) -> Any:
         """Heed's kernel is compiled before the stock method captures it in graphs."""

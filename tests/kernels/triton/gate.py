@@ -43,8 +43,7 @@ TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 POINTERS = {
     "work": "i32", "records": "i32", "lines": "i32", "vectors": "fp32", "mix_heads": "i32",
     "mixes": "fp32", "found": "i32", "rotation": "i64", "scores": "fp32", "partial": "fp32", "sums": "fp32",
-    "block_table": "i32", "log_sum_exp": "fp32", "masses": "fp32", "columns": "i64",
-    "column_lines": "i32", "chosen": "i32",
+    "block_table": "i32", "log_sum_exp": "fp32", "masses": "fp32", "places": "i64",
 }  # fmt: skip
 
 
@@ -61,21 +60,22 @@ class Variant:
     @property
     def name(self) -> str:
         c = self.constants
-        turn = " rotary" * c["ROTARY"] + " transfers" * c["TRANSFERS"]
+        more = "masses" if self.kernel is measure_tiles else "transfers"
+        turn = " rotary" * c["ROTARY"] + f" {more}" * c["TRANSFERS"]
         return (
             f"{self.kernel.__name__} {TYPES[self.dtype]} {c['HEAD_DIM']}x{c['GROUP']}"
             f" block {c['BLOCK_SIZE']}{turn}"
         )
 
 
-def variant(kernel, dtype, arch, head_dim, group, block_size, rotary, transfers=True) -> Variant:
-    """With the constants that `launch` gives it."""
+def variant(kernel, dtype, arch, head_dim, group, block_size, rotary, more=True) -> Variant:
+    """With the constants that `launch` gives it. more: with transfers, or with masses."""
     rows = max(1, TILE_HEADS // group)
     constants = {
         "KV_HEADS": 8, "GROUP": group, "GROUP_PADDED": 1 << (group - 1).bit_length(),
         "HEAD_DIM": head_dim, "DIMS": shapes.padded(head_dim), "BLOCK_SIZE": block_size,
         "TILE_ROWS": rows, "ROWS": max(16, shapes.padded(rows * group)), "ROTARY": rotary,
-        "TRANSFERS": transfers,
+        "TRANSFERS": more, "MASSES": more,
     }  # fmt: skip
     if kernel is attend_splits:
         shape = shapes.split_shape(head_dim, dtype, arch)
@@ -97,13 +97,15 @@ def variants(archs: list[int], everything: bool) -> Iterator[Variant]:
         few = [(d, g, 128 if d == 64 else 16, r, t) for d, g, r, t in sizes]
         for arch, kernel, (d, g, b, r, t) in itertools.product(archs, (*main, *rest), few):
             yield variant(kernel, t, arch, d, g, b, r)
-            if kernel in (*main, merge_splits):
+            if kernel in (*main, merge_splits, measure_tiles):
                 yield variant(kernel, t, arch, d, g, b, r, False)
         return
     for arch in archs:
         for kernel in (*main, *rest) if arch == 90 else main:
             yield variant(kernel, torch.bfloat16, arch, 128, 4, 16, True)
         yield variant(attend_tiles, torch.bfloat16, arch, 128, 4, 16, True, False)
+    if 90 in archs:
+        yield variant(measure_tiles, torch.bfloat16, 90, 128, 4, 16, True, False)
 
 
 def compiled(made: Variant) -> Any:
@@ -127,7 +129,7 @@ def compiled(made: Variant) -> Any:
 
 
 UNALIGNED = {
-    "block_table", "table_row", "record_words", "layers", "layer", "wave", "blocks", "column_keys",
+    "block_table", "table_row", "record_words", "layers", "layer", "wave", "blocks",
 }  # fmt: skip
 
 

@@ -41,7 +41,7 @@ MUTANTS = [
     ("walk.py", "stop = tl.minimum(stop, source_tile)", "stop = stop", P, "prompt_rows and act"),
     ("walk.py", "w = exponent(s, m[:, None]) * weight[:, None]", "w = exponent(s, m[:, None])", P, "prompt_rows and scaled"),
     ("walk.py", "tl.where((heads == head + g)[:, None], fixed, 0)", "fixed", O, "match_the_reference"),
-    ("walk.py", "columns + g * keys + k", "columns + k", O, "match_the_reference"),
+    ("walk.py", "tl.load(places + g)", "tl.load(places)", O, "match_the_reference"),
     ("walk.py", "w * COLUMN_UNIT + 0.5", "w * 512.0", O, "match_the_reference"),
     ("primitives.py", "line + GROUP_FIELDS + 3 * (group - 1)", "line + GROUP_FIELDS + 3 * group", P, "prompt_rows and bias"),
     ("primitives.py", "return factor * scale, absolute * tl.abs(scale)", "return factor * scale, absolute * scale * 0", P, "prompt_rows and scale"),

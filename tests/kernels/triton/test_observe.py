@@ -35,15 +35,14 @@ EDITS = [
 
 
 def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111):
-    """log-sum-exp and masses of the chunks' rows, and columns int64 [1, heads, keys] over all."""
+    """log-sum-exp and masses of the chunks' rows, and columns int64 [heads, keys] over all."""
     length, count = model.lengths[0], model.query_heads
     bounds = np.zeros((table.table.slots, 2), np.int64)
     bounds[slot] = rows
-    columns = torch.zeros(1, count, length + 3, dtype=torch.int64)
-    lines = torch.full((table.table.slots,), -1, dtype=torch.int32)
-    lines[slot] = 0
-    chosen = torch.zeros(table.table.slots, count, dtype=torch.int32)
-    chosen[slot] = torch.tensor([heads >> h & 1 for h in range(count)])
+    columns = torch.zeros(count, length + 3, dtype=torch.int64)
+    places = torch.zeros(table.table.slots, count, dtype=torch.int64)
+    for head in range(count):
+        places[slot, head] = columns[head].data_ptr() * (heads >> head & 1)
     sums, masses = [], []
     for first, end in chunks:
         plan, _ = model.plan(table, [(0, slot, first, end)])
@@ -53,12 +52,16 @@ def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111):
         mass = torch.full((end - first, count, 4), torch.nan)
         observe(
             model.query[0][first:end], model.key_cache, model.block_table, table, work, 0,
-            model.scale, model.rope, log_sum_exp, mass, columns, lines, chosen,
+            model.scale, model.rope, log_sum_exp, mass, places,
         )  # fmt: skip
         sums.append(log_sum_exp)
         masses.append(mass)
     assert (columns[..., length:] == 0).all()
-    return torch.cat(sums), torch.cat(masses), columns[0, :, :length]
+    return torch.cat(sums), torch.cat(masses), columns[:, :length]
+
+
+def lines_of(table, layer):
+    return torch.from_numpy(layer * table.table.query_heads + table.table.own_heads(ON, layer))
 
 
 def weights(model, edits, found=None):
@@ -111,7 +114,7 @@ def test_keys_that_are_found_in_a_layer_are_the_sources_of_its_transfer():
         table = model.table()
         slot = model.slot(table, edits, 99)
         _, _, columns = observed(model, table, slot, [(0, 64), (64, 100)])
-        find_keys(table, slot, 0, find, columns, 100)
+        find_keys(table, slot, find, lines_of(table, 0), columns[[0, 2]], 100)
         made = weights(model, edits, [[], [], []])
         expected = reference.found_keys(find, reference.observed_columns(find, made.before), 0)
         found = [
@@ -137,7 +140,7 @@ def test_the_first_key_above_the_threshold_can_be_kept_and_ties_go_to_the_first(
     columns = torch.zeros(3, 20, dtype=torch.int64)
     columns[:, [1, 4, 6, 9, 11, 12]] = 2**31 * 3
     columns[0, 14] = 2**31
-    find_keys(table, slot, 0, find, columns, 20)
+    find_keys(table, slot, find, lines_of(table, 0), columns[[0, 2]], 20)
     for head in (0, 2):
         expected = reference.found_keys(find, columns.double() / 2**31, 0)[head]
         assert table.found[slot, 0, head, 1:4].tolist() == expected
