@@ -31,7 +31,7 @@ class Rope:
         vectors: [..., head_dim], floating; positions: integers that broadcast against the leading
         axes. Angles are taken in float64. Returns a new tensor of the vectors' shape and dtype.
         """
-        angle = positions.double()[..., None] * torch.from_numpy(self.inv_freq)
+        angle = positions.double()[..., None] * torch.from_numpy(self.inv_freq).to(positions.device)
         cos, sin = angle.cos(), angle.sin()
         rotating, rest = vectors[..., : self.rotary_dim], vectors[..., self.rotary_dim :]
         if self.interleaved:

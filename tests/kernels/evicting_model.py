@@ -8,10 +8,12 @@ import torch
 from tests.kernels.paged_model import write_plain
 
 from heed_kernels import reference
-from heed_kernels.cpu import Layout, attend
-from heed_kernels.cpu.eviction import Eviction, Moved
+from heed_kernels.cpu import ColumnSums, Layout, add_columns, attend
+from heed_kernels.cpu.eviction import Summing
+from heed_kernels.cpu.pages import Pages
 from heed_kernels.edits import Edit
 from heed_kernels.evict import Evict
+from heed_kernels.eviction import Eviction, Moved
 from heed_kernels.reference_eviction import Held
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
@@ -167,6 +169,7 @@ class Paged:
             self.slot,
             self.prompt,
             self.tokens.layout.block_size,
+            Summing(self.table, self.slot),
             positions=True,
         )
 
@@ -188,17 +191,7 @@ class Paged:
             self.write(key, value, *halves, slots)
             query = tokens.query[layer, first:end, self.own].contiguous()
             if self.eviction.wants(first, end - first):
-                self.eviction.observe(
-                    layer,
-                    query,
-                    cache,
-                    self.row,
-                    first,
-                    end - first,
-                    tokens.scale,
-                    tokens.rope,
-                    layout,
-                )
+                self._score(layer, query, cache, first)
             outputs.append(self._attend(layer, query, cache, first, end))
         if self.eviction.due(end):
             self.evict(end)
@@ -206,8 +199,8 @@ class Paged:
 
     def evict(self, computed: int) -> Moved:
         """Decide, and move to other blocks, or to the request's own in random order."""
-        size, layout = self.tokens.layout.block_size, self.tokens.layout
-        self.eviction.decide(computed, self.caches, self.row, layout, self.gather)
+        size = self.tokens.layout.block_size
+        self.eviction.decide(computed, self.pages(), self.gather)
         begun = computed // size
         own = self.row[:begun].tolist()
         wanted = min(-(-self.most(computed) // size), begun)
@@ -215,7 +208,7 @@ class Paged:
             targets = self.random.permutation([block for block in own if block])[:wanted].tolist()
         else:
             targets = [self.free.pop(0) for _ in range(wanted)]
-        moved = self.eviction.move(self.caches, self.row, targets, layout)
+        moved = self.eviction.move(self.pages(), self.row, targets)
         used = -(-moved.most // size)
         self.row[:begun] = 0
         self.row[: min(used, begun)] = targets[:used]
@@ -225,6 +218,25 @@ class Paged:
         self.free += gone
         self.moved.append(moved)
         return moved
+
+    def pages(self) -> list[Pages]:
+        """By layer."""
+        return [Pages.of(cache, self.row, self.tokens.layout) for cache in self.caches.values()]
+
+    def _score(self, layer: int, query: torch.Tensor, cache: torch.Tensor, first: int) -> None:
+        tokens, layout = self.tokens, self.tokens.layout
+        if self.eviction.sums_columns:
+            columns = self.eviction.columns(layer, first, len(query))
+            if columns is None:
+                return
+            assert isinstance(columns, ColumnSums)
+            add_columns(
+                query, cache, torch.from_numpy(self.row)[None], self.table,
+                (self.slot, 0, len(query), first, 0), layer, tokens.scale, tokens.rope, layout, [columns],
+            )  # fmt: skip
+        if self.eviction.sees_queries:
+            pages = Pages.of(cache, self.row, layout)
+            self.eviction.observe(layer, query, pages, first, tokens.scale, tokens.rope)
 
     def most(self, computed: int) -> int:
         return min(self.eviction.edit.most, computed)

@@ -13,7 +13,6 @@ from tests.kernels.evicting_model import Dense, Paged, Tokens
 from tests.kernels.paged_model import assert_close, layout_of, write_pairs, write_plain
 
 from heed_kernels import reference_eviction
-from heed_kernels.cpu.eviction import Eviction
 from heed_kernels.edits import (
     ALL_KEYS,
     HeadGain,
@@ -36,6 +35,7 @@ from heed_kernels.evict import (
     QueryShare,
     WindowScore,
 )
+from heed_kernels.eviction import Eviction
 from heed_kernels.survivors import LayerScores, head_counts, kind_counts, survivors
 from heed_kernels.table import EditTable
 
@@ -259,7 +259,7 @@ def test_two_ranks_decide_alike_and_each_moves_its_own_heads(name, share):
                 rank.gather = lambda array, part=part: part.append(array) or np.repeat(array, 2, 0)
                 rank.eviction.due = lambda computed: False
                 rank.step(first, end)
-                rank.eviction.decide(end, rank.caches, rank.row, tokens.layout, rank.gather)
+                rank.eviction.decide(end, rank.pages(), rank.gather)
                 del rank.eviction.due
             together = [np.concatenate(pair) for pair in zip(*parts, strict=True)]
             for rank in ranks:
@@ -336,13 +336,13 @@ def test_rows_that_come_apart_or_are_missing_are_errors():
     with pytest.raises(EditError, match="comes after"):
         missing.step(16, 100)
     with pytest.raises(EditError, match="no decision"):
-        missing.eviction.move(missing.caches, missing.row, [1], tokens.layout)
+        missing.eviction.move(missing.pages(), missing.row, [1])
     few = Paged(tokens, [evict(100, NormScore())], 100)
     few.eviction.due = lambda computed: False
     few.step(0, 100)
-    few.eviction.decide(100, few.caches, few.row, tokens.layout, few.gather)
+    few.eviction.decide(100, few.pages(), few.gather)
     with pytest.raises(EditError, match="do not hold"):
-        few.eviction.move(few.caches, few.row, few.row[:3], tokens.layout)
+        few.eviction.move(few.pages(), few.row, few.row[:3])
 
 
 def test_a_rank_with_part_of_a_group_and_another_prompt_are_errors():
@@ -383,4 +383,4 @@ def test_scores_of_another_window_are_not_used():
     model.eviction.due = lambda computed: False
     model.step(0, 100)
     with pytest.raises(EditError, match="last rows"):
-        model.eviction.decide(101, model.caches, model.row, tokens.layout, model.gather)
+        model.eviction.decide(101, model.pages(), model.gather)

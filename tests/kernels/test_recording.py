@@ -9,7 +9,7 @@ import torch
 from tests.kernels.paged_model import Model, layout_of
 
 from heed_kernels import reference
-from heed_kernels.cpu.eviction.pages import Pages
+from heed_kernels.cpu.pages import Pages
 from heed_kernels.cpu.recording import LayerRows, Recording
 from heed_kernels.edits import (
     ALL_KEYS,

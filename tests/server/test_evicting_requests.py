@@ -8,12 +8,14 @@ import pytest
 import torch
 from tests.kernels.paged_model import layout_of
 
-from heed_kernels.cpu.eviction.pages import Pages
+from heed_kernels.cpu.pages import Pages
+from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import OPEN, Rows
 from heed_kernels.evict import ColumnScore, Evict, NormScore, Score, WindowScore
 from heed_kernels.table import EditTable
 from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.evicting_requests import Cache, EvictingRequests
+from heed_server.engine.evicting_requests import EvictingRequests
+from heed_server.engine.evictions_cpu import EvictingOnCPU
 from heed_server.engine.payload import Payload
 from heed_server.engine.worker import EditsInWorker
 
@@ -30,14 +32,14 @@ def evict(score: Score | None = None, again: bool = False) -> Evict:
     )  # fmt: skip
 
 
-def book() -> tuple[EditedRequests, Cache]:
+def book() -> tuple[EditedRequests, EvictingOnCPU]:
     layout = layout_of(SIZE, 32)
     pages = {
         layer: torch.randn(10, KV_HEADS, SIZE, 64, generator=torch.Generator().manual_seed(layer))
         for layer in range(LAYERS)
     }
     table = EditTable(slots=3, layers=LAYERS, query_heads=4, kv_heads=KV_HEADS)
-    requests, cache = EditedRequests(table), Cache(pages, layout, SIZE)
+    requests, cache = EditedRequests(table), EvictingOnCPU(table, pages, layout, SIZE)
     requests.evicting = EvictingRequests(table, cache, lambda local: local)
     return requests, cache
 
@@ -47,8 +49,10 @@ def enter(requests: EditedRequests, edit: Evict, detailed: tuple[int, ...] = ())
     requests.plan(["a"], np.array([0, PROMPT]), np.array([0]))
 
 
-def keys(cache: Cache, layer: int, head: int, blocks: np.ndarray, count: int) -> torch.Tensor:
-    pages = Pages.of(cache.pages[layer], blocks, cache.layout)
+def keys(
+    cache: EvictingOnCPU, layer: int, head: int, blocks: np.ndarray, count: int
+) -> torch.Tensor:
+    pages = Pages.of(cache.caches[layer], blocks, cache.layout)
     return pages.read(np.arange(count), "key")[head]
 
 
@@ -85,22 +89,22 @@ def test_a_short_report_has_no_positions() -> None:
 
 def test_nothing_is_moved_where_no_event_is() -> None:
     requests, cache = book()
-    before = {layer: page.clone() for layer, page in cache.pages.items()}
+    before = {layer: page.clone() for layer, page in cache.caches.items()}
     enter(requests, evict())
     assert requests.evict("a", PROMPT + 28, ROW, TARGETS) is None
     assert requests.evict("gone", PROMPT, ROW, TARGETS) is None
-    assert all(torch.equal(cache.pages[layer], before[layer]) for layer in before)
+    assert all(torch.equal(cache.caches[layer], before[layer]) for layer in before)
 
 
 @pytest.mark.parametrize("detailed", [(), (0,)])
 def test_a_request_that_starts_again_evicts_the_same_again(detailed: tuple[int, ...]) -> None:
     requests, cache = book()
-    pages = {layer: page.clone() for layer, page in cache.pages.items()}
+    pages = {layer: page.clone() for layer, page in cache.caches.items()}
     enter(requests, evict(again=True), detailed)
     first = requests.evict("a", PROMPT, ROW, TARGETS)
     once = requests.take(["r"])["r"][0]["interventions"][0]
     requests.leave("a", finished=False)
-    for layer, page in cache.pages.items():
+    for layer, page in cache.caches.items():
         page.copy_(pages[layer])
     enter(requests, evict(again=True), detailed)
     assert requests.evict("a", PROMPT, ROW, TARGETS) == first
@@ -122,16 +126,14 @@ def test_an_eviction_that_is_not_of_this_prompt_fails_that_request_alone() -> No
     assert requests.take(["r"])["r"][0]["failure"]
 
 
-def observe_all(requests: EditedRequests, cache: Cache, first: int, count: int) -> None:
+def observe_all(requests: EditedRequests, cache: EvictingOnCPU, first: int, count: int) -> None:
     """A step of request "a": its observers see every layer."""
     step = requests.plan(["a"], np.array([0, count]), np.array([first]))
     assert step is not None
     for layer in range(LAYERS):
         query = torch.randn(count, 4, 32, generator=torch.Generator().manual_seed(layer))
-        inputs = SimpleNamespace(
-            query=query, kv_cache=cache.pages[layer], block_table=ROW[None],
-            scale=0.125, rope=None, layout=cache.layout,
-        )  # fmt: skip
+        block_table = torch.from_numpy(ROW)[None]
+        inputs = LayerInputs(query, cache.caches[layer], block_table, 0.125, None, cache.layout)
         for observer in step.observers:
             observer.before_edits(layer, inputs)
 
@@ -141,7 +143,7 @@ def test_rows_that_come_apart_fail_their_request_and_not_the_forward(
     steps: list[tuple[int, int]],
 ) -> None:
     requests, cache = book()
-    before = {layer: page.clone() for layer, page in cache.pages.items()}
+    before = {layer: page.clone() for layer, page in cache.caches.items()}
     requests.enter("a", Payload("r", 1, PROMPT, PROMPT, (evict(WindowScore(16)),)), 0)
     for first, count in steps:
         observe_all(requests, cache, first, count)
@@ -152,7 +154,7 @@ def test_rows_that_come_apart_fail_their_request_and_not_the_forward(
         return
     assert kept is None and "together" in report["failure"]
     assert report["interventions"][0]["evicted_tokens"] == 0
-    assert all(torch.equal(cache.pages[layer], before[layer]) for layer in before)
+    assert all(torch.equal(cache.caches[layer], before[layer]) for layer in before)
     # It goes on, and sees all of its keys.
     assert "a" in requests and not requests.table.evicted_end.any()
     assert requests.evict("a", PROMPT, ROW, TARGETS) is None
@@ -247,7 +249,7 @@ def sums_of_columns(batches: list[list[tuple[str, int, int]]]) -> dict[str, list
             )
             block_table = table[[list(BLOCKS).index(name) for name in names]]
             inputs: Any = SimpleNamespace(
-                query=query, kv_cache=cache.pages[layer], block_table=block_table, scale=0.125,
+                query=query, kv_cache=cache.caches[layer], block_table=block_table, scale=0.125,
                 rope=None, layout=layout,
             )  # fmt: skip
             observer.before_edits(layer, inputs)

@@ -5,10 +5,10 @@ from itertools import product
 
 import pytest
 
-from heed_kernels.cpu.eviction import Eviction
 from heed_kernels.edits import OPEN, Rows
 from heed_kernels.events import EvictionEvents
 from heed_kernels.evict import ColumnScore, Evict, Score, WindowScore
+from heed_kernels.eviction import Eviction
 from heed_kernels.table import EditTable
 from heed_server.engine.eviction_events import EvictionPolicy, eviction_in
 from heed_server.engine.payload import Payload, pack

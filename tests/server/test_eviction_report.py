@@ -12,7 +12,8 @@ from heed_kernels.evict import Evict, NormScore
 from heed_kernels.table import EditTable
 from heed_server.api.reports import memory_counts
 from heed_server.engine import evicting_requests
-from heed_server.engine.evicting_requests import Cache, EvictingRequests, LetGo
+from heed_server.engine.evicting_requests import EvictingRequests, LetGo
+from heed_server.engine.evictions_cpu import EvictingOnCPU
 from heed_server.engine.payload import Payload
 
 KV_HEADS, SIZE, PROMPT = 2, 32, 100
@@ -31,7 +32,8 @@ def let_go(detailed: tuple[int, ...]) -> LetGo:
         layer: torch.randn(8, KV_HEADS, SIZE, 64, generator=generator)
         for layer in range(len(COUNTS))
     }
-    requests = EvictingRequests(table, Cache(pages, layout_of(SIZE, 32), SIZE), lambda array: array)
+    device = EvictingOnCPU(table, pages, layout_of(SIZE, 32), SIZE)
+    requests = EvictingRequests(table, device, lambda array: array)
     slot = table.insert([edit], prompt_length=PROMPT)
     requests.enter(slot, Payload("r", 1, PROMPT, PROMPT, (edit,), detailed), None)
     evicted = requests.evict(slot, PROMPT, np.array([5, 2, 7, 1], np.int32), [3, 6])

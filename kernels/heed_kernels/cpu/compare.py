@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.eviction.pages import Pages
-from heed_kernels.cpu.eviction.window import ObservedRows
+from heed_kernels.cpu.pages import Pages
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import HeadChoice, HeadRanking, KeyRanges
+from heed_kernels.eviction.window import ObservedRows
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS
 from heed_kernels.table import EditTable
 

@@ -54,6 +54,23 @@ class ColumnSums:
         self.lines = np.full(table.local_query_heads, -1, np.int32)
         self.lines[self.heads] = np.arange(len(self.heads))
 
+    def grow(self, keys: int) -> None:
+        """Make room for at least so many keys."""
+        have = self.sums.shape[1]
+        if have < keys:
+            self.sums = np.pad(self.sums, ((0, 0), (0, keys - have)))
+
+    def weights_at(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """float64 [heads, places], in units of weight."""
+        return column_weights(self.sums[:, places])
+
+    def keep(self, heads: slice, places: NDArray[np.int64]) -> None:
+        """What some lines have at `places` moves to their first places, and the rest is gone."""
+        for sums in self.sums[heads]:
+            left = sums[places]
+            sums[:] = 0
+            sums[: len(left)] = left
+
     def as_float(self) -> NDArray[np.float64]:
         """float64 [heads, capacity], in units of weight."""
         return column_weights(self.sums)

@@ -14,12 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.eviction.pages import Pages
-from heed_kernels.cpu.eviction.scores import QuerySimilarity
-from heed_kernels.cpu.eviction.threads import one_thread
-from heed_kernels.cpu.eviction.window import ObservedRows
 from heed_kernels.cpu.measures import HeadMeasures
 from heed_kernels.cpu.observation import ColumnSums, add_columns
+from heed_kernels.cpu.pages import Pages
 from heed_kernels.edits import (
     Edit,
     FoundKeys,
@@ -30,6 +27,9 @@ from heed_kernels.edits import (
     VisibleKeys,
     VisibleRanges,
 )
+from heed_kernels.eviction.scores import QuerySimilarity
+from heed_kernels.eviction.threads import one_thread
+from heed_kernels.eviction.window import ObservedRows
 from heed_kernels.inspection import Inspection, OnWeights, of_logits, transfers
 from heed_kernels.reference import Found, attention_weights
 from heed_kernels.rope import Rope

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from heed_kernels import key_search
 from heed_kernels.cpu.layout import Layout
 from heed_kernels.cpu.observation import ColumnSums, add_columns, find_keys, weight_of
+from heed_kernels.cpu.pages import Pages
 from heed_kernels.edits import FindKeys
 from heed_kernels.key_search import Counted
 from heed_kernels.plan import FIRST_POSITION, ROWS
@@ -32,6 +33,10 @@ class LayerInputs:
     scale: float
     rope: Rope | None
     layout: Layout
+
+    def pages(self, row: int) -> Pages:
+        """The layer's, of the request in that row of the block table."""
+        return Pages.of(self.kv_cache, self.block_table[row], self.layout)
 
 
 class KeySearch(key_search.KeySearch):
@@ -124,9 +129,7 @@ class KeySearch(key_search.KeySearch):
         if columns is None:
             columns = ColumnSums(self.table, self.slot, self.edit, layer, self._capacity(0, keys))
             self._columns[layer] = columns
-        have = columns.sums.shape[1]
-        if have < keys:
-            columns.sums = np.pad(columns.sums, ((0, 0), (0, self._capacity(have, keys) - have)))
+        columns.grow(self._capacity(columns.sums.shape[1], keys))
         return columns
 
 

@@ -29,7 +29,7 @@ class DeviceTable:
 
     def __init__(self, table: EditTable, device: torch.device | str, *, find: bool = True) -> None:
         self.table, self.device, self.find = table, torch.device(device), find
-        self.words = at.LINE.value + table.layers * PHASES
+        self.words = at.LINE.value + table.layers * (PHASES + table.local_kv_heads)
         self.pinned = self.device.type == "cuda"
         shape = (table.slots, table.layers, table.local_query_heads) if find else (1, 1, 1)
         self.records = self._zeros((table.slots, self.words))
@@ -67,6 +67,11 @@ class DeviceTable:
                 self._put(tensor, rows, pool.rows[rows])
                 pool.changed.clear()
 
+    def evicted(self, slot: int) -> None:
+        """An eviction has moved keys of a slot, and the table says which places rows read from now on."""
+        slots = np.array([slot])
+        self._put(self.records, slots, records_of(self.table, slots))
+
     def has_transfers(self, slots: NDArray[np.int32]) -> bool:
         """Whether any of these slots has a transfer, as of the last `sync`."""
         return bool(self._transfers[slots].any())
@@ -100,8 +105,7 @@ class DeviceTable:
 
 
 def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:
-    """int32 [slots, words]. Raises `EditError` where ranges do not ascend or reach outside, and for an
-    eviction."""
+    """int32 [slots, words]. Raises `EditError` where ranges do not ascend or reach outside."""
     count = table.range_count[slots]
     unused = np.arange(RANGES) >= count[:, None]
     start = table.range_start[slots]
@@ -116,14 +120,12 @@ def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:
     wrong |= ((np.diff(keys, axis=1) <= 0) & ~idle[:, 1:]).any(axis=1)
     if wrong.any():
         raise EditError(f"the source keys of slot {slots[wrong.argmax()]} do not ascend")
-    evicting = table.evicting[slots]
-    if evicting.any():
-        raise EditError(
-            f"slot {slots[evicting.argmax()]} evicts keys, which this device cannot do yet"
-        )
     kind = table.range_class[slots].astype(np.int32)
     destination = (kind & DESTINATION) != 0
-    records = np.zeros((len(slots), at.LINE.value + table.layers * PHASES), np.int32)
+    kept = table.kept[slots].reshape(len(slots), -1)
+    lines = table.line[slots] + np.where(table.active[slots], at.ACTIVE.value, 0)
+    of_layers = np.column_stack([lines.reshape(len(slots), -1), kept])
+    records = np.zeros((len(slots), at.LINE.value + of_layers.shape[1]), np.int32)
     records[:, at.RANGE_COUNT.value] = count
     records[:, at.SINKS.value : at.ROLLING.value + 1] = table.visible[slots]
     records[:, at.TRAILING_FIRST.value : at.TRAILING_WINDOW.value + 1] = table.trailing[slots]
@@ -132,6 +134,7 @@ def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:
     has = (destination & ~unused).any(axis=1)
     records[:, at.TRANSFER.value] = np.where(has, np.where(whole, at.WHOLE.value, at.PART.value), 0)
     records[:, at.SHIFTED.value] = ((table.range_shift[slots] != 0) & ~unused).any(axis=1)
+    records[:, at.EVICTED_END.value] = table.evicted_end[slots]
     bits = table.range_group[slots] | table.range_visible[slots].astype(np.int32) << 8
     for offset, values in (
         (at.SOURCE_KEYS, keys),
@@ -141,8 +144,7 @@ def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:
         (at.RANGE_SHIFT, table.range_shift[slots]),
     ):
         records[:, offset.value : offset.value + values.shape[1]] = values
-    lines = table.line[slots] + np.where(table.active[slots], at.ACTIVE.value, 0)
-    records[:, at.LINE.value :] = lines.reshape(len(slots), -1)
+    records[:, at.LINE.value :] = of_layers
     return records
 
 

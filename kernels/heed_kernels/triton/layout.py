@@ -2,13 +2,14 @@
 
 One line of `DeviceTable.records` per slot:
 
-    0 ... 8         the fields below
+    0 ... 9         the fields below
     SOURCE_KEYS     int32 [SOURCES]         `EditTable.source_keys`
     SOURCE_RANGE    int32 [SOURCES]         `EditTable.source_range`
     RANGE_START     int32 [RANGES]          `EditTable.range_start`
     RANGE_BITS      int32 [RANGES]          group | visible << VISIBLE_AT | class << CLASS_AT
     RANGE_SHIFT     int32 [RANGES]          `EditTable.range_shift`
     LINE            int32 [layers, PHASES]  `EditTable.line`, with ACTIVE set where rows are active
+    and after it    int32 [layers, local_kv_heads]  `EditTable.kept`
 
 One line of `DeviceTable.found` per (slot, layer, local query head): a count, then keys, then ranges.
 """
@@ -48,6 +49,8 @@ TRANSFER = constexpr(7)
 WHOLE, PART = constexpr(1), constexpr(2)
 SHIFTED = constexpr(8)
 """Whether any range has a shift."""
+EVICTED_END = constexpr(9)
+"""`EditTable.evicted_end`."""
 
 SOURCE_KEYS = constexpr(16)
 SOURCE_RANGE = constexpr(16 + edits.SOURCES)

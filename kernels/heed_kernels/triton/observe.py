@@ -8,7 +8,7 @@ import triton.language as tl
 from heed_kernels.triton import layout as at
 from heed_kernels.triton.layout import PROBE, UNIT_WORDS
 from heed_kernels.triton.primitives import LN_2, LOG2_E, UNSPECIALIZED
-from heed_kernels.triton.unit import cache_of, line_of, tile_rows
+from heed_kernels.triton.unit import cache_of, gap_of, line_of, tile_rows
 from heed_kernels.triton.walk import COLUMNS, MEASURE, walk
 
 PROBES = tl.constexpr(4)
@@ -42,6 +42,7 @@ def measure_tiles(
         if not MASSES:
             wanted = tl.load(places + slot * HEADS + heads, mask=valid, other=0) != 0
             high = tl.where(tl.max(wanted.to(tl.int32), 0) > 0, high, 0)
+        gap_start, gap_end = gap_of(record, layers, layer, kv_head, KV_HEADS)
         # No values are read.
         cache = cache_of(
             unit, kv_head, key_cache, value_cache, block_table,
@@ -53,7 +54,8 @@ def measure_tiles(
             zero, zero - float("inf"), zero, zero, zero, zero, zero, zero,
             record, found, line, vectors, cache, rotation, phase, scale,
             query, query_rows, valid, turned, row, heads, head, d,
-            0, high, tile_first, tile_first + TILE_ROWS - 1, tl.zeros([ROWS], tl.int32),
+            0, high, gap_start, gap_end, tile_first, tile_first + TILE_ROWS - 1,
+            tl.zeros([ROWS], tl.int32),
             PROBE, MEASURE, MASSES, False,
             GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,
         )  # fmt: skip
@@ -91,6 +93,7 @@ def sum_columns(
         row, valid, heads, token, query_rows, tile_first, high = tile_rows(
             unit, head, query_token, query_head, GROUP, HEADS, TILE_ROWS, ROWS
         )
+        gap_start, gap_end = gap_of(record, layers, layer, kv_head, KV_HEADS)
         # No values are read.
         cache = cache_of(
             unit, kv_head, key_cache, value_cache, block_table,
@@ -106,7 +109,7 @@ def sum_columns(
                 own + head, total, zero, zero, zero, zero, zero, wanted,
                 record, found, line, vectors, cache, rotation, phase, scale,
                 query, query_rows, valid, turned, row, heads, head, d,
-                0, high, tile_first, tile_first + TILE_ROWS - 1,
+                0, high, gap_start, gap_end, tile_first, tile_first + TILE_ROWS - 1,
                 tl.zeros([ROWS], tl.int32),
                 PROBE, COLUMNS, False, False,
                 GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,

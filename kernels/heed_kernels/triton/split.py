@@ -37,7 +37,7 @@ from heed_kernels.triton.primitives import (
 )
 from heed_kernels.triton.sources import CHUNK, source_count, source_list
 from heed_kernels.triton.transfer import finished, transfer_weights
-from heed_kernels.triton.unit import cache_of, line_of
+from heed_kernels.triton.unit import cache_of, gap_of, line_of
 from heed_kernels.triton.walk import ATTEND, REWEIGH, walk
 
 SUMS = tl.constexpr(5)
@@ -90,6 +90,7 @@ def attend_splits(
             zero = tl.zeros([ROWS], tl.float32)
             nothing = tl.zeros([ROWS, DIMS], tl.float32)
             count = tl.zeros([ROWS], tl.int32)
+            gap_start, gap_end = gap_of(record, layers, layer, kv_head, KV_HEADS)
             if TRANSFERS:
                 kind = tl.load(record + at.TRANSFER)
                 fraction = field_vector(line, vectors, at.FRACTION, heads, HEADS)
@@ -98,7 +99,8 @@ def attend_splits(
             acc, m, l, l_destination, l_numerator, l_denominator, unused = walk(
                 nothing, zero - float("inf"), zero, zero, zero, zero, zero, zero,
                 record, layer_found, line, vectors, cache, rotation, phase, scale,
-                query, query_rows, valid, turned_query, row, heads, head, d, low, high, position, position, count,
+                query, query_rows, valid, turned_query, row, heads, head, d, low, high,
+                gap_start, gap_end, position, position, count,
                 1, ATTEND, TRANSFERS, TRANSFERS,
                 GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,
             )  # fmt: skip
@@ -118,7 +120,7 @@ def attend_splits(
                         nothing, m, zero, zero, zero, zero, zero, zero + 1,
                         record, layer_found, line, vectors, cache, rotation, phase, scale,
                         query, query_rows, valid, turned_query, row, heads, head, d,
-                        low, high, position, position, count,
+                        low, high, gap_start, gap_end, position, position, count,
                         1, REWEIGH, False, TRANSFERS,
                         GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,
                     )  # fmt: skip

@@ -79,11 +79,13 @@ def attend_tiles(
                 l_sources = tl.load(sums + of_row * 3 + 1, mask=valid & has, other=0.0)
                 l_given = tl.load(sums + of_row * 3 + 2, mask=valid & has, other=0.0)
             before = m
+            # No prompt row is computed after an eviction.
+            sinks = tl.load(record + at.SINKS)
             acc, m, l, l_destination, l_numerator, l_denominator, unused = walk(
                 acc, m, zero, zero, zero, zero, zero, zero,
                 record, layer_found, line, vectors, cache, rotation, phase, scale,
                 query, query_rows, valid, turned, row, heads, head, d,
-                0, high, tile_first, tile_first + TILE_ROWS - 1, count,
+                0, high, sinks, sinks, tile_first, tile_first + TILE_ROWS - 1, count,
                 1, ATTEND, TRANSFERS, TRANSFERS,
                 GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,
             )  # fmt: skip
@@ -100,7 +102,7 @@ def attend_tiles(
                         record, layer_found, line, vectors, cache, rotation, phase, scale,
                         query, query_rows, valid, turned, row, heads, head, d,
                         0, tl.where(tl.max(tl.where(valid, w_destination, 1.0), 0) > 1.0, high, 0),
-                        tile_first, tile_first + TILE_ROWS - 1, count,
+                        sinks, sinks, tile_first, tile_first + TILE_ROWS - 1, count,
                         1, REWEIGH, False, TRANSFERS,
                         GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,
                     )  # fmt: skip

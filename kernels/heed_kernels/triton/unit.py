@@ -20,6 +20,16 @@ def line_of(unit, records, lines, record_words, layer):
 
 
 @triton.jit
+def gap_of(record, layers, layer, kv_head, KV_HEADS: tl.constexpr):
+    """The keys [start, end) that an eviction took from a KV head; where there was none, no keys between the
+    sinks and the others."""
+    sinks = tl.load(record + at.SINKS)
+    end = tl.load(record + at.EVICTED_END)
+    kept = tl.load(record + at.LINE + layers * PHASES + layer * KV_HEADS + kv_head)
+    return tl.where(end > 0, kept, sinks), tl.where(end > 0, end, sinks)
+
+
+@triton.jit
 def tile_rows(
     unit, head, query_token, query_head,
     GROUP: tl.constexpr, HEADS: tl.constexpr, TILE_ROWS: tl.constexpr, ROWS: tl.constexpr,

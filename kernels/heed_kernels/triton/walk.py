@@ -68,18 +68,20 @@ def first_range(record, low):
 def walk(
     acc, m, l, sum_0, sum_1, sum_2, sum_3, weight,
     record, found, line, vectors, cache, rotation, phase, scale,
-    query, query_rows, valid, scratch, row, heads, head, d, low, high, tile_first, tile_last, count,
+    query, query_rows, valid, scratch, row, heads, head, d, low, high, gap_start, gap_end,
+    tile_first, tile_last, count,
     FIRST_BIT: tl.constexpr, MODE: tl.constexpr, SUMS: tl.constexpr, EXCLUDE: tl.constexpr,
     GROUP: tl.constexpr, GROUP_PADDED: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, TILE: tl.constexpr, ROTARY: tl.constexpr,
 ):  # fmt: skip
-    """acc [rows, dimensions], m, l and the sums of four classes [rows] after the keys [low, high).
+    """acc [rows, dimensions], m, l and the sums of four classes [rows] after the keys [low, high) without
+    [gap_start, gap_end), see `unit.gap_of`.
 
     m: the running maximum of the logits; l: the sum of 2^(s - m); sum_i: its part in keys of class
     FIRST_BIT << i; all float32. row: absolute rows, of which `valid` are in the unit; tile_first, tile_last:
     those of the whole query tile; count: each row's sources, left out where EXCLUDE.
     """
-    sinks, window = tl.load(record + at.SINKS), tl.load(record + at.WINDOW)
+    window = tl.load(record + at.WINDOW)
     rolling = tl.load(record + at.ROLLING) != 0
     trailing_first = tl.load(record + at.TRAILING_FIRST)
     trailing_window = tl.load(record + at.TRAILING_WINDOW)
@@ -109,12 +111,13 @@ def walk(
         factor, absolute, bias = group_vectors(line, vectors, bits & 255, heads, scale, HEADS)
         before = m
         here = tl.zeros_like(l)
-        # Sinks first, then the window's keys: rolling positions turn the queries of the sinks alone.
-        for part in range(tl.where((window > 0) & (start < sinks), 0, 1), 2):
-            lowest = tl.where(part == 0, start, tl.maximum(start, sinks))
+        # Sinks first, then the window's keys: rolling positions turn the queries of the sinks alone. Or
+        # first what an eviction kept, and then what came after it.
+        for part in range(tl.where(start < gap_start, 0, 1), 2):
+            lowest = tl.where(part == 0, start, tl.maximum(start, gap_end))
             behind = tl.where((window > 0) & (part == 1), window, OPEN)
             lo = tl.maximum(tl.maximum(lowest, low), unit_first - behind + 1)
-            hi = tl.where(part == 0, tl.minimum(range_end, sinks), range_end)
+            hi = tl.where(part == 0, tl.minimum(range_end, gap_start), range_end)
             hi = tl.where(lo < hi, hi, 0)
             clean_lo = tl.maximum(lowest, tile_last - behind + 1)
             clean_lo = (tl.maximum(clean_lo, 0) + TILE - 1) // TILE * TILE

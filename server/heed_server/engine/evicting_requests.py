@@ -1,22 +1,21 @@
 """The worker's book of evictions: which rows of a step are scored, and what an event has let go. No vLLM here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.eviction import Eviction, Gather, Moved
-from heed_kernels.cpu.layout import Layout
-from heed_kernels.cpu.observation import add_columns
-from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import Edit
 from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict
-from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT
+from heed_kernels.eviction import Eviction, Gather, Moved
+from heed_kernels.eviction.device import Pages, Summing
+from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT, Plan
+from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 from heed_server.engine.eviction_events import rows_at_most
 from heed_server.engine.hidden_blocks import blocks_for
@@ -27,16 +26,39 @@ MOST_POSITIONS = 1_000_000
 """Positions of survivors, over layers and KV heads, that a full report has at most."""
 
 
-@dataclass(frozen=True)
-class Cache:
-    """The KV cache of one worker.
+class Evicting(Protocol):
+    """How requests evict on a device."""
 
-    pages: by layer, as vLLM holds them. block_size: tokens of a block.
-    """
+    @property
+    def block_size(self) -> int:
+        """Tokens of a block of its cache."""
+        ...
 
-    pages: Mapping[int, torch.Tensor]
-    layout: Layout
-    block_size: int
+    def enter(self, slot: int, evict: Evict, rows: int) -> Summing:
+        """A request has got its slot. Returns what sums its weights.
+
+        rows: it computes no more. Raises `EditError` where there is no room for what its scores take.
+        """
+        ...
+
+    def leave(self, slot: int) -> None:
+        """The slot's request is gone."""
+        ...
+
+    def observer(self, evictions: Sequence[Eviction], items: NDArray[np.int32]) -> Observer:
+        """What adds the rows of a step to the column sums of several requests.
+
+        items: int32 [requests, 5], as in `plan.Pattern.items`, one for each of `evictions`.
+        """
+        ...
+
+    def pages(self, block_row: NDArray[np.int32]) -> Sequence[Pages]:
+        """By layer, of the request with these blocks."""
+        ...
+
+    def moved(self, slot: int) -> None:
+        """Survivors of a slot were moved, and the edit table says so."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -65,6 +87,29 @@ class LetGo:
         return {"kept": {str(layer): [keys.tolist() for keys in heads] for layer, heads in layers}}
 
 
+class Inputs(Protocol):
+    """What a layer's attention reads, on any device; the step's keys are in the cache."""
+
+    @property
+    def query(self) -> torch.Tensor:
+        """[tokens, local_query_heads, head_dim] of the whole batch."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """On the logits."""
+        ...
+
+    @property
+    def rope(self) -> Rope | None:
+        """The layer's rotary embedding."""
+        ...
+
+    def pages(self, row: int) -> Pages:
+        """The layer's, of the request in that row of the block table."""
+        ...
+
+
 @dataclass(frozen=True)
 class ScoredRows:
     """Rows of one request in one step that its eviction scores: an observer of the step.
@@ -75,63 +120,20 @@ class ScoredRows:
     eviction: Eviction
     item: NDArray[np.int32]
 
-    def before_edits(self, layer: int, inputs: LayerInputs) -> None:
+    def load(self, plan: Plan) -> None:
+        """See `device_edits.DeviceObserver`: there is nothing to be prepared."""
+
+    def before_edits(self, layer: int, inputs: Inputs) -> None:
         """See `step.Observer`."""
         first, start = int(self.item[FIRST_POSITION]), int(self.item[FIRST_TOKEN])
         count = int(self.item[ROWS])
         if not self.eviction.wants(first, count):
             return
+        query = inputs.query[start : start + count]
+        pages = inputs.pages(int(self.item[BLOCK_TABLE_ROW]))
         # What goes wrong in the forward comes up again at the event, on all ranks at once.
         with suppress(EditError):
-            self.eviction.observe(
-                layer,
-                inputs.query[start : start + count],
-                inputs.kv_cache,
-                inputs.block_table[int(self.item[BLOCK_TABLE_ROW])],
-                first,
-                count,
-                inputs.scale,
-                inputs.rope,
-                inputs.layout,
-            )
-
-
-@dataclass(frozen=True)
-class SummedColumns:
-    """Rows of a step that add to the column sums of several requests: an observer of the step, with one call of
-    the kernel for all of them.
-
-    items: int32 [requests, 5], as in `plan.Pattern.items`, one for each of `evictions`.
-    calls: what the step's layers have in common, see `add_columns`.
-    """
-
-    table: EditTable
-    evictions: tuple[Eviction, ...]
-    items: NDArray[np.int32]
-    calls: dict[object, Any] = field(default_factory=dict)
-
-    def before_edits(self, layer: int, inputs: LayerInputs) -> None:
-        """See `step.Observer`."""
-        columns = [
-            eviction.columns(layer, int(item[FIRST_POSITION]), int(item[ROWS]))
-            for eviction, item in zip(self.evictions, self.items, strict=True)
-        ]
-        wanted = [place for place, sums in enumerate(columns) if sums is not None]
-        if not wanted:
-            return
-        add_columns(
-            inputs.query,
-            inputs.kv_cache,
-            inputs.block_table,
-            self.table,
-            self.items[wanted],
-            layer,
-            inputs.scale,
-            inputs.rope,
-            inputs.layout,
-            [sums for sums in columns if sums is not None],
-            self.calls,
-        )
+            self.eviction.observe(layer, query, pages, first, inputs.scale, inputs.rope)
 
 
 @dataclass
@@ -149,8 +151,8 @@ class EvictingRequest:
 class EvictingRequests:
     """Evictions of the requests in a worker's batch, by slot of the edit table."""
 
-    def __init__(self, table: EditTable, cache: Cache, gather: Gather) -> None:
-        self._table, self._cache, self._gather = table, cache, gather
+    def __init__(self, table: EditTable, device: Evicting, gather: Gather) -> None:
+        self._table, self._device, self._gather = table, device, gather
         self._by_slot: dict[int, EvictingRequest] = {}
 
     def enter(self, slot: int, payload: Payload, max_tokens: int | None) -> None:
@@ -158,7 +160,7 @@ class EvictingRequests:
         of it is computed lets nothing go, and nothing of it is scored.
 
         max_tokens: of the answer; None for no limit.
-        Raises `EditError` where the eviction is not that of such a prompt.
+        Raises `EditError` where the eviction is not that of such a prompt, or there is no room for it.
         """
         evict, rows = evict_in(payload.edits), rows_at_most(payload.prompt_length, max_tokens)
         if evict is None or rows <= payload.prompt_length:
@@ -175,7 +177,8 @@ class EvictingRequests:
                 self._table,
                 slot,
                 payload.prompt_length,
-                self._cache.block_size,
+                self._device.block_size,
+                self._device.enter(slot, evict, rows),
                 rows=rows,
                 positions=detailed and left_out is None,
             ),
@@ -186,6 +189,12 @@ class EvictingRequests:
     def leave(self, slot: int) -> None:
         """The slot's request is gone."""
         self._by_slot.pop(slot, None)
+        self._device.leave(slot)
+
+    def scores(self, slot: int, first: int, rows: int) -> bool:
+        """Whether any of a slot's rows [first, first + rows) is scored, layer by layer."""
+        request = self._by_slot.get(slot)
+        return request is not None and request.eviction.wants(first, rows)
 
     def observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """Which rows of a step are scored.
@@ -202,11 +211,11 @@ class EvictingRequests:
                 continue
             if request.eviction.sums_columns:
                 summed.append((request.eviction, item))
-            else:
+            if request.eviction.sees_queries:
                 found.append(ScoredRows(request.eviction, item))
         if summed:
             evictions, rows_of = zip(*summed, strict=True)
-            found.append(SummedColumns(self._table, evictions, np.array(rows_of)))
+            found.append(self._device.observer(evictions, np.array(rows_of)))
         return tuple(found)
 
     def evict(
@@ -222,10 +231,12 @@ class EvictingRequests:
         request = self._by_slot.get(slot)
         if request is None or not request.eviction.due(end):
             return None
-        cache, eviction = self._cache, request.eviction
-        eviction.decide(end, cache.pages, block_row, cache.layout, self._gather)
-        moved = eviction.move(cache.pages, block_row, targets, cache.layout)
-        possible = blocks_per_head(moved, end, cache.block_size) if request.uneven else None
+        eviction, size = request.eviction, self._device.block_size
+        pages = self._device.pages(block_row)
+        eviction.decide(end, pages, self._gather)
+        moved = eviction.move(pages, block_row, targets)
+        self._device.moved(slot)
+        possible = blocks_per_head(moved, end, size) if request.uneven else None
         let_go = LetGo(end - moved.kept_tokens, possible, moved.survivors, request.left_out)
         return moved.most, let_go
 

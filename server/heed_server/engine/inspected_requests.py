@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.eviction.pages import Pages
+from heed_kernels.cpu.pages import Pages
 from heed_kernels.cpu.recording import LayerRows, Recording
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.eviction.pages import Pages
-from heed_kernels.cpu.eviction.threads import one_thread
-from heed_kernels.cpu.eviction.window import ObservedRows
+from heed_kernels.cpu.pages import Pages
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.evict import Evict
+from heed_kernels.eviction.threads import one_thread
+from heed_kernels.eviction.window import ObservedRows
 from heed_kernels.inspection import of_logits
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT
 from heed_kernels.table import EditTable

@@ -15,7 +15,8 @@ from heed_server.engine.attention_times import Sample
 from heed_server.engine.backend_cpu import TIMES, HeedCPUImpl
 from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.evicting_requests import Cache, EvictingRequests
+from heed_server.engine.evicting_requests import EvictingRequests
+from heed_server.engine.evictions_cpu import EvictingOnCPU
 from heed_server.engine.flagged_tokens import FlaggedTokens
 from heed_server.engine.image_tower import ClassToken
 from heed_server.engine.inspected_requests import InspectedRequests
@@ -99,9 +100,10 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
         self.edited.inspected = InspectedRequests(table)
         self.edited.sinks = SinkSamples(table)
         if self._support.eviction_obstacle is None:
-            pages = {index: layer.kv_cache for index, layer in layers.items()}
-            cache = Cache(pages, layout, self.vllm_config.cache_config.block_size)
-            self.edited.evicting = EvictingRequests(table, cache, gathered)
+            caches = {index: layer.kv_cache for index, layer in layers.items()}
+            size = self.vllm_config.cache_config.block_size
+            device = EvictingOnCPU(table, caches, layout, size)
+            self.edited.evicting = EvictingRequests(table, device, gathered)
         self.edited.comparing = ComparedHeads(table, gathered)
         if self._support.inputs_obstacle is None:
             self.edited.flagging = FlaggedTokens(table, self._block_flags())

@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 P, S, B, O = "test_primitives.py", "test_scheduling.py", "test_bounds.py", "test_observe.py"
+E, F = "test_evicted.py", "test_searching.py"
 
 MUTANTS = [
     # file, what stands there, what stands there instead, tests that must notice
@@ -83,6 +84,14 @@ MUTANTS = [
     ("split.py", "turns[None, :], shift[:, None]", "turns[None, :], -shift[:, None]", P, "generated_rows and scaled"),
     ("split.py", "tl.load(unit + at.FIRST_SPLIT)", "tl.load(unit + at.FIRST_SPLIT) * 0", S, "replay"),
     ("split.py", "first_split + local", "local", S, "replay"),
+    ("walk.py", "tl.maximum(start, gap_end)", "tl.maximum(start, gap_start)", E, "generated_rows"),
+    ("walk.py", "tl.minimum(range_end, gap_start)", "range_end", E, "generated_rows"),
+    ("unit.py", "layer * KV_HEADS + kv_head)", "layer * KV_HEADS)", E, "generated_rows"),
+    ("unit.py", "tl.where(end > 0, kept, sinks)", "kept", P, "prompt_rows and rolling"),
+    ("device_table.py", "table.evicted_end[slots]", "0", E, "generated_rows"),
+    ("searching.py", "self._sums.zero_()", "pass", F, "matches_the_reference and True"),
+    ("searching.py", "step * (line + np.arange(len(heads)))", "step * line", F, "matches_the_reference"),
+    ("searching.py", "self._mass += on_found(self._found, self._sums) - self._held", "self._mass += on_found(self._found, self._sums)", F, "mass"),
     ("observe.py", "m * LN_2 + tl.log(l)", "m + tl.log(l)", O, "match_the_reference"),
     ("observe.py", "masses + to * PROBES + 1, sum_1", "masses + to * PROBES + 1, sum_0", O, "match_the_reference"),
     ("observing.py", "flagged.cumsum(dim=1) > 1", "flagged.cumsum(dim=1) > 0", O, "ties"),

@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 import torch
-from tests.kernels.triton.paged_model import LAYERS, Model
+from tests.kernels.triton.paged_model import Model
 
 from heed_kernels.edits import HeadGain, HeadSet, KeyBias, KeyRanges, Rows
 from heed_kernels.errors import EditError
-from heed_kernels.evict import Evict, NormScore
 from heed_kernels.triton import StepWork, attend
 
 ON = HeadSet((0b1, 0))
@@ -60,14 +59,6 @@ def test_a_damaged_table_is_an_error_that_names_the_slot(name, value, message):
     with pytest.raises(EditError, match=message) as error:
         table.sync()
     assert f"slot {slot}" in str(error.value)
-
-
-def test_an_eviction_is_refused_and_not_ignored():
-    table = Model([40], 3, 1).table()
-    evict = Evict(NormScore(), None, (9,) * LAYERS, 9, 0, 0, False, 0, False, Rows(40), 0)
-    slot = table.table.insert([evict], prompt_length=40)
-    with pytest.raises(EditError, match=f"slot {slot} evicts"):
-        table.sync()
 
 
 def test_block_ids_outside_of_the_cache_read_inside_of_it():

@@ -1,21 +1,19 @@
-"""One request's eviction on the CPU, from the scoring of its rows to the move of what survives."""
+"""One request's eviction, from the scoring of its rows to the move of what survives."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from heed_kernels.cpu.eviction.observed import KeyScorer
-from heed_kernels.cpu.eviction.pages import Pages
-from heed_kernels.cpu.eviction.threads import one_thread
-from heed_kernels.cpu.layout import Layout
-from heed_kernels.cpu.observation import ColumnSums, add_columns
 from heed_kernels.edits import OPEN
 from heed_kernels.errors import EditError
 from heed_kernels.events import EvictionEvents
 from heed_kernels.evict import ColumnScore, Evict, QueryShare, WindowScore
+from heed_kernels.eviction.device import Pages, Summing, Sums
+from heed_kernels.eviction.observed import KeyScorer
+from heed_kernels.eviction.threads import one_thread
 from heed_kernels.rope import Rope
 from heed_kernels.survivors import LayerScores, pooled, preference, survivors
 from heed_kernels.table import EditTable
@@ -65,12 +63,13 @@ class Eviction:
         slot: int,
         prompt_length: int,
         block_size: int,
+        summing: Summing | None = None,
         *,
         rows: int = OPEN,
         positions: bool = False,
     ) -> None:
-        """rows: as in `EvictionEvents`. positions: whether `Moved` tells them; neither scores nor later
-        evictions need them.
+        """summing: needed by a `ColumnScore`. rows: as in `EvictionEvents`. positions: whether `Moved` tells
+        them; neither scores nor later evictions need them.
 
         Raises `EditError` where `edit` is not that of such a prompt, or does not fit the rank.
         """
@@ -82,7 +81,7 @@ class Eviction:
         self.edit, self._table, self._slot = edit, table, slot
         self._prompt, self._block_size = prompt_length, block_size
         self._events = EvictionEvents.of(edit, rows)
-        self._observer = KeyScorer(edit, table, slot, prompt_length)
+        self._observer = KeyScorer(edit, table, slot, prompt_length, summing)
         self._counts = np.zeros((table.layers, table.kv_heads), np.int32)
         nothing = [np.zeros(0, np.int32)] * table.kv_heads
         self._positions = [nothing] * table.layers if positions else None
@@ -107,32 +106,20 @@ class Eviction:
         self,
         layer: int,
         query: torch.Tensor,
-        kv_cache: torch.Tensor,
-        block_row: ArrayLike,
+        pages: Pages,
         first: int,
-        rows: int,
         scale: float,
         rope: Rope | None,
-        layout: Layout,
     ) -> None:
-        """Score rows [first, first + rows) in `layer`, once the step's keys are in the cache.
+        """Score the rows from `first` on in `layer`, once the step's keys are in the cache.
 
-        query: [rows, local_query_heads, head_dim]; kv_cache: the layer's pages; block_row: int32 [blocks],
-        the request's; scale: on the logits; rope: needed by `ExpectedScore`. Raises `EditError` where the
-        last `together` rows of the prompt do not come at once, or a score over every row misses some;
-        `decide` raises the same then, on every rank.
+        query: [rows, local_query_heads, head_dim]; pages: the layer's; scale: on the logits; rope: needed by
+        `ExpectedScore`. What a `ColumnScore` sums goes through `columns`. Raises `EditError` where the last
+        `together` rows of the prompt do not come at once, or a score over every row misses some; `decide`
+        raises the same then, on every rank.
         """
         try:
-            if len(query) != rows:
-                raise EditError(f"{len(query)} queries are not those of {rows} rows")
-            if isinstance(self.edit.score, ColumnScore):
-                item, blocks = (self._slot, 0, rows, first, 0), np.asarray(block_row, np.int32)
-                add_columns(
-                    query, kv_cache, torch.from_numpy(blocks)[None], self._table, item, layer, scale,
-                    rope, layout, [self._observer.columns(layer, first, rows)],
-                )  # fmt: skip
-            places = self._places(layer, first + rows)
-            pages = Pages.of(kv_cache, block_row, layout)
+            places = self._places(layer, first + len(query))
             self._observer.observe(layer, query, pages, places, first, scale, rope)
         except EditError as error:
             self._failure = str(error)
@@ -140,11 +127,15 @@ class Eviction:
 
     @property
     def sums_columns(self) -> bool:
-        """Whether all that is observed are sums of weights: `columns` then does as `observe`, and the rows of
-        several requests may be added up at once."""
-        return isinstance(self.edit.score, ColumnScore) and self.edit.share is None
+        """Whether the weights of its rows are to be added to `columns`."""
+        return isinstance(self.edit.score, ColumnScore)
 
-    def columns(self, layer: int, first: int, rows: int) -> ColumnSums | None:
+    @property
+    def sees_queries(self) -> bool:
+        """Whether its rows are to be shown to `observe`."""
+        return not self.sums_columns or self.edit.share is not None
+
+    def columns(self, layer: int, first: int, rows: int) -> Sums | None:
         """Where the weights of rows [first, first + rows) in `layer` are to be added; None after an error,
         which `decide` tells."""
         if self._failure is not None:
@@ -160,20 +151,13 @@ class Eviction:
         return self._events.evicts_at(computed, self._block_size)
 
     @one_thread
-    def decide(
-        self,
-        computed: int,
-        kv_caches: Mapping[int, torch.Tensor],
-        block_row: ArrayLike,
-        layout: Layout,
-        gather: Gather,
-    ) -> None:
+    def decide(self, computed: int, pages: Sequence[Pages], gather: Gather) -> None:
         """Choose the survivors of all layers, alike on all ranks, and remember them for `move`.
 
-        kv_caches: pages by layer; gather: called as often, with the same shapes, on every rank. Raises
+        pages: by layer; gather: called as often, with the same shapes, on every rank. Raises
         `EditError` on all ranks where one of them has no scores.
         """
-        own = self._own_scores(computed, kv_caches, block_row, layout)
+        own = self._own_scores(computed, pages)
         failed = np.full(self._table.local_kv_heads, self._failure is not None, np.float64)
         if gather(failed).any():
             raise EditError(self._failure or "another rank has no scores")
@@ -190,38 +174,25 @@ class Eviction:
             layers.append(LayerScores(scores, None if vectors is None else gather(vectors), liking))
         self._decided = computed, survivors(self.edit, layers)
 
-    def _own_scores(
-        self,
-        computed: int,
-        kv_caches: Mapping[int, torch.Tensor],
-        block_row: ArrayLike,
-        layout: Layout,
-    ) -> list[NDArray[np.float64]]:
+    def _own_scores(self, computed: int, pages: Sequence[Pages]) -> list[NDArray[np.float64]]:
         """By layer, float64 [local_kv_heads, keys]; an error is kept for `decide` to tell."""
         own: list[NDArray[np.float64]] = []
         try:
             for layer in range(self._table.layers if self._failure is None else 0):
-                pages = Pages.of(kv_caches[layer], block_row, layout)
                 places = self._places(layer, computed)
-                own.append(self._observer.scores(layer, pages, places, computed))
+                own.append(self._observer.scores(layer, pages[layer], places, computed))
         except EditError as error:
             self._failure = str(error)
         return own
 
     @one_thread
-    def move(
-        self,
-        kv_caches: Mapping[int, torch.Tensor],
-        block_row: ArrayLike,
-        targets: ArrayLike,
-        layout: Layout,
-    ) -> Moved:
+    def move(self, pages: Sequence[Pages], block_row: ArrayLike, targets: ArrayLike) -> Moved:
         """Write the survivors' keys and values to the first places of `targets`, and tell the edit table.
 
-        targets: int32 block ids, enough for `Moved.most` keys. They may be blocks of the request itself, in
-        any order. The block that rows from `computed` on share with earlier ones, if there is one, stays
-        where it is in the request's list, whatever `targets` says. Raises `EditError` where nothing was
-        decided or blocks are missing.
+        pages: by layer; block_row: int32 [blocks], the request's own. targets: int32 block ids, enough for
+        `Moved.most` keys. They may be blocks of the request itself, in any order. The block that rows from
+        `computed` on share with earlier ones, if there is one, stays where it is in the request's list,
+        whatever `targets` says. Raises `EditError` where nothing was decided or blocks are missing.
         """
         if self._decided is None:
             raise EditError("there is no decision to be carried out")
@@ -233,10 +204,16 @@ class Eviction:
         into = self._targets(block_row, targets, computed)
         if len(into) * self._block_size < moved.most:
             raise EditError(f"{len(into)} target blocks do not hold {moved.most} keys")
+        own = slice(
+            self._table.kv_head_start, self._table.kv_head_start + self._table.local_kv_heads
+        )
         for layer, heads in enumerate(chosen):
-            source = Pages.of(kv_caches[layer], block_row, layout)
-            target = Pages(source.kv_cache, into, layout)
-            self._move_layer(layer, source, target, heads, self._places(layer, computed))
+            places = self._places(layer, computed)
+            kept = [places[keys] for keys in heads[own]]
+            pages[layer].move(kept, into)
+            for head, of_head in enumerate(kept):
+                self._observer.keep(layer, head, of_head)
+            self._table.kept[self._slot, layer] = moved.counts[layer, own]
         self._decided, self._end = None, computed
         self._counts, self._positions = moved.counts, moved.survivors
         self._table.evicted_end[self._slot] = computed
@@ -258,23 +235,6 @@ class Eviction:
             ]
             for known, heads in zip(self._positions, chosen, strict=True)
         ]
-
-    def _move_layer(
-        self,
-        layer: int,
-        source: Pages,
-        target: Pages,
-        heads: list[NDArray[np.int64]],
-        places: NDArray[np.int64],
-    ) -> None:
-        """heads: per KV head of the model, which of the keys at `places` survive."""
-        for local in range(self._table.local_kv_heads):
-            kept = places[heads[self._table.kv_head_start + local]]
-            to = np.arange(len(kept))
-            # All is read before anything is written: source and target may be the same blocks.
-            target.put(local, to, source.keys_and_values(local, kept))
-            self._observer.keep(layer, local, kept)
-            self._table.kept[self._slot, layer, local] = len(kept)
 
     def _targets(
         self, block_row: ArrayLike, targets: ArrayLike, computed: int

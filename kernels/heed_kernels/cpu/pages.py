@@ -1,20 +1,19 @@
 """Keys and values of a request by their places in its cache, in any layout."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from heed_kernels.cpu.layout import Layout
-
-Half = Literal["key", "value"]
+from heed_kernels.eviction.device import Half
 
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages of one layer that a request has.
+    """The pages of one layer that a request has, see `eviction.device.Pages`.
 
     kv_cache: all pages of the layer, [blocks, local_kv_heads, block_size, 2 * head_dim] in `layout`;
     blocks: int32, the request's, in order; place k is token k % block_size of blocks[k // block_size].
@@ -30,10 +29,7 @@ class Pages:
         return cls(kv_cache, np.asarray(blocks, np.int32), layout)
 
     def read(self, places: NDArray[np.int64], half: Half) -> torch.Tensor:
-        """A copy of all KV heads' keys or values, [local_kv_heads, places, head_dim] in the cache's dtype.
-
-        places: ascending. Blocks without any of them are not read.
-        """
+        """See `eviction.device.Pages`. Blocks without any of the places are not read."""
         size, head_dim = self.layout.block_size, self.layout.head_dim
         block, token = places // size, places % size
         begins = np.diff(block, prepend=-1) > 0
@@ -51,13 +47,14 @@ class Pages:
         at = (np.cumsum(begins) - 1) * size + token
         return rows.index_select(1, torch.from_numpy(at))
 
-    def keys_and_values(self, head: int, places: NDArray[np.int64]) -> torch.Tensor:
-        """A copy of a KV head's keys and values, flat, for `put`."""
-        return torch.take(self.kv_cache, self._elements(head, places))
-
-    def put(self, head: int, places: NDArray[np.int64], both: torch.Tensor) -> None:
-        """Put what `keys_and_values` gave of as many other places there."""
-        self.kv_cache.put_(self._elements(head, places), both)
+    def move(self, kept: Sequence[NDArray[np.int64]], targets: NDArray[np.int32]) -> None:
+        """See `eviction.device.Pages`."""
+        target = Pages(self.kv_cache, targets, self.layout)
+        for head, places in enumerate(kept):
+            to = np.arange(len(places))
+            # All is read before anything is written: both may be the same blocks.
+            moved = torch.take(self.kv_cache, self._elements(head, places))
+            self.kv_cache.put_(target._elements(head, to), moved)
 
     def _elements(self, head: int, places: NDArray[np.int64]) -> torch.Tensor:
         """Where the elements lie among those of `kv_cache`, int64 [places * 2 * head_dim]."""

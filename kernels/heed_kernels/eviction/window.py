@@ -32,10 +32,10 @@ class WindowStatistics:
         recent ones.
     """
 
-    mean: NDArray[np.float32]
-    variance: NDArray[np.float32]
-    total_variance: NDArray[np.float64]
-    entropy: NDArray[np.float64]
+    mean: torch.Tensor
+    variance: torch.Tensor
+    total_variance: torch.Tensor
+    entropy: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -56,21 +56,22 @@ class ObservedRows:
     def statistics(
         self, query: torch.Tensor, key: torch.Tensor, *, only_mean: bool
     ) -> WindowStatistics:
-        """query: [rows, local_query_heads, head_dim]; key: [local_kv_heads, keys, head_dim]; both float32.
+        """query: [rows, local_query_heads, head_dim]; key: [local_kv_heads, keys, head_dim].
         only_mean: leave the rest 0. Memory: some 12 bytes for each of the weights that are computed at
         once, which are those of rows, keys and a KV head's query heads, and of more KV heads up to
         MOST_WEIGHTS."""
         rows, (groups, keys, _) = len(query), key.shape
         group_heads = query.shape[1] // groups
         counted = max(keys - self.recent, 0)
-        mean, variance = torch.zeros(groups, keys), torch.zeros(groups, keys)
-        sums = torch.zeros(2, groups, dtype=torch.float64)  # variances, -entropies
+        mean = torch.zeros(groups, keys, device=key.device)
+        variance = torch.zeros_like(mean)
+        sums = mean.new_zeros(2, groups, dtype=torch.float64)  # variances, -entropies
         at_once = max(1, MOST_WEIGHTS // max(1, group_heads * rows * keys))
         for first in range(0, groups, at_once):
             part = slice(first, first + at_once)
             first_head = first * group_heads
             heads = query[:, first_head : (first + at_once) * group_heads]
-            weights = self.weights(heads, key[part], first_head)
+            weights = self.weights(heads.float(), key[part].float(), first_head)
             by_group = weights.view(-1, group_heads, rows, keys)
             mean[part] = by_group.mean(dim=(1, 2))
             if only_mean:
@@ -82,7 +83,7 @@ class ObservedRows:
             inside = by_group[..., :counted]
             logarithm = (inside + EPSILON).log_()
             sums[1, part] = logarithm.mul_(inside).sum(dim=(1, 2, 3), dtype=torch.float64)
-        return WindowStatistics(mean.numpy(), variance.numpy(), sums[0].numpy(), -sums[1].numpy())
+        return WindowStatistics(mean, variance, sums[0], -sums[1])
 
     def weights(self, query: torch.Tensor, key: torch.Tensor, first_head: int) -> torch.Tensor:
         """float32 [query heads, rows, keys]: weights of the edited attention before any mass transfer; 0
@@ -100,7 +101,7 @@ class ObservedRows:
             held = slice(*np.searchsorted(phase, [each, each + 1]))
             self._edit(logits[:, held], row[held], int(each), slice(first_head, first_head + heads))
         later = int(np.searchsorted(self.places, self.first_row, side="right"))
-        hidden = torch.from_numpy(self.places[later:] > row[:, None])
+        hidden = torch.from_numpy(self.places[later:] > row[:, None]).to(logits.device)
         logits[:, :, later:].masked_fill_(hidden, -torch.inf)
         return logits.softmax(dim=2)
 
@@ -117,7 +118,8 @@ class ObservedRows:
             start = table.range_start[slot, : table.range_count[slot]]
             ranges = np.searchsorted(start, self.places, side="right") - 1
             group = table.range_group[slot, ranges]
-            of_key = torch.from_numpy(by_group[:, group])[:, None]  # [heads, 1, keys, fields]
+            of_key = torch.from_numpy(by_group[:, group]).to(logits.device)
+            of_key = of_key[:, None]  # [heads, 1, keys, fields]
             added = logits.abs().mul_(of_key[..., ABSOLUTE]).add_(of_key[..., BIAS])
             logits.mul_(of_key[..., SCALE]).add_(added)
         trailing = vectors[line[TRAILING_BIAS]]
@@ -125,4 +127,5 @@ class ObservedRows:
             first, width = table.trailing[slot]
             behind = row[:, None] - self.places
             inside = (behind > 0) & (behind <= width) & (self.places >= first)
-            logits.add_(torch.from_numpy(inside) * torch.from_numpy(trailing)[:, None, None])
+            added = torch.from_numpy(inside) * torch.from_numpy(trailing)[:, None, None]
+            logits.add_(added.to(logits.device))

@@ -2,8 +2,8 @@
 
 import torch
 
-from heed_kernels.cpu.eviction.threads import one_thread
 from heed_kernels.evict import ExpectedScore
+from heed_kernels.eviction.threads import one_thread
 from heed_kernels.rope import Rope
 
 GROUP = 128
@@ -25,7 +25,8 @@ def difference_scores(key: torch.Tensor) -> torch.Tensor:
 
 def query_similarity(query: torch.Tensor) -> torch.Tensor:
     """float64 [query_heads], see `QuerySimilarity`, of [rows, query_heads, head_dim]."""
-    similarity = QuerySimilarity(*query.shape[1:])
+    heads, head_dim = query.shape[1:]
+    similarity = QuerySimilarity(heads, head_dim, query.device)
     similarity.add(query)
     return similarity.mean()
 
@@ -33,10 +34,10 @@ def query_similarity(query: torch.Tensor) -> torch.Tensor:
 class QuerySimilarity:
     """Mean cosine of two different rows, while they come in; 0 where there is one row."""
 
-    def __init__(self, heads: int, head_dim: int) -> None:
+    def __init__(self, heads: int, head_dim: int, device: torch.device | None = None) -> None:
         self._rows = 0
-        self._sum = torch.zeros(heads, head_dim, dtype=torch.float64)
-        self._same = torch.zeros(heads, dtype=torch.float64)
+        self._sum = torch.zeros(heads, head_dim, dtype=torch.float64, device=device)
+        self._same = torch.zeros(heads, dtype=torch.float64, device=device)
 
     def add(self, query: torch.Tensor) -> None:
         """query: [rows, heads, head_dim]."""
@@ -58,11 +59,13 @@ class QueryMoments:
     (head_dim + GROUP) bytes per query head, without covariance 8 head_dim GROUP.
     """
 
-    def __init__(self, score: ExpectedScore, heads: int, head_dim: int) -> None:
+    def __init__(
+        self, score: ExpectedScore, heads: int, head_dim: int, device: torch.device
+    ) -> None:
         self._score = score
-        self._sum = torch.zeros(heads, head_dim, dtype=torch.float64)
+        self._sum = torch.zeros(heads, head_dim, dtype=torch.float64, device=device)
         side = head_dim if score.covariance else 0
-        self._products = torch.zeros(heads, side, side, dtype=torch.float64)
+        self._products = self._sum.new_zeros(heads, side, side)
         self._waiting: list[torch.Tensor] = []
         self._next = score.first
 
@@ -71,7 +74,7 @@ class QueryMoments:
         """query: [rows, query_heads, head_dim], as rotated, of the rows from `first` on; rows must come
         in order, but those below the score's first do not count."""
         query = query[max(self._score.first - first, 0) :].double()
-        position = torch.arange(self._next, self._next + len(query))
+        position = torch.arange(self._next, self._next + len(query), device=query.device)
         query = rope.rotate(query, -position[:, None])
         while len(query):
             part = query[: GROUP - self._next % GROUP]
@@ -132,7 +135,7 @@ def expected_scores(
     the KV head; rotation: `mean_rotation`; scale: on the logits.
     """
     key, value = key[score.first :], value[score.first :]
-    total = torch.zeros(len(key), dtype=torch.float64)
+    total = key.new_zeros(len(key))
     for head in range(len(mean)):
         logits = key @ (rotation @ mean[head]) * scale
         if score.covariance:
@@ -140,4 +143,4 @@ def expected_scores(
             logits += (key @ spread * key).sum(dim=1) * (scale**2 / 2)
         total += logits.softmax(dim=0)
     result = (total / len(mean) + score.epsilon) * value.norm(dim=1)
-    return torch.cat([torch.zeros(score.first, dtype=torch.float64), result])
+    return torch.cat([result.new_zeros(score.first), result])

@@ -4,19 +4,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.eviction.pages import Pages
-from heed_kernels.cpu.eviction.scores import (
-    QueryMoments,
-    difference_scores,
-    expected_scores,
-    mean_rotation,
-    norm_scores,
-    query_similarity,
-)
-from heed_kernels.cpu.eviction.threads import one_thread
-from heed_kernels.cpu.eviction.window import ObservedRows
-from heed_kernels.cpu.observation import ColumnSums
-from heed_kernels.edits import HeadSet, ObserveColumns, Rows
 from heed_kernels.errors import EditError
 from heed_kernels.evict import (
     ColumnScore,
@@ -28,6 +15,17 @@ from heed_kernels.evict import (
     QueryShare,
     WindowScore,
 )
+from heed_kernels.eviction.device import Pages, Summing, Sums
+from heed_kernels.eviction.scores import (
+    QueryMoments,
+    difference_scores,
+    expected_scores,
+    mean_rotation,
+    norm_scores,
+    query_similarity,
+)
+from heed_kernels.eviction.threads import one_thread
+from heed_kernels.eviction.window import ObservedRows
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 
@@ -35,9 +33,11 @@ from heed_kernels.table import EditTable
 class KeyScorer:
     """Sees the queries of one request, and scores its keys on one rank. Used by `Eviction`."""
 
-    def __init__(self, edit: Evict, table: EditTable, slot: int, prompt_length: int) -> None:
+    def __init__(
+        self, edit: Evict, table: EditTable, slot: int, prompt_length: int, summing: Summing | None
+    ) -> None:
         self._edit, self._table, self._slot = edit, table, slot
-        self._prompt = prompt_length
+        self._prompt, self._summing = prompt_length, summing
         self._group_heads = table.query_heads // table.kv_heads
         score, share = edit.score, edit.share
         self._every_row = isinstance(score, ColumnScore | ExpectedScore)
@@ -48,10 +48,11 @@ class KeyScorer:
     def forget(self) -> None:
         """Drop all that was seen."""
         self._seen: dict[int, int] = {}
-        self._scores: dict[int, tuple[int, NDArray[np.float32]]] = {}
-        self._vectors: dict[int, NDArray[np.float64]] = {}
-        self._features: dict[int, NDArray[np.float64]] = {}
-        self._columns: dict[int, ColumnSums] = {}
+        # What is computed in the forward stays on its device until it is asked for.
+        self._scores: dict[int, tuple[int, torch.Tensor]] = {}
+        self._vectors: dict[int, torch.Tensor] = {}
+        self._features: dict[int, torch.Tensor] = {}
+        self._columns: dict[int, Sums] = {}
         self._moments: dict[int, QueryMoments] = {}
         self._turning: dict[int, tuple[Rope, float]] = {}
         self._rotation: tuple[Rope, int, torch.Tensor] | None = None
@@ -82,7 +83,8 @@ class KeyScorer:
             if rope is None:
                 raise EditError("expected attention needs the model's rotary embedding")
             if layer not in self._moments:
-                self._moments[layer] = QueryMoments(score, *query.shape[1:])
+                heads, head_dim = query.shape[1:]
+                self._moments[layer] = QueryMoments(score, heads, head_dim, query.device)
             self._moments[layer].add(query, first, rope)
             self._turning[layer] = rope, scale
         end = first + len(query)
@@ -94,26 +96,25 @@ class KeyScorer:
         if isinstance(self._edit.share, QueryShare):
             last = query[-min(self._edit.share.rows, len(query)) :]
             similarity = query_similarity(last).view(-1, self._group_heads).mean(dim=1)
-            self._features[layer] = np.zeros((len(similarity), 3))
-            self._features[layer][:, 0] = similarity.numpy()
+            self._features[layer] = similarity.new_zeros(len(similarity), 3)
+            self._features[layer][:, 0] = similarity
         if self._window:
             last = query[-min(self._window, len(query)) :]
             window = ObservedRows(
                 self._table, self._slot, layer, end - len(last), places, self._edit.recent, scale
             )
-            self._score_window(window, last.float(), pages, end)
+            self._score_window(window, last, pages, end)
 
-    def columns(self, layer: int, first: int, rows: int) -> ColumnSums:
+    def columns(self, layer: int, first: int, rows: int) -> Sums:
         """Where a `ColumnScore` has the weights of the next rows added, with room for their keys."""
         self._follow(layer, first, rows)
         columns = self._columns.get(layer)
         if columns is None:
-            every = HeadSet(((1 << self._table.query_heads) - 1,) * self._table.layers)
-            edit = ObserveColumns(every, Rows(), self._edit.source)
-            columns = ColumnSums(self._table, self._slot, edit, layer, self._prompt)
-            self._columns[layer] = columns
-        if columns.sums.shape[1] < first + rows:
-            columns.sums = np.pad(columns.sums, ((0, 0), (0, first + rows)))
+            assert self._summing is not None
+            columns = self._columns[layer] = self._summing(layer, self._prompt)
+        if first + rows > self._prompt:
+            # Rows come one by one: room is made for as many again.
+            columns.grow(1 << (first + rows - 1).bit_length())
         return columns
 
     def scores(
@@ -128,16 +129,16 @@ class KeyScorer:
             end, known = self._scores.get(layer, (0, None))
             if known is None or end != computed:
                 raise EditError(f"layer {layer} has not seen the last rows")
-            return known.astype(np.float64)
+            return _host(known.double())
         if isinstance(score, ColumnScore):
-            columns = self._columns[layer].as_float()[:, places]
+            columns = self._columns[layer].weights_at(places)
             by_group = columns.reshape(-1, self._group_heads, len(places))
             return np.asarray(by_group.mean(axis=1))
         key = pages.read(places, "key").double()
         if isinstance(score, NormScore):
-            return np.asarray(norm_scores(key).numpy())
+            return _host(norm_scores(key))
         if isinstance(score, DifferenceScore):
-            return np.asarray(difference_scores(key).numpy())
+            return _host(difference_scores(key))
         value = pages.read(places, "value").double()
         return np.array(
             [
@@ -148,21 +149,19 @@ class KeyScorer:
 
     def vectors(self, layer: int) -> NDArray[np.float64] | None:
         """float64 [local_kv_heads, head_dim], the semantic vectors of `KindShare`; None for others."""
-        return self._vectors.get(layer)
+        vectors = self._vectors.get(layer)
+        return None if vectors is None else _host(vectors)
 
     def query_features(self, layer: int) -> NDArray[np.float64]:
         """float64 [local_kv_heads, 3], see `survivors.preference`."""
-        return self._features[layer]
+        return _host(self._features[layer])
 
     def keep(self, layer: int, head: int, places: NDArray[np.int64]) -> None:
         """The keys of a local KV head at `places` move to its first places; the others are gone."""
         if layer not in self._columns:
             return
         own = slice(head * self._group_heads, (head + 1) * self._group_heads)
-        for sums in self._columns[layer].sums[own]:
-            left = sums[places]
-            sums[:] = 0
-            sums[: len(left)] = left
+        self._columns[layer].keep(own, places)
 
     def _follow(self, layer: int, first: int, rows: int) -> None:
         if first != self._seen.get(layer, 0):
@@ -176,20 +175,17 @@ class KeyScorer:
         score, share, layer = self._edit.score, self._edit.share, window.layer
         assert isinstance(score, WindowScore)
         only_mean = not score.variance and layer not in self._features
-        key = pages.read(window.places, "key").float()
-        seen = window.statistics(query, key, only_mean=only_mean)
-        self._scores[layer] = end, seen.mean + np.float32(score.variance) * seen.variance
+        seen = window.statistics(query, pages.read(window.places, "key"), only_mean=only_mean)
+        self._scores[layer] = end, seen.mean + score.variance * seen.variance
         if layer in self._features:
-            self._features[layer][:, 1], self._features[layer][:, 2] = (
-                seen.entropy,
-                seen.total_variance,
-            )
+            self._features[layer][:, 1] = seen.entropy
+            self._features[layer][:, 2] = seen.total_variance
         if isinstance(share, KindShare):
-            value = pages.read(window.places, "value").double().numpy()
-            top = np.argsort(-seen.mean, axis=1, kind="stable")[:, : share.top]
-            weight = np.take_along_axis(seen.mean, top, axis=1).astype(np.float64)
-            best = np.take_along_axis(value, top[:, :, None], axis=1)
-            self._vectors[layer] = np.einsum("gk,gkd->gd", weight, best)
+            value = pages.read(window.places, "value").double()
+            weight, top = seen.mean.sort(dim=1, descending=True, stable=True)
+            weight, top = weight[:, : share.top].double(), top[:, : share.top]
+            best = value.gather(1, top[:, :, None].expand(-1, -1, value.shape[2]))
+            self._vectors[layer] = torch.einsum("gk,gkd->gd", weight, best)
 
     def _expected(
         self,
@@ -203,9 +199,13 @@ class KeyScorer:
         rope, scale = self._turning[layer]
         known = self._rotation
         if known is None or known[0] is not rope or known[1] != computed:
-            rotation = mean_rotation(rope, key.shape[1], computed, score.horizon)
+            rotation = mean_rotation(rope, key.shape[1], computed, score.horizon).to(key.device)
             known = self._rotation = rope, computed, rotation
         own = slice(head * self._group_heads, (head + 1) * self._group_heads)
         mean, covariance = self._moments[layer].moments(own)
         scores = expected_scores(score, key, value, mean, covariance, known[2], scale)
-        return np.asarray(scores.numpy())
+        return _host(scores)
+
+
+def _host(values: torch.Tensor) -> NDArray[np.float64]:
+    return np.asarray(values.cpu().numpy())
