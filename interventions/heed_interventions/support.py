@@ -16,10 +16,7 @@ Runner = Literal["v1", "v2"]
 Scheduler = Literal["sync", "async"]
 
 NOT_OBSERVED = "edited attention on this server's device cannot observe attention weights yet"
-NOT_EVICTED = (
-    "eviction is carried out on the CPU only as yet: the kernels for GPUs neither move keys nor leave out "
-    "what was evicted"
-)
+NOT_EVICTED = "nothing on this server's device can take keys out of the cache"
 _NO_SECOND_RUNNER = "on the CPU requests are edited in vLLM's V1 runner only as yet"
 _NO_RUNNING_AHEAD = "vLLM schedules synchronously on the CPU, whatever it is asked for"
 
@@ -47,7 +44,7 @@ def observation_obstacle(device: str | None) -> str | None:
 def eviction_obstacle(device: str | None) -> str | None:
     """Why keys cannot be taken out of the cache on a device (None: one that edits nothing);
     None where they can."""
-    return None if device == "cpu" else NOT_EVICTED
+    return None if device in get_args(Device) else NOT_EVICTED
 
 
 def obstacle(method: type[Method], path: Path) -> str | None:

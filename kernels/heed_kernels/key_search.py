@@ -74,6 +74,11 @@ class KeySearch(ABC):
         looked at."""
         return first < self.edit.rows.end
 
+    @property
+    def counting(self) -> bool:
+        """Whether rows of the step at hand are counted."""
+        return self.counts(int(self.item[FIRST_POSITION]))
+
     @abstractmethod
     def counted(self) -> Counted:
         """What has been counted so far, when not all that can be: before a step in which rows are."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -169,7 +170,7 @@ class Paged:
             self.slot,
             self.prompt,
             self.tokens.layout.block_size,
-            Summing(self.table, self.slot),
+            self.summing(),
             positions=True,
         )
 
@@ -219,9 +220,13 @@ class Paged:
         self.moved.append(moved)
         return moved
 
-    def pages(self) -> list[Pages]:
+    def pages(self) -> list[Any]:
         """By layer."""
         return [Pages.of(cache, self.row, self.tokens.layout) for cache in self.caches.values()]
+
+    def summing(self) -> Any:
+        """What sums weights."""
+        return Summing(self.table, self.slot)
 
     def _score(self, layer: int, query: torch.Tensor, cache: torch.Tensor, first: int) -> None:
         tokens, layout = self.tokens, self.tokens.layout

@@ -90,9 +90,9 @@ def near_cut(ours, theirs, scores, position):
     return len(differing)
 
 
-def run(tokens, edits, prompt, chunks, *, rows=None, check_rows=True, **options):
+def run(tokens, edits, prompt, chunks, *, kind=Paged, **options):
     """Through all steps, each compared with the definition. Returns the pages' side."""
-    paged = Paged(tokens, edits, prompt, **options)
+    paged = kind(tokens, edits, prompt, **options)
     edit = paged.eviction.edit
     dense = [Dense(tokens, layer, edits) for layer in range(tokens.layers)]
     differing = 0

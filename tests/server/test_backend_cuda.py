@@ -8,13 +8,8 @@ import torch
 from tests.server.cuda_standins import (
     BACKENDS,
     CPU,
-    HEAD_DIM,
-    HEADS,
-    HEED,
-    KV_HEADS,
     STOCK,
     UNTOUCHED,
-    FakeKernel,
     Stock,
     act,
     cache,
@@ -24,6 +19,7 @@ from tests.server.cuda_standins import (
     new_table,
     payload,
 )
+from tests.server.fake_kernel import HEAD_DIM, HEADS, HEED, KV_HEADS, FakeKernel
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
@@ -276,16 +272,28 @@ def test_what_is_wrapped_takes_what_vllm_passes(stock: Stock, kind: str, method:
 def test_the_stand_in_has_the_signatures_of_the_kernel() -> None:
     kernels = pytest.importorskip("heed_kernels.triton")
     fake: Any = FakeKernel()
-    for name in ("attend", "warm_up", "DeviceTable", "StepWork", "DeviceSearches", "LayerInputs"):
+    for name in (
+        "attend", "warm_up", "DeviceTable", "StepWork", "DeviceSearches", "DeviceEvictions", "ColumnWork",
+        "Room", "LayerInputs",
+    ):  # fmt: skip
         assert list(inspect.signature(getattr(fake, name)).parameters) == list(
             inspect.signature(getattr(kernels, name)).parameters
         ), name
 
 
-@pytest.mark.parametrize("method", ["new", "load", "observe", "warm_up"])
-def test_the_stand_ins_searches_take_what_the_kernels_take(method: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        *(("DeviceSearches", method) for method in ("new", "load", "observe")),
+        *(("DeviceEvictions", method) for method in (
+            "enter", "leave", "pages", "moved", "load", "observe",
+        )),
+        ("ColumnWork", "warm_up"),
+    ],
+)  # fmt: skip
+def test_the_stand_ins_observers_take_what_the_kernels_take(name: str, method: str) -> None:
     kernels = pytest.importorskip("heed_kernels.triton")
-    ours, theirs = (getattr(each.DeviceSearches, method) for each in (FakeKernel(), kernels))
+    ours, theirs = (getattr(getattr(each, name), method) for each in (FakeKernel(), kernels))
     assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters)
 
 

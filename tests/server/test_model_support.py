@@ -155,11 +155,12 @@ def test_layers_that_share_one_rotary_module_all_find_it() -> None:
         ("cpu", 4, 2, None),
         ("cpu", 2, 4, "2 KV heads"),
         ("cpu", 3, 2, "3 KV heads"),
-        ("cuda", 2, 1, "CPU only"),
-        (None, 2, 1, "CPU only"),
+        ("cuda", 2, 1, None),
+        ("cuda", 3, 2, "3 KV heads"),
+        (None, 2, 1, "nothing on this server's device"),
     ],
 )
-def test_eviction_needs_the_cpu_and_kv_heads_that_the_ranks_can_divide(
+def test_eviction_needs_a_device_that_edits_and_kv_heads_that_the_ranks_can_divide(
     backend: str | None, kv_heads: int, ranks: int, words: str | None
 ) -> None:
     config: Any = SimpleNamespace(

@@ -3,7 +3,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.server.cuda_standins import CPU, FakeKernel, act, gain, new_table, payload
+from tests.server.cuda_standins import CPU, act, gain, new_table, payload
+from tests.server.fake_kernel import FakeKernel
 
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits

@@ -1,19 +1,11 @@
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from tests.server.cuda_standins import (
-    BACKENDS,
-    HEAD_DIM,
-    HEADS,
-    KV_HEADS,
-    LAYERS,
-    FakeKernel,
-    act,
-    cache,
-    payload,
-)
+from tests.server.cuda_standins import BACKENDS, act, cache, payload
+from tests.server.fake_kernel import HEAD_DIM, HEADS, KV_HEADS, LAYERS, FakeKernel
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -24,7 +16,11 @@ from vllm.v1.worker.gpu.model_runner import GPUModelRunner as RunnerV2
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner as RunnerV1
 from vllm.v1.worker.mm_encoder_model_runner import MMEncoderModelRunner
 
+from heed_kernels.edits import Rows
+from heed_kernels.evict import Evict, NormScore
 from heed_server.engine import model_support, plugin, runner_v1, runner_v2
+from heed_server.engine import worker as worker_parts
+from heed_server.engine.eviction_events import EVICTED, EVICTING, Event
 from heed_server.engine.kept_counts import NOT_KEPT, ORDERS, Orders
 from heed_server.engine.plugin import CPU, CUDA, Pieces, pieces_for, put_in_place
 from heed_server.engine.publication import FAILED
@@ -215,6 +211,50 @@ def test_tables_are_made_when_the_model_is_loaded_and_used_once_the_kernel_is_co
         assert (layer.impl.layer_id, layer.impl.edits) == (index, worker._on_device)
     assert loaded.runner.model_state.edited is worker.edited
     assert loaded.kernel.looked == [("warm", [key_cache.shape, dtype, scale, ropes])]
+
+
+def test_an_event_moves_keys_in_the_caches_of_the_layers_and_is_told_with_the_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = Loaded(monkeypatch)
+    monkeypatch.setattr(worker_parts, "get_tp_group", lambda: SimpleNamespace(world_size=1))
+    worker = loaded.worker
+    worker.load_model()
+    worker.compile_or_warm_up_model()
+    counts = (5,) * LAYERS
+    edit = Evict(NormScore(), None, counts, 5, 1, 2, False, 1, False, Rows(20), 0)
+    caches = [layer.kv_cache for layer in loaded.layers.values()]
+    for index, pages in enumerate(caches):
+        pages.copy_(torch.randn(pages.shape, generator=torch.Generator().manual_seed(index)))
+    before = [pages.clone() for pages in caches]
+
+    def execute(worker: Any, scheduler_output: Any) -> None:
+        worker.edited.enter("e", payload("r", edit, prompt_length=20), 0)
+
+    def evict(events: dict[str, Event]) -> dict[str, int]:
+        blocks = np.array([3, 5], np.int32)
+        kept = {
+            name: worker.edited.evict(name, event.end, blocks, event.targets)
+            for name, event in events.items()
+        }
+        return {name: most for name, most in kept.items() if most is not None}
+
+    loaded.runner.evict = evict
+    monkeypatch.setattr(gpu_worker.Worker, "execute_model", execute)
+    monkeypatch.setattr(gpu_worker.Worker, "sample_tokens", lambda *_: Later())
+    worker.execute_model(SimpleNamespace(**{EVICTING: {"e": Event(20, [7])}}))
+    assert vars(worker.sample_tokens(None).get_output()) == {EVICTED: {"e": 5}}
+    for pages, old in zip(caches, before, strict=True):
+        held = torch.cat([old[3], old[5]], dim=1)[:, :20]  # [kv_heads, tokens, both halves]
+        norms = held[..., :HEAD_DIM].double().norm(dim=2)
+        for head in range(KV_HEADS):
+            smallest = norms[head, 1:18].argsort()[:2] + 1
+            survivors = [0, *sorted(smallest.tolist()), 18, 19]
+            assert torch.equal(pages[7, head, :5], held[head, survivors])
+        pages[7] = old[7]
+        assert torch.equal(pages, old)
+    assert loaded.kernel.looked[-1] == ("moved", [0])
+    assert worker.edited.table.evicted_end[0] == 20
 
 
 class Later(AsyncModelRunnerOutput):  # type: ignore[misc]

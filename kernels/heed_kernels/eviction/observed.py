@@ -134,16 +134,17 @@ class KeyScorer:
             columns = self._columns[layer].weights_at(places)
             by_group = columns.reshape(-1, self._group_heads, len(places))
             return np.asarray(by_group.mean(axis=1))
-        key = pages.read(places, "key").double()
+        key = pages.read(places, "key")
+        # In double precision head by head: that of all heads may be gigabytes.
         if isinstance(score, NormScore):
-            return _host(norm_scores(key))
+            return np.concatenate([_host(norm_scores(own[None].double())) for own in key])
         if isinstance(score, DifferenceScore):
-            return _host(difference_scores(key))
-        value = pages.read(places, "value").double()
+            return np.concatenate([_host(difference_scores(own[None].double())) for own in key])
+        value = pages.read(places, "value")
         return np.array(
             [
-                self._expected(score, layer, head, key[head], value[head], computed)
-                for head in range(len(key))
+                self._expected(score, layer, head, own.double(), value[head].double(), computed)
+                for head, own in enumerate(key)
             ]
         )
 

@@ -22,6 +22,9 @@ Gather = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 """gather([local_kv_heads, …]) -> [kv_heads, …] over the tensor-parallel ranks, in the order of heads."""
 
 
+_NO_MEMORY = "the device has no memory left for the scores of keys"
+
+
 @dataclass(frozen=True)
 class Moved:
     """What an eviction left, over the whole model.
@@ -124,6 +127,8 @@ class Eviction:
         except EditError as error:
             self._failure = str(error)
             raise
+        except torch.OutOfMemoryError:
+            self._failure = _NO_MEMORY
 
     @property
     def sums_columns(self) -> bool:
@@ -144,7 +149,9 @@ class Eviction:
             return self._observer.columns(layer, first, rows)
         except EditError as error:
             self._failure = str(error)
-            return None
+        except torch.OutOfMemoryError:
+            self._failure = _NO_MEMORY
+        return None
 
     def due(self, computed: int) -> bool:
         """Whether an eviction takes place when so many tokens are computed."""
@@ -183,6 +190,8 @@ class Eviction:
                 own.append(self._observer.scores(layer, pages[layer], places, computed))
         except EditError as error:
             self._failure = str(error)
+        except torch.OutOfMemoryError:
+            self._failure = _NO_MEMORY
         return own
 
     @one_thread

@@ -1,15 +1,23 @@
 """Edited attention on GPUs, in Triton, over any paged cache."""
 
+from heed_kernels.triton.columns import MOST_BYTES, ColumnWork, LayerInputs, Room
 from heed_kernels.triton.device_table import DeviceTable
+from heed_kernels.triton.evicting import DeviceEvictions
 from heed_kernels.triton.launch import attend, warm_up
 from heed_kernels.triton.observing import find_keys, observe
-from heed_kernels.triton.searching import DeviceSearches, LayerInputs
+from heed_kernels.triton.pages import DevicePages
+from heed_kernels.triton.searching import DeviceSearches
 from heed_kernels.triton.step_work import StepWork
 
 __all__ = [
+    "MOST_BYTES",
+    "ColumnWork",
+    "DeviceEvictions",
+    "DevicePages",
     "DeviceSearches",
     "DeviceTable",
     "LayerInputs",
+    "Room",
     "StepWork",
     "attend",
     "find_keys",

@@ -8,7 +8,6 @@ counted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,50 +18,12 @@ from heed_kernels.edits import FindKeys
 from heed_kernels.errors import EditError
 from heed_kernels.key_search import Counted
 from heed_kernels.plan import FIRST_POSITION, Plan
-from heed_kernels.rope import Rope
+from heed_kernels.triton.columns import ColumnWork, LayerInputs, Room
 from heed_kernels.triton.device_table import DeviceTable
-from heed_kernels.triton.observing import UNITS, find_keys, observe, on_found
-from heed_kernels.triton.step_work import StepWork
+from heed_kernels.triton.observing import UNITS, find_keys, on_found
 
-MOST_BYTES = 1 << 29
-"""Of the sums of all searches at once, on a device. vLLM does not know of them: they come out of the memory
-that it leaves free."""
 FOUND_AT_ONCE = 1 << 21
 """Column sums that are looked through at once: some 30 bytes are needed for each."""
-
-
-@dataclass(frozen=True)
-class LayerInputs:
-    """What a layer's attention reads, see `launch.attend`; the step's keys are in the cache."""
-
-    query: torch.Tensor
-    key_cache: torch.Tensor
-    value_cache: torch.Tensor
-    block_table: torch.Tensor
-    scale: float
-    rope: Rope | None
-
-
-class Room:
-    """Bytes that searches hold, by slot."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._held: dict[int, int] = {}
-
-    def hold(self, slot: int, size: int) -> None:
-        """The slot holds so many from now on. Raises `EditError` where there is no room for them."""
-        others = sum(self._held.values()) - self._held.get(slot, 0)
-        if others + size > self._most:
-            raise EditError(
-                f"the sums of searches take at most {self._most:,} bytes of a GPU: others hold"
-                f" {others:,}, and this request needs {size:,}"
-            )
-        self._held[slot] = size
-
-    def leave(self, slot: int) -> None:
-        """The slot holds nothing any more."""
-        self._held.pop(slot, None)
 
 
 class KeySearch(key_search.KeySearch):
@@ -99,25 +60,21 @@ class KeySearch(key_search.KeySearch):
         per_layer = [mask.bit_count() for mask in self.edit.on.masks]
         heads = max(per_layer) if self._settled else sum(per_layer)
         ranks = self.table.query_heads // self.table.local_query_heads
-        self._room.hold(self.slot, -(-8 * heads * capacity // ranks))
+        self._room.hold(self, -(-8 * heads * capacity // ranks))
+        try:
+            self._grow(capacity)
+        except torch.OutOfMemoryError:
+            raise EditError("the device has no memory left for the sums of a search") from None
 
     def begin(self) -> None:
-        """Find what is found before the step's rows, and make room for what they add. Once per step, when the
-        edit table is on the device."""
+        """Find what is found before the step's rows. Once per step, when the edit table is on the device."""
         self._settle()
         first = int(self.item[FIRST_POSITION])
         if self.segments.begins(first):
             self._find(slice(None), self._sums, first)
-        if not self.counts(first):
+        if not self.counting:
             self.close()
             return
-        lines = max(map(len, self._heads)) if self._settled else len(self._lines)
-        have = self._sums.shape[1]
-        capacity = self._capacity(have, first + self._counted_rows)
-        if have < capacity:
-            grown = self._sums.new_zeros(lines, capacity)
-            grown[: len(self._sums), :have] = self._sums
-            self._sums = grown
         if not self._ahead:
             self._held = on_found(self._found, self._sums)
 
@@ -192,7 +149,7 @@ class KeySearch(key_search.KeySearch):
     def close(self) -> None:
         """See `key_search.KeySearch`."""
         self._sums = self._sums[:0, :0]
-        self._room.leave(self.slot)
+        self._room.leave(self)
 
     @property
     def _found(self) -> torch.Tensor:
@@ -205,6 +162,14 @@ class KeySearch(key_search.KeySearch):
             self._mass += on_found(self._found, self._sums) - self._held
             self._held = None
 
+    def _grow(self, capacity: int) -> None:
+        lines = max(map(len, self._heads)) if self._settled else len(self._lines)
+        have = self._sums.shape[1]
+        if have < capacity:
+            grown = self._sums.new_zeros(lines, capacity)
+            grown[: len(self._sums), :have] = self._sums
+            self._sums = grown
+
     def _find(self, own: slice, sums: torch.Tensor, rows_seen: int) -> None:
         """own: lines, of which these are the sums."""
         lines, at_once = self._lines[own], max(1, FOUND_AT_ONCE // rows_seen)
@@ -214,81 +179,34 @@ class KeySearch(key_search.KeySearch):
 
 
 class DeviceSearches:
-    """What all searches of a worker share on the device.
+    """What all searches of a worker share on the device."""
 
-    most_tokens, most_requests: upper bounds of a step.
-    """
-
-    def __init__(self, table: DeviceTable, most_tokens: int, most_requests: int) -> None:
-        self.table = table
-        host = table.table
-        self._work = StepWork(table, most_tokens, most_requests)
-        shape = (most_tokens, host.local_query_heads)
-        self._log_sum_exp = torch.zeros(shape, dtype=torch.float32, device=table.device)
-        self._places = torch.zeros(
-            host.layers, host.slots, host.local_query_heads, dtype=torch.int64, device=table.device
-        )
-        self._room = Room(MOST_BYTES)
+    def __init__(self, table: DeviceTable, work: ColumnWork, room: Room) -> None:
+        self._table, self._work, self._room = table, work, room
 
     def new(self, slot: int, edit: FindKeys) -> KeySearch:
         """The search of a request that has got its slot."""
-        return KeySearch(self.table, slot, edit, self._room)
+        return KeySearch(self._table, slot, edit, self._room)
 
     def load(self, plan: Plan, searches: Sequence[KeySearch]) -> None:
         """Prepare a step, before its forward and once its edits are on the device."""
         for search in searches:
             search.begin()
-        counting = [s for s in searches if s.counts(int(s.item[FIRST_POSITION]))]
+        counting = [search for search in searches if search.counting]
         if not counting:
             return
-        rows = np.zeros((self.table.table.slots, 2), np.int64)
-        for search in counting:
-            rows[search.slot] = search.edit.rows.start, search.edit.rows.end
-        self._work.fill_observed(plan, rows)
         slots = np.array([search.slot for search in counting])
-        places = np.stack([search.addresses() for search in counting], axis=1)
-        self._places.index_copy_(1, *map(self.table.sent, (slots, places)))
+        rows = np.array([(search.edit.rows.start, search.edit.rows.end) for search in counting])
+        self._work.load(plan, slots, rows)
+        self._work.place(slice(None), slots, np.stack([s.addresses() for s in counting], axis=1))
 
     def observe(self, layer: int, inputs: LayerInputs, searches: Sequence[KeySearch]) -> None:
         """Bring the searches of the step that was loaded forward in one layer, before its `attend`."""
-        counting = [
-            s for s in searches if s.searched(layer) and s.counts(int(s.item[FIRST_POSITION]))
-        ]
+        counting = [search for search in searches if search.counting and search.searched(layer)]
         if not counting:
             return
         for search in counting:
             search.before(layer)
-        # Rows that only pad the step are nobody's.
-        query = inputs.query[: len(self._log_sum_exp)]
-        observe(
-            query,
-            inputs.key_cache,
-            inputs.block_table,
-            self.table,
-            self._work,
-            layer,
-            inputs.scale,
-            inputs.rope,
-            self._log_sum_exp[: len(query)],
-            places=self._places[layer],
-        )
+        self._work.add(layer, inputs)
         for search in counting:
             search.after(layer)
-
-    def warm_up(
-        self,
-        key_cache: torch.Tensor,
-        *,
-        dtype: torch.dtype,
-        scale: float,
-        ropes: Sequence[Rope | None],
-    ) -> None:
-        """Compile and load what `observe` may launch on this cache. No step is loaded yet."""
-        heads, head_dim = self.table.table.local_query_heads, key_cache.shape[3]
-        query = torch.zeros(1, heads, head_dim, dtype=dtype, device=self.table.device)
-        blocks = torch.zeros(1, 1, dtype=torch.int32, device=self.table.device)
-        for rope in {id(rope): rope for rope in ropes}.values():
-            observe(
-                query, key_cache, blocks, self.table, self._work, 0, scale, rope,
-                self._log_sum_exp[:1], places=self._places[0],
-            )  # fmt: skip

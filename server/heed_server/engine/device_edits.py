@@ -14,7 +14,7 @@ from heed_kernels.table import EditTable
 from heed_server.engine.step import Observer, StepEdits
 
 if TYPE_CHECKING:  # Triton is not on every machine that serves
-    from heed_kernels.triton import DeviceSearches
+    from heed_kernels.triton import DeviceEvictions, DeviceSearches
 
 
 class DeviceObserver(Observer, Protocol):
@@ -27,7 +27,7 @@ class DeviceObserver(Observer, Protocol):
 class DeviceEdits:
     """Buffers at fixed addresses, so that a CUDA graph which was captured once meets each step's edits.
 
-    most_tokens, most_requests: upper bounds of a step. searches: what searches for keys share.
+    most_tokens, most_requests: upper bounds of a step. searches, evictions: what these share.
     """
 
     def __init__(
@@ -37,8 +37,13 @@ class DeviceEdits:
 
         self._table = triton.DeviceTable(table, device)
         self._work = triton.StepWork(self._table, most_tokens, most_requests)
-        self.searches: DeviceSearches = triton.DeviceSearches(
-            self._table, most_tokens, most_requests
+        bounds = self._table, most_tokens, most_requests
+        # Requests of one step may do both, so they have buffers of their own, and one room.
+        self._columns = [triton.ColumnWork(*bounds) for _ in range(2)]
+        room = triton.Room(triton.MOST_BYTES)
+        self.searches: DeviceSearches = triton.DeviceSearches(self._table, self._columns[0], room)
+        self.evictions: DeviceEvictions = triton.DeviceEvictions(
+            self._table, self._columns[1], room
         )
         self._attend, self._warm_up = triton.attend, triton.warm_up
         self._inputs = triton.LayerInputs
@@ -126,4 +131,4 @@ class DeviceEdits:
         self._warm_up(
             self._table, self._work, key_cache, value_cache, dtype=dtype, scale=scale, ropes=ropes
         )
-        self.searches.warm_up(key_cache, dtype=dtype, scale=scale, ropes=ropes)
+        self._columns[0].warm_up(key_cache, dtype=dtype, scale=scale, ropes=ropes)

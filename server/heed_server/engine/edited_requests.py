@@ -269,11 +269,15 @@ class EditedRequests:
 
         rows: by request id the position of the step's first row, and how many rows it has.
         """
-        return self.searches is not None and any(
-            self.searches.counts(self._slots[name], first)
-            for name, (first, _) in rows.items()
-            if name in self._slots
-        )
+        for name, (first, count) in rows.items():
+            slot = self._slots.get(name)
+            if slot is None:
+                continue
+            if self.searches is not None and self.searches.counts(slot, first):
+                return True
+            if self.evicting is not None and self.evicting.scores(slot, first, count):
+                return True
+        return False
 
     def _observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """items: int32 [edited requests, 5], as in `Pattern.items`."""

@@ -4,7 +4,9 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from vllm.config import VllmConfig
+from vllm.distributed import get_tp_group
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from heed_kernels.table import EditTable
@@ -139,3 +141,15 @@ def with_attributes(output: Any, told: dict[str, Any]) -> Any:
     for name, value in told.items():
         setattr(output, name, value)
     return output
+
+
+def gathered(local: NDArray[Any]) -> NDArray[Any]:
+    """[local_kv_heads, ...] of every tensor-parallel rank, put together in the order of the ranks."""
+    group = get_tp_group()
+    if group.world_size == 1:
+        return local
+    mine = torch.from_numpy(local).contiguous()
+    parts = [torch.empty_like(mine) for _ in range(group.world_size)]
+    # Not the group's own method: the one for shared memory takes no float64.
+    torch.distributed.all_gather(parts, mine, group=group.cpu_group)
+    return torch.cat(parts).numpy()

@@ -2,9 +2,6 @@
 
 from typing import Any
 
-import torch
-from numpy.typing import NDArray
-from vllm.distributed import get_tp_group
 from vllm.logger import init_logger
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
@@ -32,7 +29,7 @@ from heed_server.engine.runner_v1 import EditsInRunner
 from heed_server.engine.searches_cpu import SearchingOnCPU
 from heed_server.engine.seeded_chunks import SeededChunks
 from heed_server.engine.sink_samples import SinkSamples
-from heed_server.engine.worker import EditsInWorker
+from heed_server.engine.worker import EditsInWorker, gathered
 
 logger = init_logger("vllm.heed.worker")
 
@@ -117,15 +114,3 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
     def _block_flags(self) -> BlockFlags:
         blocks = self.model_runner.kv_cache_config.num_blocks
         return BlockFlags(self._support.layers, blocks, self.vllm_config.cache_config.block_size)
-
-
-def gathered(local: NDArray[Any]) -> NDArray[Any]:
-    """[local_kv_heads, ...] of every tensor-parallel rank, put together in the order of the ranks."""
-    group = get_tp_group()
-    if group.world_size == 1:
-        return local
-    mine = torch.from_numpy(local).contiguous()
-    parts = [torch.empty_like(mine) for _ in range(group.world_size)]
-    # Not the group's own method: the one for shared memory takes no float64.
-    torch.distributed.all_gather(parts, mine, group=group.cpu_group)
-    return torch.cat(parts).numpy()

@@ -11,10 +11,12 @@ from heed_server.engine import backend_cuda, runner_v1, runner_v2
 from heed_server.engine.backend_cuda import EditingImpl, split_cache
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.evicting_requests import EvictingRequests
+from heed_server.engine.evictions_cuda import EvictingOnCUDA
 from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
 from heed_server.engine.searches_cuda import SearchingOnCUDA
-from heed_server.engine.worker import EditsInWorker
+from heed_server.engine.worker import EditsInWorker, gathered
 
 logger = init_logger("vllm.heed.worker")
 
@@ -95,5 +97,9 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
             assert isinstance(impl, EditingImpl)
             impl.rope, impl.layer_id, impl.edits = ropes.get(index), index, self._on_device
         assert self.edited is not None
+        if self._support.eviction_obstacle is None:
+            caches = {index: split_cache(layer.kv_cache) for index, layer in layers.items()}
+            device = EvictingOnCUDA(self._on_device.evictions, caches)
+            self.edited.evicting = EvictingRequests(self.edited.table, device, gathered)
         self.model_runner.edit_with(self.edited, self._on_device)
         logger.info("Heed: worker warmed up in %.1f s", time.perf_counter() - start)

@@ -87,7 +87,7 @@ MUTANTS = [
     ("walk.py", "tl.maximum(start, gap_end)", "tl.maximum(start, gap_start)", E, "generated_rows"),
     ("walk.py", "tl.minimum(range_end, gap_start)", "range_end", E, "generated_rows"),
     ("unit.py", "layer * KV_HEADS + kv_head)", "layer * KV_HEADS)", E, "generated_rows"),
-    ("unit.py", "tl.where(end > 0, kept, sinks)", "kept", P, "prompt_rows and rolling"),
+    ("unit.py", "tl.where(end > 0, kept, sinks)", "kept", P, "generated_rows and rolling"),
     ("device_table.py", "table.evicted_end[slots]", "0", E, "generated_rows"),
     ("searching.py", "self._sums.zero_()", "pass", F, "matches_the_reference and True"),
     ("searching.py", "step * (line + np.arange(len(heads)))", "step * line", F, "matches_the_reference"),

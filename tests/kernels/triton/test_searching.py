@@ -22,12 +22,13 @@ from heed_kernels.errors import EditError
 from heed_kernels.reference_search import attend_while_searching, found_by_segment
 from heed_kernels.table import EditTable
 from heed_kernels.triton import (
+    ColumnWork,
     DeviceSearches,
     DeviceTable,
     LayerInputs,
+    Room,
     StepWork,
     attend,
-    searching,
 )
 
 LENGTH, PROMPT = 42, 40
@@ -59,10 +60,11 @@ def steps_of(segments, chunk):
 class Server:
     """What a worker does for the requests of a model, whose layers are all fed the same queries."""
 
-    def __init__(self, model, table=None, place=0):
+    def __init__(self, model, table=None, place=0, room=1 << 20):
         """place: the first of the model's requests that steps hold."""
         self.model, self.table, self.place = model, table or model.table(), place
-        self.shared = DeviceSearches(self.table, 2 * LENGTH, 4)
+        columns = ColumnWork(self.table, 2 * LENGTH, 4)
+        self.shared = DeviceSearches(self.table, columns, Room(room))
         self.work = StepWork(self.table, 2 * LENGTH, 4)
 
     def enter(self, edits):
@@ -212,9 +214,8 @@ def test_rows_that_a_step_left_uncounted_are_an_error_of_the_next():
         search.advance(np.array([search.slot, 0, 8, 32, 0], np.int32))
 
 
-def test_searches_share_a_bounded_room(monkeypatch):
-    monkeypatch.setattr(searching, "MOST_BYTES", 8 * 4 * PROMPT + 8 * 2 * PROMPT)
-    server = Server(Model([LENGTH], 3, 1, head_dim=16))
+def test_searches_share_a_bounded_room():
+    server = Server(Model([LENGTH], 3, 1, head_dim=16), room=8 * 6 * PROMPT)
     rows = {False: np.array([0, 0, 32, 0, 0]), True: np.array([0, 0, PROMPT, 0, 0])}
     # Four lines of layers and heads are kept from step to step, and two at a time where nothing is.
     causal = server.enter(act(False))

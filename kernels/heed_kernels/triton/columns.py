@@ -1,0 +1,149 @@
+"""Column sums on a device: which rows of a step are added, and where."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from heed_kernels.errors import EditError
+from heed_kernels.plan import Plan
+from heed_kernels.rope import Rope
+from heed_kernels.triton.device_table import DeviceTable
+from heed_kernels.triton.observing import UNITS, observe
+from heed_kernels.triton.pages import DevicePages
+from heed_kernels.triton.step_work import StepWork
+
+MOST_BYTES = 1 << 29
+"""Of all that searches and evictions hold on a device at once. vLLM does not know of it: it comes out of the
+memory that it leaves free."""
+
+
+@dataclass(frozen=True)
+class LayerInputs:
+    """What a layer's attention reads, see `launch.attend`; the step's keys are in the cache."""
+
+    query: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    block_table: torch.Tensor
+    scale: float
+    rope: Rope | None
+
+    def pages(self, row: int) -> DevicePages:
+        """The layer's, of the request in that row of the block table."""
+        return DevicePages(self.key_cache, self.value_cache, self.block_table[row])
+
+
+class Room:
+    """Bytes that requests hold, by what they hold them for."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held: dict[object, int] = {}
+
+    def hold(self, owner: object, size: int) -> None:
+        """It holds so many from now on. Raises `EditError` where there is no room for them."""
+        others = sum(self._held.values()) - self._held.get(owner, 0)
+        if others + size > self._most:
+            raise EditError(
+                f"what requests observe takes at most {self._most:,} bytes of a GPU: others hold"
+                f" {others:,}, and this request needs {size:,}"
+            )
+        self._held[owner] = size
+
+    def leave(self, owner: object) -> None:
+        """It holds nothing any more."""
+        self._held.pop(owner, None)
+
+
+class ColumnWork:
+    """The rows of a step whose weights are added to columns, and where these lie.
+
+    most_tokens, most_requests: upper bounds of a step.
+    """
+
+    def __init__(self, table: DeviceTable, most_tokens: int, most_requests: int) -> None:
+        self._table, host = table, table.table
+        self._work = StepWork(table, most_tokens, most_requests)
+        shape = (most_tokens, host.local_query_heads)
+        self._log_sum_exp = torch.zeros(shape, dtype=torch.float32, device=table.device)
+        self._places = torch.zeros(
+            host.layers, host.slots, host.local_query_heads, dtype=torch.int64, device=table.device
+        )
+
+    def load(self, plan: Plan, slots: NDArray[np.integer], rows: NDArray[np.integer]) -> None:
+        """Of the step's rows those are added that lie in `rows`, [slots, 2], of each of `slots`."""
+        bounds = np.zeros((self._table.table.slots, 2), np.int64)
+        bounds[slots] = rows
+        self._work.fill_observed(plan, bounds)
+
+    def place(
+        self, layers: slice, slots: NDArray[np.integer], addresses: NDArray[np.int64]
+    ) -> None:
+        """addresses: [layers, slots, local_query_heads] of columns, as `observe` wants them."""
+        at = self._table.sent(slots.astype(np.int64))
+        self._places[layers].index_copy_(1, at, self._table.sent(addresses))
+
+    def add(self, layer: int, inputs: LayerInputs) -> None:
+        """Add the rows' weights in a layer, before its `attend`."""
+        # Rows that only pad the step are nobody's.
+        query = inputs.query[: len(self._log_sum_exp)]
+        observe(
+            query,
+            inputs.key_cache,
+            inputs.block_table,
+            self._table,
+            self._work,
+            layer,
+            inputs.scale,
+            inputs.rope,
+            self._log_sum_exp[: len(query)],
+            places=self._places[layer],
+        )
+
+    def warm_up(
+        self,
+        key_cache: torch.Tensor,
+        *,
+        dtype: torch.dtype,
+        scale: float,
+        ropes: Sequence[Rope | None],
+    ) -> None:
+        """Compile and load what `add` may launch on this cache. No step is loaded yet."""
+        heads, head_dim = self._places.shape[2], key_cache.shape[3]
+        query = torch.zeros(1, heads, head_dim, dtype=dtype, device=key_cache.device)
+        blocks = torch.zeros(1, 1, dtype=torch.int32, device=key_cache.device)
+        for rope in {id(rope): rope for rope in ropes}.values():
+            self.add(0, LayerInputs(query, key_cache, key_cache, blocks, scale, rope))
+
+
+class DeviceSums:
+    """Sums of weights of one request and layer, see `eviction.device.Sums`: int64 in units of 1 / UNITS."""
+
+    def __init__(self, heads: int, capacity: int, device: torch.device) -> None:
+        self._sums = torch.zeros(heads, capacity, dtype=torch.int64, device=device)
+
+    def addresses(self) -> NDArray[np.int64]:
+        """[heads]: where their sums lie."""
+        heads, capacity = self._sums.shape
+        return self._sums.data_ptr() + 8 * capacity * np.arange(heads)
+
+    def grow(self, keys: int) -> None:
+        """See `eviction.device.Sums`."""
+        more = keys - self._sums.shape[1]
+        if more > 0:
+            self._sums = torch.nn.functional.pad(self._sums, (0, more))
+
+    def weights_at(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
+        """See `eviction.device.Sums`. Waits for the device."""
+        at = torch.from_numpy(places).to(self._sums.device)
+        return np.asarray(self._sums[:, at].cpu().numpy() / UNITS)
+
+    def keep(self, heads: slice, places: NDArray[np.int64]) -> None:
+        """See `eviction.device.Sums`."""
+        at = torch.from_numpy(places).to(self._sums.device)
+        left = self._sums[heads][:, at]
+        self._sums[heads] = 0
+        self._sums[heads, : len(places)] = left

@@ -1,0 +1,100 @@
+"""Which steps of the V2 runner are not replayed graphs."""
+
+from typing import Any
+
+import pytest
+from tests.server.cuda_standins import act, cache
+from tests.server.fake_kernel import HEAD_DIM, LAYERS
+from tests.server.server_v2 import Server, request, with_stand_ins
+from vllm.config import CUDAGraphMode
+from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
+from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGraphManager
+from vllm.v1.worker.gpu.dp_utils import dispatch_cg_and_sync_dp
+from vllm.v1.worker.gpu.model_runner import GPUModelRunner
+
+from heed_kernels.edits import Rows
+from heed_kernels.evict import ColumnScore, Evict, NormScore, Score, WindowScore
+from heed_server.engine.backend_cuda import split_cache
+from heed_server.engine.evicting_requests import EvictingRequests
+from heed_server.engine.evictions_cuda import EvictingOnCUDA
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    return with_stand_ins(monkeypatch)
+
+
+def scheduled(*batch: tuple[str, int, int], new: tuple[NewRequestData, ...] = ()) -> Any:
+    """A scheduler's output: requests that go on, with their rows and first positions, and new ones."""
+    output = SchedulerOutput.make_empty()
+    output.scheduled_new_reqs = list(new)
+    output.scheduled_cached_reqs.req_ids = [name for name, _, _ in batch]
+    output.scheduled_cached_reqs.num_computed_tokens = [first for _, _, first in batch]
+    entering = {request.req_id: len(request.prefill_token_ids) for request in new}
+    output.num_scheduled_tokens = {name: rows for name, rows, _ in batch} | entering
+    return output
+
+
+@pytest.fixture
+def graphs(server: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """How vLLM's own dispatch would run a step of as many rows as requests: as one graph."""
+    full = BatchExecutionDescriptor(CUDAGraphMode.FULL, num_tokens=8, num_reqs=8)
+    manager = CudaGraphManager.__new__(CudaGraphManager)
+    manager._graphs_captured, manager._lora_dispatch_map = True, {}
+    manager._candidates = {(tokens, 0): [full] for tokens in range(9)}
+    server.runner.cudagraph_manager = manager
+    monkeypatch.setattr(GPUModelRunner, "gather_batch_req_state", lambda *given: given[1:])
+
+    def mode(output: Any, *, dummy_run: bool = False) -> CUDAGraphMode:
+        assert server.runner.gather_batch_req_state(output, dummy_run) == (output, dummy_run)
+        made, _ = dispatch_cg_and_sync_dp(manager, 1, 1, 1, dp_size=1, dp_rank=0)
+        return made.cg_mode
+
+    return mode
+
+
+def test_a_step_in_which_rows_are_counted_runs_without_a_graph(server: Server, graphs: Any) -> None:
+    frozen = request("f", *act({0}, ahead=False), tokens=5)
+    running = request("r", *act({1}, ahead=True, running=True))
+    server.step(("f", 5, 0), ("r", 10, 0), new=(frozen, running))
+    full, none = CUDAGraphMode.FULL, CUDAGraphMode.NONE
+    assert graphs(scheduled(new=(frozen,))) is none
+    assert graphs(scheduled(("f", 5, 5), ("p", 1, 30))) is none
+    assert graphs(scheduled(("p", 1, 31))) is full
+    # What is found from the prompt is found before the forward, and a graph reads it.
+    assert graphs(scheduled(("f", 1, 10), ("p", 1, 32))) is full
+    assert graphs(scheduled(("f", 1, 11), ("r", 1, 10))) is none
+    assert graphs(scheduled(("r", 1, 11)), dummy_run=True) is full
+    server.runner.cudagraph_manager = None
+    assert server.runner.gather_batch_req_state("profile", True) == ("profile", True)
+
+
+def evict(score: Score, *, again: bool = False) -> Evict:
+    window = score.window if isinstance(score, WindowScore) else 1
+    counts = (4,) * LAYERS
+    return Evict(
+        score, None, counts, 4, 1, 2, again, window, isinstance(score, ColumnScore), Rows(10), 0
+    )
+
+
+@pytest.mark.parametrize(
+    ("edit", "looked_at"),
+    [
+        (evict(NormScore()), [False, False, False, False]),
+        (evict(WindowScore(2)), [False, True, False, False]),
+        (evict(WindowScore(1), again=True), [False, True, False, True]),
+        (evict(ColumnScore(), again=True), [True, True, True, True]),
+    ],
+    ids=["norm", "window", "last row", "columns"],
+)
+def test_a_step_in_which_rows_are_scored_runs_without_a_graph(
+    server: Server, graphs: Any, edit: Evict, looked_at: list[bool]
+) -> None:
+    caches = {layer: split_cache(cache()) for layer in range(LAYERS)}
+    device = EvictingOnCUDA(server.on_device.evictions, caches)
+    server.book.evicting = EvictingRequests(server.book.table, device, lambda local: local)
+    server.step(("e", 5, 0), new=(request("e", edit),))
+    assert server.kernel.looked[0] == ("enter", [server.slot("e"), HEAD_DIM, 25])
+    # Two chunks of the prompt, its first generated row, and the row that fills a block.
+    steps = [("e", 5, 0), ("e", 5, 5), ("e", 1, 10), ("e", 1, 15)]
+    assert [graphs(scheduled(step)) is CUDAGraphMode.NONE for step in steps] == looked_at
