@@ -65,11 +65,9 @@ class ColumnSums:
         return column_weights(self.sums[:, places])
 
     def keep(self, heads: slice, places: NDArray[np.int64]) -> None:
-        """What some lines have at `places` moves to their first places, and the rest is gone."""
+        """What some lines have at `places` moves to their first places."""
         for sums in self.sums[heads]:
-            left = sums[places]
-            sums[:] = 0
-            sums[: len(left)] = left
+            sums[: len(places)] = sums[places]
 
     def as_float(self) -> NDArray[np.float64]:
         """float64 [heads, capacity], in units of weight."""

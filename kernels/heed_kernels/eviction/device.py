@@ -38,7 +38,7 @@ class Sums(Protocol):
         ...
 
     def keep(self, heads: slice, places: NDArray[np.int64]) -> None:
-        """What some heads have at `places` moves to their first places, and the rest is gone."""
+        """What some heads have at `places` moves to their first places; nobody asks for the others any more."""
         ...
 
 

@@ -144,6 +144,4 @@ class DeviceSums:
     def keep(self, heads: slice, places: NDArray[np.int64]) -> None:
         """See `eviction.device.Sums`."""
         at = torch.from_numpy(places).to(self._sums.device)
-        left = self._sums[heads][:, at]
-        self._sums[heads] = 0
-        self._sums[heads, : len(places)] = left
+        self._sums[heads, : len(places)] = self._sums[heads][:, at]

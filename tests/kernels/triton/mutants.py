@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 P, S, B, O = "test_primitives.py", "test_scheduling.py", "test_bounds.py", "test_observe.py"
-E, F = "test_evicted.py", "test_searching.py"
+E, F, V = "test_evicted.py", "test_searching.py", "test_evicting.py"
 
 MUTANTS = [
     # file, what stands there, what stands there instead, tests that must notice
@@ -92,6 +92,10 @@ MUTANTS = [
     ("searching.py", "self._sums.zero_()", "pass", F, "matches_the_reference and True"),
     ("searching.py", "step * (line + np.arange(len(heads)))", "step * line", F, "matches_the_reference"),
     ("searching.py", "self._mass += on_found(self._found, self._sums) - self._held", "self._mass += on_found(self._found, self._sums)", F, "mass"),
+    ("pages.py", ".long(), at % size", ".long(), at % size // 2 * 2", V, "match_the_definition and norm"),
+    ("pages.py", "cache[*source, heads]", "cache[*target, heads]", V, "match_the_definition and norm"),
+    ("columns.py", "8 * capacity * np.arange(heads)", "8 * np.arange(heads)", V, "match_the_definition and column"),
+    ("columns.py", "= self._sums[heads][:, at]", "= self._sums[heads][:, : len(at)]", V, "match_the_definition and column"),
     ("observe.py", "m * LN_2 + tl.log(l)", "m + tl.log(l)", O, "match_the_reference"),
     ("observe.py", "masses + to * PROBES + 1, sum_1", "masses + to * PROBES + 1, sum_0", O, "match_the_reference"),
     ("observing.py", "flagged.cumsum(dim=1) > 1", "flagged.cumsum(dim=1) > 0", O, "ties"),
