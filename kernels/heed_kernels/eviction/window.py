@@ -101,7 +101,9 @@ class ObservedRows:
             held = slice(*np.searchsorted(phase, [each, each + 1]))
             self._edit(logits[:, held], row[held], int(each), slice(first_head, first_head + heads))
         later = int(np.searchsorted(self.places, self.first_row, side="right"))
-        hidden = torch.from_numpy(self.places[later:] > row[:, None]).to(logits.device)
+        hidden = torch.from_numpy(self.places[later:] > row[:, None]).to(
+            logits.device, non_blocking=True
+        )
         logits[:, :, later:].masked_fill_(hidden, -torch.inf)
         return logits.softmax(dim=2)
 
@@ -118,7 +120,7 @@ class ObservedRows:
             start = table.range_start[slot, : table.range_count[slot]]
             ranges = np.searchsorted(start, self.places, side="right") - 1
             group = table.range_group[slot, ranges]
-            of_key = torch.from_numpy(by_group[:, group]).to(logits.device)
+            of_key = torch.from_numpy(by_group[:, group]).to(logits.device, non_blocking=True)
             of_key = of_key[:, None]  # [heads, 1, keys, fields]
             added = logits.abs().mul_(of_key[..., ABSOLUTE]).add_(of_key[..., BIAS])
             logits.mul_(of_key[..., SCALE]).add_(added)
@@ -128,4 +130,4 @@ class ObservedRows:
             behind = row[:, None] - self.places
             inside = (behind > 0) & (behind <= width) & (self.places >= first)
             added = torch.from_numpy(inside) * torch.from_numpy(trailing)[:, None, None]
-            logits.add_(added.to(logits.device))
+            logits.add_(added.to(logits.device, non_blocking=True))

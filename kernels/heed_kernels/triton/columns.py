@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from heed_kernels.errors import EditError
 from heed_kernels.plan import Plan
 from heed_kernels.rope import Rope
-from heed_kernels.triton.device_table import DeviceTable
+from heed_kernels.triton.device_table import DeviceTable, sent
 from heed_kernels.triton.observing import UNITS, observe
 from heed_kernels.triton.pages import DevicePages
 from heed_kernels.triton.step_work import StepWork
@@ -138,10 +138,10 @@ class DeviceSums:
 
     def weights_at(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
         """See `eviction.device.Sums`. Waits for the device."""
-        at = torch.from_numpy(places).to(self._sums.device)
+        at = sent(places, self._sums.device)
         return np.asarray(self._sums[:, at].cpu().numpy() / UNITS)
 
     def keep(self, heads: slice, places: NDArray[np.int64]) -> None:
         """See `eviction.device.Sums`."""
-        at = torch.from_numpy(places).to(self._sums.device)
+        at = sent(places, self._sums.device)
         self._sums[heads, : len(places)] = self._sums[heads][:, at]

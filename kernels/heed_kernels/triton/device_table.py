@@ -97,11 +97,17 @@ class DeviceTable:
         tensor.index_copy_(0, self.sent(rows), self.sent(values))
 
     def sent(self, values: NDArray[Any]) -> torch.Tensor:
+        """See `sent`."""
+        return sent(values, self.device)
+
+
+def sent(values: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """`values` on a device, without waiting for what that is at."""
+    host = torch.from_numpy(np.ascontiguousarray(values))
+    if device.type == "cuda":
         # The caching allocator gives pinned memory out again when the copy from it is done.
-        host = torch.from_numpy(np.ascontiguousarray(values))
-        if self.pinned:
-            host = host.pin_memory()
-        return host.to(self.device, non_blocking=True)
+        host = host.pin_memory()
+    return host.to(device, non_blocking=True)
 
 
 def records_of(table: EditTable, slots: NDArray[np.int64]) -> NDArray[np.int32]:

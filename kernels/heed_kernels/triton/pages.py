@@ -8,6 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from heed_kernels.eviction.device import Half
+from heed_kernels.triton.device_table import sent
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class DevicePages:
     def move(self, kept: Sequence[NDArray[np.int64]], targets: NDArray[np.int32]) -> None:
         """See `eviction.device.Pages`. Memory: a copy of what survives, once for keys and once for values."""
         counts = [len(places) for places in kept]
-        heads = self._sent(np.repeat(np.arange(len(kept)), counts))
+        device = self.key_cache.device
+        heads = sent(np.repeat(np.arange(len(kept)), counts), device)
         source = self._at(self.blocks, np.concatenate(kept))
         to = np.concatenate([np.arange(count) for count in counts])
-        target = self._at(self._sent(targets), to)
+        target = self._at(sent(targets, device), to)
         for cache in (self.key_cache, self.value_cache):
             # All is read before anything is written: both may be the same blocks.
             cache[*target, heads] = cache[*source, heads]
@@ -42,8 +44,5 @@ class DevicePages:
         self, blocks: torch.Tensor, places: NDArray[np.int64]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Blocks of the cache, and tokens in them."""
-        at, size = self._sent(places), self.key_cache.shape[1]
+        at, size = sent(places, self.key_cache.device), self.key_cache.shape[1]
         return blocks[at // size].long(), at % size
-
-    def _sent(self, values: NDArray[np.integer]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self.key_cache.device)
