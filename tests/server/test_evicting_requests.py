@@ -275,3 +275,25 @@ def test_columns_of_a_batch_are_added_up_in_one_call_and_have_the_bits_of_each_r
             assert np.array_equal(one, other)
             # Each of the 101 rows gives its keys 1 in all.
             assert one.sum(axis=1) == pytest.approx(101 * 2**40, rel=1e-5)
+
+
+def test_memory_that_runs_out_fails_its_request_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    requests, cache = book()
+    enter(requests, evict())
+
+    def read(*_: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Pages, "read", read)
+    before = {layer: page.clone() for layer, page in cache.caches.items()}
+    assert requests.evict("a", PROMPT, ROW, TARGETS) is None
+    assert "no memory left" in requests.take(["r"])["r"][0]["failure"]
+    assert all(torch.equal(cache.caches[layer], before[layer]) for layer in before)
+    requests.enter("b", Payload("s", 1, PROMPT, PROMPT, (evict(WindowScore(16)),)), 0)
+    step = requests.plan(["b"], np.array([0, PROMPT]), np.array([0]))
+    assert step is not None
+    (observer,) = step.observers
+    query, blocks = torch.zeros(PROMPT, 4, 32), torch.from_numpy(ROW)[None]
+    observer.before_edits(0, LayerInputs(query, cache.caches[0], blocks, 1.0, None, cache.layout))
+    assert requests.evict("b", PROMPT, ROW, TARGETS) is None
+    assert "no memory left" in requests.take(["s"])["s"][0]["failure"]

@@ -112,10 +112,15 @@ class EditsInRunner:
         if manager is not None:
             # In the instance, before the class's own. Nobody else puts anything there.
             vars(manager).pop("dispatch", None)
-            edited = self.model_state.edited
-            if edited is not None and not dummy_run and edited.looks_at(rows_of(scheduler_output)):
+            if not dummy_run and self._looked_at(scheduler_output):
                 manager.dispatch = without_graph
         return super().gather_batch_req_state(scheduler_output, dummy_run)  # type: ignore[misc]
+
+    def _looked_at(self, scheduler_output: Any) -> bool:
+        edited = self.model_state.edited
+        if edited is None or edited.rows_in_use == 0:
+            return False
+        return edited.looks_at(rows_of(scheduler_output))
 
     def evict(self, events: Mapping[str, Event]) -> dict[str, int]:
         """Carry out events after their step's forward. Returns what `EVICTED` tells the scheduler.

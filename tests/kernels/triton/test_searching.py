@@ -227,3 +227,14 @@ def test_searches_share_a_bounded_room():
         another.advance(rows[True])
     causal.close()
     server.enter(act(True)).advance(rows[True])
+
+
+def test_a_search_that_finds_no_memory_is_an_error_before_the_forward(monkeypatch):
+    search = Server(Model([LENGTH], 3, 1, head_dim=16)).enter(act(True))
+
+    def grow(capacity):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(search, "_grow", grow)
+    with pytest.raises(EditError, match="no memory left"):
+        search.advance(np.array([search.slot, 0, PROMPT, 0, 0], np.int32))
