@@ -229,9 +229,11 @@ def test_the_patches_of_a_report_are_those_of_the_encoder_s_class_token(
 ) -> None:
     edits = VISION_CASES["paint"]
     pictures = [picture(30), picture(31)]
-    # The second time vLLM has the pictures' embeddings and blocks already.
-    for fresh in (True, False):
-        asked = ask(vision_server, QUESTIONS[1], pictures, edits, fresh=fresh)
+    # vLLM has the blocks of both pictures already, and would not send them to its workers again.
+    ask(vision_server, QUESTIONS[2], pictures, fresh=False)
+    for fresh in (False, True):
+        asked = ask(vision_server, QUESTIONS[2], pictures, edits, fresh=fresh)
+        assert bool(asked.completion.cached_tokens) is not fresh
         (report,) = asked.completion.report or []
         images = VisionReference(vision_server.model_dir, pictures).images(asked.prompt)
         local, summary = (each.nonzero()[:, 0].tolist() for each in salient(images, 0.25))

@@ -8,6 +8,7 @@ from heed_server.engine.kv_eviction import EvictionMixin
 from heed_server.engine.kv_release import ReleaseMixin
 from heed_server.engine.plain_steps import PlainStepsMixin
 from heed_server.engine.publication import PublicationMixin
+from heed_server.engine.whole_images import WholeImagesMixin
 from heed_server.engine.whole_prompts import WholePromptMixin
 
 
@@ -18,13 +19,14 @@ class HeedMixins(
     EvictionMixin,
     ReleaseMixin,
     PublicationMixin,
+    WholeImagesMixin,
 ):
     """All that Heed adds: put before the scheduler class that vLLM itself would use."""
 
 
 class HeedScheduler(HeedMixins, Scheduler):  # type: ignore[misc]
-    """vLLM's scheduler with the publication rule, blocks freed while requests run, and steps cut where
-    found keys change."""
+    """vLLM's scheduler with the publication rule, blocks freed while requests run, steps cut where found
+    keys change, and pixels for those that read the image encoder."""
 
 
 class HeedAsyncScheduler(HeedMixins, AsyncScheduler):  # type: ignore[misc]
