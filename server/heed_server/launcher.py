@@ -3,6 +3,7 @@
 import os
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, MutableMapping, Sequence
+from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -40,6 +41,7 @@ def serve(arguments: Sequence[str]) -> None:
     Raises:
         SettingsError: the file of default interventions or of the policy, or the directory of profiles,
             cannot be used.
+        ImportError: Heed's part of the API cannot be loaded.
         SystemExit: with 1 where an engine failed.
     """
     # vLLM loads plug-ins while it builds its parser.
@@ -58,6 +60,8 @@ def serve(arguments: Sequence[str]) -> None:
     add_arguments(parser)
     parser.set_defaults(model=None)
     parsed = parser.parse_args(arguments)
+    # vLLM only logs that an endpoint plug-in does not load, and would serve without it.
+    import_module("heed_server.api.plugin")
     if parsed.default_interventions is not None:
         read_interventions(parsed.default_interventions)
     if parsed.profiles is not None:

@@ -1,3 +1,4 @@
+import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +12,7 @@ from heed_server.launcher import (
     choose_model,
     pass_settings_on,
     plugin_names,
+    serve,
 )
 from heed_server.settings import (
     BODY_VARIABLE,
@@ -106,3 +108,12 @@ def test_flags_reach_the_other_processes_through_the_environment(tmp_path: Path)
     assert environment[POLICY_VARIABLE] == str(tmp_path / "policy.json")
     assert environment[BODY_VARIABLE] == "1000"
     assert environment[PLAYGROUND_VARIABLE] == "0"
+
+
+def test_vllm_is_not_served_without_heed_where_heed_cannot_be_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "")
+    monkeypatch.setitem(sys.modules, "heed_server.api.plugin", None)
+    with pytest.raises(ImportError):
+        serve(["heed-tiny"])
