@@ -5,23 +5,21 @@ No vLLM here: a runner tells it who enters and leaves and what each step holds.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from heed_kernels.edits import OPEN, Edit, FlagKeys, Rows, VisibleKeys
 from heed_kernels.errors import EditError
-from heed_kernels.evict import Evict
 from heed_kernels.table import EditTable
 from heed_server.engine.patch_keys import Attention, with_patches
 from heed_server.engine.payload import Payload
+from heed_server.engine.run_records import RunRecord
 from heed_server.engine.step import Observer, StepEdits, Watcher
 
 if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use for
     from heed_server.engine.compared_heads import ComparedHeads
-    from heed_server.engine.evicting_requests import EvictingRequests, LetGo
+    from heed_server.engine.evicting_requests import EvictingRequests
     from heed_server.engine.flagged_tokens import FlaggedTokens
     from heed_server.engine.inspected_requests import InspectedRequests
     from heed_server.engine.key_searches import KeySearches
@@ -29,76 +27,6 @@ if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use 
 
 REPORTS_KEPT = 4096
 """Finished reports kept until the API process takes them; the oldest go first."""
-
-
-@dataclass
-class RunRecord:
-    """What the worker ran for one engine request.
-
-    scopes: per intervention (its index in the request's list) the rows that its edits hold for.
-    computed: absolute positions `[start, stop)` that were computed, one range per stay in the batch.
-    letting_go: the intervention that lets keys go for good, if there is one.
-    freed_blocks: what the scheduler freed for it so far.
-    evicted_tokens: keys that it let go so far, per layer and KV head.
-    let_go: what its last eviction left.
-    detailed: interventions whose reports have their long parts.
-    found: by intervention, what a search for keys had found when the request last left the batch.
-    told: by intervention, further parts of its report.
-    taken: whether the API process has its report already (a stop string ends a request there first), or
-        never asks for it (a twin's).
-    """
-
-    prompt_length: int
-    scopes: dict[int, Rows]
-    computed: list[list[int]] = field(default_factory=list)
-    letting_go: int | None = None
-    freed_blocks: int = 0
-    evicted_tokens: float = 0
-    let_go: "LetGo | None" = None
-    detailed: tuple[int, ...] = ()
-    found: dict[int, dict[str, Any]] = field(default_factory=dict)
-    told: dict[int, dict[str, Any]] = field(default_factory=dict)
-    failure: str | None = None
-    taken: bool = False
-
-    def report(self, block_bytes: int) -> dict[str, Any]:
-        """Plain values for the API process: row ranges in scope, and those of them computed here.
-
-        Per intervention `computed` lists disjoint `[start, stop)` ranges of absolute positions;
-        prompt rows in scope that are in none of them came out of the prefix cache.
-        """
-        ranges = _union(self.computed)
-        return {
-            "prompt_length": self.prompt_length,
-            "failure": self.failure,
-            "interventions": {
-                source: {
-                    "scope": [rows.start, rows.end],
-                    "computed": [
-                        [max(start, rows.start), min(stop, rows.end)]
-                        for start, stop in ranges
-                        if max(start, rows.start) < min(stop, rows.end)
-                    ],
-                }
-                | (self._memory(block_bytes) if source == self.letting_go else {})
-                | ({"found": self.found[source]} if source in self.found else {})
-                | ({"told": self.told[source]} if source in self.told else {})
-                for source, rows in self.scopes.items()
-            },
-        }
-
-    def _memory(self, block_bytes: int) -> dict[str, Any]:
-        measured: dict[str, Any] = {
-            "freed_blocks": self.freed_blocks,
-            "freed_bytes": self.freed_blocks * block_bytes,
-            "evicted_tokens": self.evicted_tokens,
-        }
-        if self.let_go is not None:
-            if self.let_go.blocks_per_head:
-                saving = self.freed_blocks / self.let_go.blocks_per_head
-                measured["realised_saving"] = round(saving, 4)
-            measured |= self.let_go.told()
-        return measured
 
 
 class EditedRequests:
@@ -150,15 +78,7 @@ class EditedRequests:
         self._keys[request_id] = (report, choice)
         record = self._live.setdefault(report, {}).setdefault(
             choice,
-            RunRecord(
-                payload.prompt_length,
-                scopes_of(payload.edits),
-                letting_go=next(
-                    (e.source for e in payload.edits if isinstance(e, VisibleKeys | Evict)), None
-                ),
-                detailed=payload.detailed,
-                taken=payload.twin is not None,
-            ),
+            RunRecord.of(payload),
         )
         if request_id in self._slots:
             self._release(request_id, record)
@@ -371,28 +291,6 @@ class EditedRequests:
         return self._live[report][choice]
 
 
-def scopes_of(edits: Iterable[Edit]) -> dict[int, Rows]:
-    """Per intervention the rows [first, last) that its edits hold for."""
-    scopes: dict[int, Rows] = {}
-    for edit in edits:
-        if isinstance(edit, FlagKeys):
-            continue  # looks at rows that nothing is done to
-        rows = Rows(0, OPEN) if isinstance(edit, VisibleKeys) else edit.rows
-        known = scopes.get(edit.source, rows)
-        scopes[edit.source] = Rows(min(known.start, rows.start), max(known.end, rows.end))
-    return scopes
-
-
 def _choice_of(request_id: str, choices: int) -> int:
     # vLLM names the children of a request with n > 1 "<index>_<id>".
     return int(request_id.split("_", 1)[0]) if choices > 1 else 0
-
-
-def _union(ranges: Iterable[list[int]]) -> list[list[int]]:
-    merged: list[list[int]] = []
-    for start, stop in sorted(ranges):
-        if merged and start <= merged[-1][1]:
-            merged[-1][1] = max(merged[-1][1], stop)
-        elif start < stop:
-            merged.append([start, stop])
-    return merged
