@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from heed_server import launcher
 from heed_server.bench import arguments as bench_arguments
 from heed_server.calibrate import arguments as calibrate_arguments
-from heed_server.calibrate.errors import CalibrationError
 from heed_server.engine.versions import (
     UnsupportedVllmError,
     installed_vllm,
     require_supported_vllm,
 )
 from heed_server.models import bundled_models
+from heed_server.scoring.errors import ScoringError
 from heed_server.settings import SettingsError
 from heed_server.verify import arguments as verify_arguments
 from heed_server.version import __version__
@@ -81,7 +81,7 @@ def _calibrate(options: argparse.Namespace) -> None:
             calibrate_sinks(options)
         else:
             calibrate(options)
-    except CalibrationError as error:
+    except ScoringError as error:
         print(f"heed: {error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:

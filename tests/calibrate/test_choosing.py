@@ -8,19 +8,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.calibrate.stand_in import Rule, StandIn, two_way
+from tests.scoring.stand_in import Rule, StandIn, two_way
 
 from heed_server.calibrate import emphasis, kept_heads, zerotuning
 from heed_server.calibrate.bench import Bench, Choice, Objective
-from heed_server.calibrate.data import Item
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.evaluation import evaluate, tables, warnings
 from heed_server.calibrate.journal import Journal
-from heed_server.calibrate.prompts import prepare
 from heed_server.calibrate.runner import Runner
-from heed_server.calibrate.scoring import Kind
-from heed_server.calibrate.statistics import Turned, interval, lower_bounds
 from heed_server.progress import Progress
+from heed_server.scoring.calls import Kind
+from heed_server.scoring.data import Item
+from heed_server.scoring.prompts import prepare
+from heed_server.scoring.statistics import Ratio, Turned, lower_bounds
 
 SHAPE = (2, 3)
 ITEMS = 40
@@ -207,10 +207,10 @@ def test_a_profile_that_does_not_help_says_so(
 
 def test_intervals_hold_what_they_say() -> None:
     values = np.random.default_rng(1).normal(0.5, 1, size=400)
-    found = interval(values, seed=0)
+    found = Ratio.mean(values).interval(seed=0)
     assert found.low < found.mean < found.high
     assert abs((found.high - found.low) / 2 - 1.96 / 20) < 0.02
-    assert interval(np.zeros(9), 0).rounded() == [0, 0, 0]
+    assert Ratio.mean(np.zeros(9)).interval(0).rounded() == [0, 0, 0]
     bounds = lower_bounds(np.stack([values, values * 0, -values]), 0.95, 0)
     assert abs(bounds[0] - (values.mean() - 1.645 / 20)) < 0.02
     assert bounds[1] == 0 and bounds[2] < -0.4

@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.calibrate.stand_in import StandIn, two_way
+from tests.scoring.stand_in import StandIn, two_way
 
-from heed_server.calibrate.data import Item
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.journal import Journal, digest
-from heed_server.calibrate.prompts import Prepared, prepare
-from heed_server.calibrate.runner import Runner, Scores
-from heed_server.calibrate.scoring import Kind
+from heed_server.calibrate.runner import Runner
 from heed_server.progress import Progress
+from heed_server.scoring.calls import PLAIN, Kind
+from heed_server.scoring.data import Item
+from heed_server.scoring.prompts import Prepared, prepare
+from heed_server.scoring.scores import Scores
 
-PLAIN = None
-TUNED = {"method": "zerotuning", "gamma": 2.0}
+TUNED = [{"method": "zerotuning", "gamma": 2.0}]
 
 
 def rule(prompt: list[int], edits: list[dict[str, Any]]) -> dict[int, float]:
@@ -63,7 +63,7 @@ def test_prompts_share_requests_and_none_is_larger_than_asked(tmp_path: Path) ->
     client = StandIn(rule)
     measure(client, tmp_path / "j", items(client))
     assert sorted(len(request["prompt"]) for request in client.requests) == [2, 2, 3, 3]
-    assert [request["interventions"] for request in client.requests].count([TUNED]) == 2
+    assert [request["interventions"] for request in client.requests].count(TUNED) == 2
 
 
 def test_a_choice_outside_of_the_likeliest_tokens_is_scored_all_the_same(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_choices_of_several_tokens_are_sums_and_count_as_generated(tmp_path: Pat
     with Journal(tmp_path / "j") as book:
         runner = Runner(client, book, Progress(io.StringIO()), served="m", batch=8, most_tokens=4)
         emphasis = {"method": "emphasis", "alpha": 0.1}
-        plain, _ = asyncio.run(runner.measure("all", [PLAIN, emphasis], prepared, "choices"))
+        plain, _ = asyncio.run(runner.measure("all", [PLAIN, [emphasis]], prepared, "choices"))
     np.testing.assert_allclose(plain.likelihood, math.log(0.8))
     spans = [request["interventions"][0]["spans"] for request in client.requests[1:]]
     length = len(prepared[0].prompt)

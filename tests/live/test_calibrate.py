@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from live_server import LiveServer
 
-from heed_server.calibrate.data import task_file
 from heed_server.cli import main
+from heed_server.scoring.data import task_file
 
 SMALL = ["--task", "sentiment", "--limit", "16", "--objective", "likelihood", "--seed", "3"]
 

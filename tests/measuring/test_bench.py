@@ -104,7 +104,7 @@ def test_the_command_prints_a_table_and_writes_json(
     [
         (["--shares", "0"], "above 0"),
         (["--shares", "1,1"], "different"),
-        (["--rounds", "0"], "positive"),
+        (["--rounds", "0"], "below 1"),
         (["--interventions", "{"], "not JSON"),
         (["--interventions", '[{"method": "zerotuning"}]'], "interventions.0.gamma"),
     ],

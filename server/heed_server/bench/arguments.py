@@ -7,6 +7,7 @@ from typing import Any
 
 from heed_interventions.errors import InterventionError
 from heed_interventions.parse import parse
+from heed_server.argument_types import positive
 
 
 def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -25,7 +26,7 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument(
         "--distinct",
-        type=_positive,
+        type=positive,
         default=1,
         help="different sets of edits among the edited requests [1]",
     )
@@ -35,11 +36,11 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
         metavar="JSON",
         help="what edited requests carry, in place of zerotuning; then --distinct is 1",
     )
-    parser.add_argument("--requests", type=_positive, default=16, help="in a burst [16]")
-    parser.add_argument("--prompt", type=_positive, default=256, help="prompt tokens [256]")
-    parser.add_argument("--output", type=_positive, default=64, help="tokens sampled [64]")
-    parser.add_argument("--starts", type=_positive, default=2, help="fresh starts [2]")
-    parser.add_argument("--rounds", type=_positive, default=5, help="rounds per start [5]")
+    parser.add_argument("--requests", type=positive, default=16, help="in a burst [16]")
+    parser.add_argument("--prompt", type=positive, default=256, help="prompt tokens [256]")
+    parser.add_argument("--output", type=positive, default=64, help="tokens sampled [64]")
+    parser.add_argument("--starts", type=positive, default=2, help="fresh starts [2]")
+    parser.add_argument("--rounds", type=positive, default=5, help="rounds per start [5]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
 
 
@@ -51,12 +52,6 @@ def _shares(text: str) -> list[float]:
     if not all(0 < share <= 1 for share in shares) or len(set(shares)) < len(shares):
         raise argparse.ArgumentTypeError("shares are different numbers above 0 and at most 1")
     return shares
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive number")
-    return int(text)
 
 
 def _interventions(text: str) -> list[dict[str, Any]]:

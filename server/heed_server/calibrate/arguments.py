@@ -9,6 +9,7 @@ from heed_interventions.errors import InterventionError
 from heed_interventions.parse import parse_one
 from heed_interventions.registry import METHODS
 from heed_kernels.edits import SOURCES
+from heed_server.argument_types import natural, positive, two_or_more
 from heed_server.profiles.fit import FROM_THE_REQUEST
 
 GAMMAS = "0.3,0.6,1.5,2,3,5"
@@ -70,8 +71,8 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     sinks.add_argument("--model", default="heed-tiny", help="run in transformers [heed-tiny]")
     sinks.add_argument("--task", default="needle", help="an evaluation set [needle]")
     sinks.add_argument("--data", type=Path, metavar="FILE", help="JSON lines, in place of a task")
-    sinks.add_argument("--limit", type=_positive, default=100, help="items at most [100]")
-    sinks.add_argument("--tokens", type=_two_or_more, default=64, help="of each item [64]")
+    sinks.add_argument("--limit", type=positive, default=100, help="items at most [100]")
+    sinks.add_argument("--tokens", type=two_or_more, default=64, help="of each item [64]")
     sinks.add_argument("--epsilon", type=_share, default=0.3, help="what makes a sink [0.3]")
     sinks.add_argument("--out", type=Path, required=True, metavar="DIR")
 
@@ -116,8 +117,8 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--url", help="a running Heed server; without it one is started")
     where.add_argument("--api-key", help="of the running server")
     where.add_argument("--model", default="heed-tiny", help="what to serve otherwise [heed-tiny]")
-    where.add_argument("--batch", type=_positive, default=32, help="prompts a request [32]")
-    where.add_argument("--in-flight", type=_positive, default=8, help="requests at once [8]")
+    where.add_argument("--batch", type=positive, default=32, help="prompts a request [32]")
+    where.add_argument("--in-flight", type=positive, default=8, help="requests at once [8]")
     data = parser.add_argument_group("data")
     source = data.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -130,14 +131,14 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
         "--data", action="append", default=[], type=Path, metavar="FILE",
         help="JSON lines of {prompt | messages, choices | answer}; may be repeated",
     )  # fmt: skip
-    data.add_argument("--limit", type=_positive, help="items of each task at most")
+    data.add_argument("--limit", type=positive, help="items of each task at most")
     data.add_argument("--held-out", type=_share, default=0.5, help="share kept for the end [0.5]")
-    data.add_argument("--seed", type=_natural, default=0, help="of the split and the bootstrap [0]")
+    data.add_argument("--seed", type=natural, default=0, help="of the split and the bootstrap [0]")
     data.add_argument(
         "--score", choices=("auto", "choices", "text"), default="auto",
         help="by log-probability of the choices, or by the greedy text [choices where there are any]",
     )  # fmt: skip
-    data.add_argument("--max-tokens", type=_positive, default=24, help="of a greedy text [24]")
+    data.add_argument("--max-tokens", type=positive, default=24, help="of a greedy text [24]")
     data.add_argument(
         "--objective", choices=("accuracy", "likelihood"), default="accuracy",
         help="what heads are chosen by: share right, or log of the right choice's share [accuracy]",
@@ -188,7 +189,7 @@ def _layers(text: str) -> tuple[int, ...]:
     found: set[int] = set()
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        start, end = _natural(first), _natural(last if dash else first)
+        start, end = natural(first), natural(last if dash else first)
         if end < start or end > MOST_LAYERS:
             raise argparse.ArgumentTypeError(f"{part} is no range of layers, as in 2-30")
         found.update(range(start, end + 1))
@@ -207,16 +208,3 @@ def _above_one(text: str) -> float:
     if value <= 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 1")
     return value
-
-
-def _whole_number(least: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"{text} is below {least}")
-        return value
-
-    return number
-
-
-_natural, _positive, _two_or_more = map(_whole_number, (0, 1, 2))

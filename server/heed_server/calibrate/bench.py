@@ -7,10 +7,11 @@ from typing import Any, Literal
 import numpy as np
 
 from heed_server.calibrate.errors import CalibrationError
-from heed_server.calibrate.prompts import Prepared
-from heed_server.calibrate.runner import Runner, Scores
-from heed_server.calibrate.scoring import Intervention, Kind
-from heed_server.calibrate.statistics import Turned, lower_bounds
+from heed_server.calibrate.runner import Runner
+from heed_server.scoring.calls import PLAIN, Intervention, Kind, Setting
+from heed_server.scoring.prompts import Prepared
+from heed_server.scoring.scores import Scores
+from heed_server.scoring.statistics import Turned, lower_bounds
 
 Objective = Literal["accuracy", "likelihood", "entropy"]
 Head = tuple[int, int]
@@ -94,7 +95,7 @@ class Bench:
             raise CalibrationError(
                 f"there is no layer {self.layers[-1]}; the model has 0 to {all_layers - 1}"
             )
-        self.everywhere: Intervention = {} if layers is None else {"layers": list(self.layers)}
+        self.everywhere: dict[str, Any] = {} if layers is None else {"layers": list(self.layers)}
         """Selector of all heads that are tried; empty where the method's own default is meant."""
         self.objective = objective
         self.runner = runner
@@ -122,7 +123,7 @@ class Bench:
         level: of the lower bounds.
         """
         items = self.items if items is None else items
-        settings = [None, *(intervention | on_heads([pair]) for pair in self.heads())]
+        settings = [PLAIN, *([{**intervention, **on_heads([pair])}] for pair in self.heads())]
         base, *each = [
             objective_of(scores, self.objective)
             for scores in await self.runner.measure(what, settings, items, self._kind)
@@ -136,7 +137,7 @@ class Bench:
             chance = np.array([Turned.of(row).p_better() for row in differences]).reshape(shape)
         return Sweep(self.layers, differences.mean(axis=1).reshape(shape), lower, chance)
 
-    async def means(self, what: str, settings: Sequence[Intervention | None]) -> list[float]:
+    async def means(self, what: str, settings: Sequence[Setting]) -> list[float]:
         """The objective's mean over the items under each setting."""
         measured = await self.runner.measure(what, settings, self.items, self._kind)
         return [float(objective_of(scores, self.objective).mean()) for scores in measured]

@@ -2,29 +2,36 @@
 
 import argparse
 import asyncio
-import hashlib
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from heed_interventions.act import DEFAULT_ALPHA
 from heed_server.calibrate import emphasis, kept_heads, zerotuning
 from heed_server.calibrate.bench import Bench, Choice, Objective
-from heed_server.calibrate.client import Client
-from heed_server.calibrate.data import Item, by_task, read_items, split, task_file
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.evaluation import evaluate, tables, warnings
 from heed_server.calibrate.journal import Journal, digest
-from heed_server.calibrate.local_server import local_server
-from heed_server.calibrate.prompts import Prepared, prepare
+from heed_server.calibrate.parts import split
 from heed_server.calibrate.runner import Runner
-from heed_server.calibrate.scoring import TOP, Kind
 from heed_server.profiles.identity import ModelIdentity, Serving
 from heed_server.profiles.profile import SCHEMA, Profile, ProfileError, is_profile_name
 from heed_server.profiles.writing import write_profile
 from heed_server.progress import Progress
+from heed_server.scoring.answers import TOP
+from heed_server.scoring.calls import Kind
+from heed_server.scoring.client import Client
+from heed_server.scoring.data import (
+    Item,
+    by_task,
+    file_digest,
+    read_items,
+    require_emphasis,
+    task_file,
+)
+from heed_server.scoring.local_server import server_at
+from heed_server.scoring.prompts import Prepared, prepare
 from heed_server.version import __version__
 
 ACT_PARAMETERS = ("beta", "stats", "decode", "protect", "max_sinks", "min_rows")
@@ -37,14 +44,16 @@ def calibrate(options: argparse.Namespace) -> None:
     """Run a calibration; what came of it goes to standard output, its progress to standard error.
 
     Raises:
-        CalibrationError: the data, the server or the outcome is not usable.
+        ScoringError: the data, the server or the outcome is not usable.
     """
     if not is_profile_name(options.name):
         raise CalibrationError(f"{options.name!r} is no name of a profile")
     if (options.out / options.name).exists() and not options.replace:
         raise CalibrationError(f"there is a profile {options.name} already; --replace it?")
     parts = _read(options)
-    with _server(options) as url:
+    privileged = options.method == "head_gain" and options.gain < 1
+    flags = ["--allow-privileged-interventions"] if privileged else []
+    with server_at(options.url, options.model, flags) as url:
         profile, rates = asyncio.run(_run(options, url, parts))
     try:
         path = write_profile(options.out, profile, replace=options.replace)
@@ -61,9 +70,7 @@ def calibrate(options: argparse.Namespace) -> None:
 def _read(options: argparse.Namespace) -> Parts:
     items = {task: read_items(file) for task, file in _files(options).items()}
     if options.method == "emphasis":
-        for item in (item for found in items.values() for item in found):
-            if item.emphasise is None:
-                raise CalibrationError(f"{item.where}: emphasis needs `emphasise`")
+        require_emphasis(item for found in items.values() for item in found)
     return {
         task: split(found, seed=options.seed, limit=options.limit, held_out=options.held_out)
         for task, found in items.items()
@@ -72,18 +79,6 @@ def _read(options: argparse.Namespace) -> Parts:
 
 def _files(options: argparse.Namespace) -> dict[str, Path]:
     return by_task([*options.data, *(task_file(task) for task in options.task)])
-
-
-@contextmanager
-def _server(options: argparse.Namespace) -> Iterator[str]:
-    if options.url is not None:
-        yield options.url
-        return
-    privileged = options.method == "head_gain" and options.gain < 1
-    flags = ["--allow-privileged-interventions"] if privileged else []
-    sys.stderr.write(f"starting a server of {options.model}\n")
-    with local_server(options.model, flags) as url:
-        yield url
 
 
 async def _run(
@@ -128,7 +123,7 @@ async def _calibrated(
         "objective": objective,
         "scored": kind,
         "items": {task: len(items) for task, items in swept.items()},
-        "data": {task: _sha256(file) for task, file in _files(options).items()},
+        "data": {task: file_digest(file) for task, file in _files(options).items()},
         "limit": options.limit,
         "held_out": options.held_out,
         "seed": options.seed,
@@ -151,10 +146,6 @@ async def _calibrated(
         "heed": __version__,
     }
     return Profile.model_validate(document)
-
-
-def _sha256(file: Path) -> str:
-    return "sha256:" + hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _objective(options: argparse.Namespace) -> Objective:

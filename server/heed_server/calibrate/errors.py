@@ -1,5 +1,7 @@
-"""The one exception that ends a calibration with words for the person who started it."""
+"""What ends a calibration besides its data and its server."""
+
+from heed_server.scoring.errors import ScoringError
 
 
-class CalibrationError(Exception):
-    """Data, a server or an outcome that calibration cannot go on with."""
+class CalibrationError(ScoringError):
+    """An outcome, or a journal, that calibration cannot go on with."""

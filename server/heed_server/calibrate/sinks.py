@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 
 from heed_server.attention.measures import column_mean
-from heed_server.calibrate.data import Item, read_items, task_file
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.heat_map import heat_map
 from heed_server.models import bundled_model
+from heed_server.scoring.data import Item, read_items, task_file
 
 
 def calibrate_sinks(options: argparse.Namespace) -> None:

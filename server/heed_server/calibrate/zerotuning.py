@@ -17,6 +17,7 @@ import numpy as np
 
 from heed_server.calibrate.bench import Bench, Choice, on_heads
 from heed_server.calibrate.errors import CalibrationError
+from heed_server.scoring.calls import PLAIN
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ async def choose(bench: Bench, options: ZeroTuningOptions) -> Choice:
     if not grid:
         raise CalibrationError(f"the grid has no gamma for the {name}-effective heads found")
     plain, *means = await bench.means(
-        "gamma", [None, *(_tuned(gamma) | on_heads(chosen) for gamma in grid)]
+        "gamma", [PLAIN, *([_tuned(gamma) | on_heads(chosen)] for gamma in grid)]
     )
     # Of equals the one that changes least.
     best = max(range(len(grid)), key=lambda index: (means[index], -abs(math.log(grid[index]))))

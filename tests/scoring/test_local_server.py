@@ -23,7 +23,7 @@ http.server.HTTPServer(("127.0.0.1", port), Healthy).serve_forever()
 """
 CALIBRATION = """
 import asyncio, signal, sys
-from heed_server.calibrate.local_server import local_server
+from heed_server.scoring.local_server import local_server
 
 # Whoever runs these tests behind nohup, or in the background of a script, has them ignored.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)

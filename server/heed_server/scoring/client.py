@@ -1,4 +1,4 @@
-"""The server under calibration, as far as calibration speaks to it."""
+"""The server that items are put to, as far as scoring speaks to it."""
 
 import asyncio
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from typing import Any, Self
 import httpx
 from pydantic import ValidationError
 
-from heed_server.calibrate.errors import CalibrationError
 from heed_server.profiles.identity import ModelIdentity, Serving
+from heed_server.scoring.errors import ScoringError
 
 _PAUSES = (0.1, 1.0)
 """Seconds before a request that broke is sent again."""
@@ -41,19 +41,23 @@ class Client:
         await self._http.aclose()
 
     async def served(self) -> tuple[ModelIdentity, Serving]:
-        """The model being served, and with what. Raises `CalibrationError` where it is not told."""
+        """The model being served, and with what. Raises `ScoringError` where it is not told."""
         answer = await self._ask("GET", "/v1/intervention-profiles")
         if answer.get("model") is None:
-            raise CalibrationError("the server does not know its model's files (see its log)")
+            raise ScoringError("the server does not know its model's files (see its log)")
         try:
             model = ModelIdentity.model_validate(answer["model"])
             return model, Serving.model_validate(answer.get("serving"))
         except ValidationError as error:
-            raise CalibrationError("the server runs another version of Heed") from error
+            raise ScoringError("the server runs another version of Heed") from error
 
     async def tokens(self, body: Mapping[str, Any]) -> tuple[int, ...]:
         """Token ids of a prompt, or of messages in the model's chat template."""
         return tuple((await self._ask("POST", "/tokenize", body))["tokens"])
+
+    async def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a chat."""
+        return await self._ask("POST", "/v1/chat/completions", {"temperature": 0, **body})
 
     async def complete(self, body: Mapping[str, Any]) -> list[dict[str, Any]]:
         """The choices of a completion, one per prompt, in the order of the prompts."""
@@ -66,7 +70,7 @@ class Client:
         async with self._gate:
             response = await self._response(verb, path, body)
         if response.status_code != 200:
-            raise CalibrationError(
+            raise ScoringError(
                 f"{verb} {path} was answered with {response.status_code}: {response.text[:400]}"
             )
         answer: dict[str, Any] = response.json()
@@ -84,4 +88,4 @@ class Client:
         try:
             return await self._http.request(verb, path, json=body)
         except httpx.HTTPError as error:
-            raise CalibrationError(f"{self._http.base_url}: {error!r}") from error
+            raise ScoringError(f"{self._http.base_url}: {error!r}") from error

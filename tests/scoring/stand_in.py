@@ -1,4 +1,4 @@
-"""A server that answers calibration out of a rule instead of a model."""
+"""A server that answers out of a rule instead of a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from heed_server.calibrate.client import Client
+from heed_server.scoring.client import Client
 
 Rule = Callable[[list[int], list[dict[str, Any]]], dict[int, float]]
 """Log-probabilities of the next token, by id, for a prompt under interventions."""
@@ -30,6 +30,22 @@ class StandIn(Client):
         self.requests.append(body)
         self.prompts += len(body["prompt"])
         return [self._choice(prompt, body) for prompt in body["prompt"]]
+
+    async def chat(self, body: Any) -> dict[str, Any]:
+        self.requests.append(body)
+        self.prompts += 1
+        choice = self._choice(list(await self.tokens(body)), body)
+        (top,) = choice.get("logprobs", {}).get("top_logprobs", [{}])
+        listed = [{"token": token, "logprob": value} for token, value in top.items()]
+        return {
+            "choices": [
+                {
+                    "message": {"content": choice["text"]},
+                    "logprobs": {"content": [{"top_logprobs": listed}]},
+                }
+            ],
+            "prompt_logprobs": choice.get("prompt_logprobs"),
+        }
 
     def _choice(self, prompt: list[int], body: Any) -> dict[str, Any]:
         edits = body["interventions"]

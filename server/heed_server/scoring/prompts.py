@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from heed_server.calibrate.client import Client
-from heed_server.calibrate.data import Item
-from heed_server.calibrate.errors import CalibrationError
+from heed_server.scoring.client import Client
+from heed_server.scoring.data import Item
+from heed_server.scoring.errors import ScoringError
 
 Tokens = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """An item in tokens.
+    """An item in tokens; an image has as many as the model sees of it.
 
     choices: what each adds to the prompt; empty where the item has none.
     right: which of them is right; None where it is not known.
@@ -25,12 +25,17 @@ class Prepared:
     choices: tuple[Tokens, ...]
     right: int | None
 
+    @property
+    def one_token_choices(self) -> bool:
+        """Whether the next token decides between the choices."""
+        return all(len(choice) == 1 for choice in self.choices)
+
 
 async def prepare(client: Client, items: Sequence[Item]) -> list[Prepared]:
     """Tokenise items as the server does.
 
     Raises:
-        CalibrationError: naming the line, when a choice is not a run of tokens after the prompt's.
+        ScoringError: naming the line, when a choice is not a run of tokens after the prompt's.
     """
     return list(await asyncio.gather(*(_prepare(client, item) for item in items)))
 
@@ -40,13 +45,13 @@ async def _prepare(client: Client, item: Item) -> Prepared:
     together = [await client.tokens(_body(item, choice)) for choice in item.choices]
     for choice, tokens in zip(item.choices, together, strict=True):
         if tokens[: len(prompt)] != prompt or len(tokens) == len(prompt):
-            raise CalibrationError(
+            raise ScoringError(
                 f"{item.where}: the choice {choice!r} cannot be tokenised apart from the prompt: "
                 "together they are not the prompt's tokens and then some"
             )
     choices = tuple(tokens[len(prompt) :] for tokens in together)
     if len(set(choices)) < len(choices):
-        raise CalibrationError(f"{item.where}: two choices are the same tokens")
+        raise ScoringError(f"{item.where}: two choices are the same tokens")
     right = item.choices.index(item.answer) if item.choices and item.answer else None
     return Prepared(item, prompt, choices, right)
 
@@ -55,6 +60,9 @@ def _body(item: Item, choice: str | None) -> dict[str, Any]:
     if item.messages is None:
         return {"prompt": (item.prompt or "") + (choice or "")}
     if choice is None:
-        return {"messages": list(item.messages), "add_generation_prompt": True}
-    said = [*item.messages, {"role": "assistant", "content": choice}]
-    return {"messages": said, "add_generation_prompt": False, "continue_final_message": True}
+        return {"messages": item.chat(), "add_generation_prompt": True}
+    return {
+        "messages": item.chat(choice),
+        "add_generation_prompt": False,
+        "continue_final_message": True,
+    }

@@ -5,9 +5,9 @@ import asyncio
 import httpx
 import pytest
 
-from heed_server.calibrate import client as module
-from heed_server.calibrate.client import Client
-from heed_server.calibrate.errors import CalibrationError
+from heed_server.scoring import client as module
+from heed_server.scoring.client import Client
+from heed_server.scoring.errors import ScoringError
 
 
 def tokens(failures: int, monkeypatch: pytest.MonkeyPatch) -> tuple[int, ...]:
@@ -37,5 +37,5 @@ def test_a_connection_that_breaks_is_no_end(failures: int, monkeypatch: pytest.M
 
 
 def test_a_server_that_is_gone_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(CalibrationError, match=r"http://server.*ReadError"):
+    with pytest.raises(ScoringError, match=r"http://server.*ReadError"):
         tokens(3, monkeypatch)
