@@ -13,6 +13,7 @@ from heed_server.engine.versions import (
     installed_vllm,
     require_supported_vllm,
 )
+from heed_server.evaluate import arguments as evaluate_arguments
 from heed_server.models import bundled_models
 from heed_server.scoring.errors import ScoringError
 from heed_server.settings import SettingsError
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one `heed` command.
 
     Exits with 2 on unusable arguments or settings, or when a server does not start; with 1 when a
-    calibration cannot go on, or a verification fails.
+    calibration or an evaluation cannot go on, or a verification fails.
     """
     given = sys.argv[1:] if arguments is None else list(arguments)
     if given[:1] == ["serve"]:
@@ -35,11 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     own, flags = _cut(given)
     parser = _parser()
     options = parser.parse_args(own)
-    if flags and options.command not in ("bench", "verify"):
+    if flags and options.command not in ("bench", "eval", "verify"):
         parser.error(f"{options.command} takes nothing after --")
     options.flags = flags
     if options.command == "calibrate":
         _calibrate(options)
+    elif options.command == "eval":
+        _evaluate(options)
     elif options.command in ("bench", "verify"):
         _measure(options)
     else:
@@ -56,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         "serve", help="serve a model (the bundled heed-tiny by default) over the OpenAI API"
     )
     calibrate_arguments.add_parser(commands)
+    evaluate_arguments.add_parser(commands)
     verify_arguments.add_parser(commands)
     bench_arguments.add_parser(commands)
     models = commands.add_parser("models", help="list the bundled models and their directories")
@@ -86,6 +90,19 @@ def _calibrate(options: argparse.Namespace) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         print("heed: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from heed_server.evaluate.command import evaluate
+
+    try:
+        evaluate(options)
+    except ScoringError as error:
+        print(f"heed: {error}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("heed: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -1,0 +1,1 @@
+"""`heed eval`: what interventions do to the answers to questions, beside the plain answers."""
