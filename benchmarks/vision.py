@@ -116,7 +116,7 @@ async def measure(subject: Subject, edits: list[Record]) -> Record:
     said = await subject.answers(records, CAPTION_TOKENS, edits)
     seconds = time.perf_counter() - began
     captions = [text for text, _ in said]
-    found["captions"] = hallucination.chair(captions, [record["kinds"] for record in records])
+    found["captions"] = hallucination.chair(captions, [record["objects"] for record in records])
     found["captions_per_second"] = round(len(records) / seconds, 2)
     found["tokens_per_second"] = round(sum(count for _, count in said) / seconds, 1)
     return found

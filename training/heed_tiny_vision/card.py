@@ -53,10 +53,10 @@ the class token and the tower's last layer; without this loss they would hold no
 
 ## Tasks
 
-`evaluation/scenes.jsonl` holds the scenes, the other files the questions. No scene was trained on:
-scenes are divided by a hash of what is where. Answers are equally frequent. Greedy answers, end of turn
-included; Wilson's 95 % intervals; transformers, float32. *Blind* is the same question about an empty
-grey picture.
+`evaluation/scenes.jsonl` holds the scenes, `pictures.zip` their pictures, the other files the questions, as
+`heed eval` reads them. No scene was trained on: scenes are divided by a hash of what is where. Answers are
+equally frequent. Greedy answers, end of turn included; Wilson's 95 % intervals; transformers, float32. *Blind*
+is the same question about an empty grey picture.
 """
 
 LIMITS = """\

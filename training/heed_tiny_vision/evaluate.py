@@ -118,7 +118,7 @@ def existence(subject: Subject, name: str) -> Record:
 def captions(subject: Subject) -> Record:
     """CHAIR-like measures; `examples` are the first captions, with what is there."""
     records = subject.records("caption")
-    kinds = [record["kinds"] for record in records]
+    kinds = [record["objects"] for record in records]
     said = subject.answers(records, CAPTION_TOKENS)
     blind = subject.answers(records, CAPTION_TOKENS, blind=True)
     return {

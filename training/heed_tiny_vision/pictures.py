@@ -1,5 +1,8 @@
 """Scenes as pictures of 64 × 64 pixels, and what stands on each patch of the tower."""
 
+import struct
+import zlib
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -21,6 +24,20 @@ def render(scene: Scene) -> NDArray[np.uint8]:
             part = canvas[rows, columns]
             canvas[rows, columns] = part + cover[..., None] * (colour - part)
     return canvas.round().astype(np.uint8)
+
+
+def png(pixels: NDArray[np.uint8]) -> bytes:
+    """A picture [rows, columns, 3] as a PNG file, its lines unfiltered."""
+    rows, columns, _ = pixels.shape
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0),
+        b"IDAT": zlib.compress(b"".join(b"\0" + line.tobytes() for line in pixels), 9),
+        b"IEND": b"",
+    }
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks.items()
+    )
 
 
 def coverage(kind: str, thing: Thing) -> tuple[slice, slice, NDArray[np.float64]]:
