@@ -17,7 +17,7 @@ from heed_kernels.edits import (
 )
 
 Quantity = Literal[
-    "weights", "mass", "entropy", "columns", "dormancy", "distance", "ahead", "queries"
+    "weights", "mass", "entropy", "columns", "dormancy", "distance", "ahead", "queries", "apart"
 ]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
@@ -45,6 +45,8 @@ class Inspection:
     key_sets: sets of keys as [start, end) ranges, sorted and disjoint, for `mass`.
     response: first row of the continuation, `length` where there is none; `distance` and `ahead` are
         of the rows from there on.
+    without: keys as [start, end) ranges, sorted and disjoint. `apart` is of the last row: how far its head
+        outputs are from those of the same prompt without these tokens, which is run before it.
     """
 
     length: int
@@ -54,6 +56,7 @@ class Inspection:
     key_sets: tuple[tuple[tuple[int, int], ...], ...]
     response: int
     quantities: tuple[Quantity, ...]
+    without: tuple[tuple[int, int], ...] = ()
 
     def shape(self, quantity: Quantity) -> tuple[int, ...]:
         """Shape of a quantity, behind the axes of layers and heads."""
@@ -67,6 +70,7 @@ class Inspection:
             "distance": (self.length - self.response, 2),
             "ahead": (keys,),
             "queries": (),
+            "apart": (),
         }
         return shapes[quantity]
 
@@ -128,4 +132,5 @@ def inspection_from_wire(packed: Mapping[str, Any]) -> Inspection:
         key_sets=tuple(tuple((start, end) for start, end in keys) for keys in packed["key_sets"]),
         response=packed["response"],
         quantities=tuple(packed["quantities"]),
+        without=tuple((start, end) for start, end in packed["without"]),
     )

@@ -8,9 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from conformance import assert_close
 from live_server import LiveServer, serving, together
@@ -18,7 +16,7 @@ from PIL import Image
 from vision_cases import VISION_CASES, assert_vision_conforms, moved
 from vision_definition import salient
 from vision_reference import VisionReference
-from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, message, picture, trained_model
+from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, picture, trained_model
 
 from heed_interventions import METHODS
 
@@ -175,17 +173,6 @@ def test_every_choice_and_every_stream_has_a_companion(vision_server: LiveServer
     assert str(reports[0]["chosen_heads"]["1"]).replace(" ", "") in streamed.text.replace(" ", "")
 
 
-def test_attention_is_shown_under_a_companion_s_choice(vision_server: LiveServer) -> None:
-    body = {
-        "model": vision_server.model, "messages": [message(QUESTIONS[0], [picture(9)])],
-        "rows": [-1], "include": ["mass"], "interventions": [{"method": "vhr"}],
-    }  # fmt: skip
-    response = vision_server.post("/v1/attention", body)
-    assert response.status_code == 200, response.text
-    (report,) = response.json()["interventions"]
-    assert report["chosen_heads"] and report["companion"]["prompt_tokens"]
-
-
 def test_a_span_of_an_image_is_what_its_positions_are(vision_server: LiveServer) -> None:
     pictures = [picture(7), picture(8)]
     edits = [{"method": "emphasis", "spans": [{"image": 2}], "alpha": 0.2}]
@@ -195,33 +182,6 @@ def test_a_span_of_an_image_is_what_its_positions_are(vision_server: LiveServer)
     assert end - start == 64
     written = [{**edits[0], "spans": [{"start": start, "end": end}]}]
     assert_vision_conforms(vision_server, asked, written)
-
-
-def decoded(encoded: dict[str, Any]) -> np.ndarray:
-    """A tensor with `"encoding": "base64"`, as float64."""
-    values = np.frombuffer(base64.b64decode(encoded["data"]), "<f4")
-    return values.reshape(encoded["shape"]).astype(float)
-
-
-def test_attention_to_an_image_is_that_to_its_keys(vision_server: LiveServer) -> None:
-    body = {
-        "model": vision_server.model, "messages": [message(QUESTIONS[0], [picture(9)])],
-        "rows": [-1, -2], "include": ["attention", "mass", "vas"], "encoding": "base64",
-    }  # fmt: skip
-    response = vision_server.post("/v1/attention", body)
-    assert response.status_code == 200, response.text
-    answer = response.json()
-    (((start, end),),) = answer["images"]
-    assert end - start == 64
-    weights = decoded(answer["attention"])
-    on_image = weights[..., start:end].sum(axis=-1)
-    np.testing.assert_allclose(decoded(answer["mass"]["image"]), on_image, rtol=1e-5, atol=1e-7)
-    ratio = on_image / weights[..., :start].sum(axis=-1)
-    np.testing.assert_allclose(decoded(answer["vas"]["values"]), ratio, rtol=1e-4)
-    assert answer["vas"]["mean"] == pytest.approx(ratio.mean(), rel=1e-4)
-    body["messages"] = [{"role": "user", "content": QUESTIONS[0]}]
-    refused = vision_server.post("/v1/attention", body)
-    assert (refused.status_code, refused.json()["error"]["param"]) == (400, "include.2")
 
 
 def test_the_patches_of_a_report_are_those_of_the_encoder_s_class_token(

@@ -89,7 +89,7 @@ def test_answers_are_bounded_and_the_refusal_says_by_how_much() -> None:
     ("fields", "param", "message"),
     [
         ({"include": ["mass", "vas"]}, "include.1", "image"),
-        ({"include": ["vhd"]}, "include.0", "vhr"),
+        ({"include": ["vhd"]}, "include.0", "image"),
         ({"include": ["waad"]}, "include.0", "continuation"),
     ],
 )
@@ -111,11 +111,29 @@ def test_images_are_measured_together_behind_the_spans() -> None:
     assert (made.image, made.system) == (2, 3)
 
 
-def test_vas_of_a_prompt_without_an_image_is_refused() -> None:
+@pytest.mark.parametrize("measure", ["vas", "vhd"])
+def test_measures_of_an_image_are_refused_for_a_prompt_without_one(measure: str) -> None:
     with pytest.raises(RefusedError, match="has none") as refusal:
         asked_for(
-            body(include=["vas"]), replace(MODEL, vision=True), PromptView(LENGTH), LENGTH
+            body(include=["mass", measure]), replace(MODEL, vision=True), PromptView(LENGTH), LENGTH
         )  # fmt: skip
+    assert refusal.value.parameter == "include.1"
+
+
+def test_vhd_says_which_tokens_the_other_run_does_without() -> None:
+    vision = replace(MODEL, vision=True)
+    images = (ImageSpan(3, 7, ((4, 6),)), ImageSpan(9, 12, ((9, 12),)))
+    view = PromptView(LENGTH, images=images)
+    inspection = asked_for(body(include=["vhd"]), vision, view, LENGTH).inspection
+    assert inspection.without == ((4, 6), (9, 12)) and inspection.quantities == ("apart",)
+    assert inspection.values == 24
+    assert asked_for(body(include=["vas"]), vision, view, LENGTH).inspection.without == ()
+    whole = PromptView(LENGTH, images=(ImageSpan(0, LENGTH, ((0, LENGTH),)),))
+    with pytest.raises(RefusedError, match="empty here"):
+        asked_for(body(include=["vhd"]), vision, whole, LENGTH)
+    alone = replace(vision, companion_obstacle="there is one run here")
+    with pytest.raises(RefusedError, match="one run here") as refusal:
+        check_body(body(include=["vhd"]), alone)
     assert refusal.value.parameter == "include.0"
 
 

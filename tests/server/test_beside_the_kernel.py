@@ -32,6 +32,7 @@ from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.flagged_tokens import FlaggedTokens
 from heed_server.engine.layer_inputs import decoder_layers, inputs_obstacle, watch_inputs
 from heed_server.engine.payload import Payload, pack, unpack
+from heed_server.engine.twins import Twins
 
 LAYERS, HEADS, PROMPT = 2, 4, 12
 BLOCKS = [2, 0]
@@ -48,7 +49,7 @@ def book() -> EditedRequests:
     table = EditTable(slots=4, layers=LAYERS, query_heads=HEADS, kv_heads=2)
     requests = EditedRequests(table)
     requests.flagging = FlaggedTokens(table, BlockFlags(LAYERS, 4, 8))
-    requests.comparing = ComparedHeads(table, lambda local: local)
+    requests.comparing = ComparedHeads(table, lambda local: local, Twins())
     return requests
 
 

@@ -1,5 +1,6 @@
 """The worker's book of inspections: rows are seen in order, and what was measured is taken once."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +16,7 @@ from heed_server.engine import inspected_requests
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.inspected_requests import InspectedRequests
 from heed_server.engine.payload import Payload, pack, unpack
+from heed_server.engine.twins import Twins
 
 LENGTH, LAYERS = 40, 2
 ASKED = Inspection(LENGTH, (0, 1), (1, 3), (39,), (((0, 1),),), LENGTH, ("mass", "columns"))
@@ -26,7 +28,7 @@ def payload(report: str = "r", inspection: Inspection | None = ASKED) -> Payload
 
 def book() -> tuple[EditedRequests, Model]:
     requests = EditedRequests(EditTable(slots=3, layers=LAYERS, query_heads=4, kv_heads=2))
-    requests.inspected = InspectedRequests(requests.table)
+    requests.inspected = InspectedRequests(requests.table, Twins())
     return requests, Model(layout_of(32, 32), 4, 2, [LENGTH])
 
 
@@ -111,7 +113,11 @@ def test_recordings_that_nobody_takes_make_room(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_payload_travels_with_its_inspection() -> None:
     edits = (VisibleKeys(4, 16, False, 0),)
-    for inspection in (None, ASKED):
+    for inspection in (
+        None,
+        ASKED,
+        replace(ASKED, quantities=("apart",), without=((3, 5), (7, 9))),
+    ):
         sent = Payload("r", 1, LENGTH, None, edits, (0,), inspection)
         assert unpack(pack(sent)) == sent
     assert ASKED.values == 2 * 2 * (1 + LENGTH)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -16,12 +17,15 @@ from vllm.sampling_params import RequestOutputKind
 
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import OPEN, Edit, HeadChoice, HeadSet, KeyRanges, Rows
+from heed_kernels.inspection import Inspection
 from heed_kernels.table import EditTable
 from heed_server.api.twins import TwinRequest, TwinRunner, twin_of, without
 from heed_server.engine import twins
 from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.inspected_requests import InspectedRequests
 from heed_server.engine.payload import RESERVED_KEY, Payload, Twin, pack, unpack
+from heed_server.engine.twins import Twins
 
 LAYERS, HEADS, HEAD_DIM = 3, 4, 16
 PROMPT, TEXT = 12, 8
@@ -36,7 +40,9 @@ FAR = [0.0, 3.0, 1.0, 2.0]
 def book() -> EditedRequests:
     table = EditTable(slots=4, layers=LAYERS, query_heads=HEADS, kv_heads=2)
     requests = EditedRequests(table)
-    requests.comparing = ComparedHeads(table, lambda local: local)
+    kept = Twins()
+    requests.comparing = ComparedHeads(table, lambda local: local, kept)
+    requests.inspected = InspectedRequests(table, kept)
     return requests
 
 
@@ -63,6 +69,8 @@ def run(requests: EditedRequests, name: str, first: int, end: int) -> torch.Tens
     inputs = LayerInputs(query, pages, table, 1.0, None, layout_of(16, HEAD_DIM))
     outputs = [rows.clone() for _ in range(LAYERS)]
     for layer, output in enumerate(outputs):
+        for observer in step.observers:
+            observer.before_edits(layer, inputs)
         for comparer in step.comparers:
             comparer.after_edits(layer, inputs, output)
     return outputs[1][-1]
@@ -74,6 +82,20 @@ def run_twin(requests: EditedRequests, payload: Payload, cuts: Sequence[int] = (
         output = run(requests, "t", first, end)
         assert torch.equal(output, torch.full((HEADS, HEAD_DIM), end - 1.0)), "it was edited"
     requests.leave("t", finished=True)
+
+
+def looked_at(*edits: Edit) -> Payload:
+    """A request whose last row's outputs are compared with its twin's in layers 1 and 2, heads 1 to 3."""
+    asked = Inspection(PROMPT, (1, 2), (1, 2, 3), (), (), PROMPT, ("apart",), VISUAL.ranges)
+    return Payload("r", 1, PROMPT, None, edits, (), asked)
+
+
+def apart(requests: EditedRequests) -> list[Any]:
+    assert requests.inspected is not None
+    taken = requests.inspected.take("r")
+    assert taken is not None and taken["failure"] is None, taken
+    shape, data = taken["arrays"]["apart"]
+    return list(np.frombuffer(data, "<f4").reshape(shape).tolist())
 
 
 def told(requests: EditedRequests, report: str = "r") -> dict[int, Any]:
@@ -120,6 +142,35 @@ def test_a_request_that_is_preempted_needs_no_other_twin(computed: int) -> None:
     assert told(requests) == {0: {"chosen_heads": {"1": [1, 3], "2": [1, 3]}}}
 
 
+@pytest.mark.parametrize("cuts", [[12], [5, 12], [11, 12]])
+@pytest.mark.parametrize("edits", [(), (CHOICE,)], ids=["plain", "beside a choice"])
+def test_an_inspection_tells_the_distance_from_the_twin_before_any_gain(
+    cuts: list[int], edits: tuple[Edit, ...]
+) -> None:
+    requests = book()
+    payload = twin()
+    assert payload.twin is not None
+    taken = replace(payload.twin, taken=1 + len(edits))
+    run_twin(requests, replace(payload, twin=taken))
+    requests.enter("a", looked_at(*edits), 0)
+    # A request that is preempted begins again, with the same twin.
+    run(requests, "a", 0, 3)
+    requests.leave("a", finished=False)
+    requests.enter("a", looked_at(*edits), 0)
+    for first, end in zip([0, *cuts], cuts, strict=False):
+        run(requests, "a", first, end)
+    assert apart(requests) == [FAR[1:], FAR[1:]]
+    requests.leave("a", finished=True)
+    if edits:
+        assert told(requests) == {0: {"chosen_heads": {"1": [1, 3], "2": [1, 3]}}}
+
+
+def test_an_inspection_whose_twin_left_nothing_fails_in_its_report() -> None:
+    requests = book()
+    requests.enter("a", looked_at(), 0)
+    assert requests.take_failed() == ["a"]
+
+
 def test_a_twin_that_is_preempted_starts_again() -> None:
     requests = book()
     requests.enter("t", twin(), 0)
@@ -164,6 +215,14 @@ def test_a_twin_is_the_prompt_without_the_image_under_the_request_s_own_salt() -
     token_ids = list(range(100, 100 + PROMPT))
     prompt = {"type": "multimodal", "prompt_token_ids": token_ids, "cache_salt": "mine"}
     assert twin_of(prompt, (OTHER,), "r", 1) is None
+    asked = looked_at().inspection
+    assert asked is not None
+    assert twin_of(prompt, (), "r", 1, replace(asked, without=())) is None
+    for edits, layers, taken in (((), (0, 2), 1), ((CHOICE,), (0, 1, 2), 2)):
+        shared = twin_of(prompt, edits, "r", 1, replace(asked, layers=(0, 2)))
+        assert shared is not None and shared.params.extra_args is not None
+        sent = unpack(shared.params.extra_args[RESERVED_KEY])
+        assert sent.twin == Twin("r", taken, layers)
     made = twin_of(prompt, (CHOICE,), "r", 3)
     assert made is not None
     assert made.prompt == {

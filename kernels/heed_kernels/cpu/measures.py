@@ -24,7 +24,7 @@ from heed_kernels.inspection import AHEAD, LOCAL_WINDOW, Inspection
 
 
 class HeadMeasures:
-    """The quantities of one inspection but `queries`, for some heads."""
+    """The quantities of one inspection that come from weights, for some heads; 0 for the others."""
 
     def __init__(self, inspection: Inspection, heads: int) -> None:
         self._asked = inspection

@@ -7,7 +7,7 @@ which takes SLOWER times as long (`inspection.py`). Beside what is kept, a tile 
 each row, key and query head of the group.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,12 +56,18 @@ class Recording:
     """What an inspection asks for, in the heads of this rank.
 
     heads: those of its heads that this rank has, numbered over the whole model.
+    without: for `apart` by layer the [local_query_heads, head_dim] that the last row is compared with.
     """
 
     def __init__(
-        self, inspection: Inspection, edits: Sequence[Edit], table: EditTable, slot: int
+        self,
+        inspection: Inspection,
+        edits: Sequence[Edit],
+        table: EditTable,
+        slot: int,
+        without: Mapping[int, torch.Tensor] | None = None,
     ) -> None:
-        self.inspection = inspection
+        self.inspection, self.without = inspection, without
         self._table, self._slot = table, slot
         self._edits = [edit for edit in edits if isinstance(edit, OnWeights)]
         self._transfers, self._of_logits = transfers(edits), of_logits(edits)
@@ -71,6 +77,7 @@ class Recording:
         self._measures = HeadMeasures(inspection, len(self.heads))
         self._columns: dict[int, ColumnSums] = {}
         self._similarity: dict[int, QuerySimilarity] = {}
+        self._apart: dict[int, torch.Tensor] = {}
         self._seen = dict.fromkeys(inspection.layers, 0)
         self._dense = inspection.dense_rows(edits)
         self._out_of_order: str | None = None
@@ -83,6 +90,8 @@ class Recording:
         length = self.inspection.length
         if self.heads and any(seen < length for seen in self._seen.values()):
             return "not every row of the prompt was computed"
+        if self.without is not None and set(self._apart) != set(self._layers):
+            return "the outputs of the prompt's last row were not compared"
         return None
 
     def observe(self, layer: int, rows: LayerRows) -> None:
@@ -109,6 +118,14 @@ class Recording:
         for start, stop in self._tiles(first, end):
             self._measure(layer, rows, start, stop)
 
+    def compare(self, layer: int, output: torch.Tensor) -> None:
+        """See the last row's head outputs of a layer, [local_query_heads, head_dim], before the projection."""
+        if self.without is None or layer not in self._layers:
+            return
+        apart = output.float() - self.without[layer].float()
+        local = [head - self._table.head_start for head in self.heads]
+        self._apart[layer] = apart[local].norm(dim=-1)
+
     def arrays(self) -> dict[str, NDArray[np.float32]]:
         """float32 [layers, heads, …] by quantity, see `Inspection.shape`, when there is no `failure`."""
         arrays = self._measures.arrays()
@@ -117,6 +134,8 @@ class Recording:
                 arrays["columns"][at] = self._columns[layer].as_float()
             if layer in self._similarity:
                 arrays["queries"][at] = self._similarity[layer].mean().numpy()
+            if layer in self._apart:
+                arrays["apart"][at] = self._apart[layer].numpy()
         return arrays
 
     def _tiles(self, first: int, end: int) -> Iterator[tuple[int, int]]:

@@ -143,7 +143,7 @@ class Admission:
             ),
             inspection=exchange.inspection,
         )
-        twin = twin_of(prompt, resolution.edits, request.report_id, params.n)
+        twin = twin_of(prompt, resolution.edits, request.report_id, params.n, exchange.inspection)
         params = params.clone()
         params.extra_args = {**(params.extra_args or {}), RESERVED_KEY: pack(payload)}
         if resolution.digest is not None:

@@ -17,6 +17,7 @@ from vllm.v1.engine.output_processor import OutputProcessorOutput
 from vllm.v1.metrics.stats import IterationStats
 
 from heed_kernels.edits import Edit, HeadChoice, KeyRanges
+from heed_kernels.inspection import Inspection
 from heed_server.engine.payload import RESERVED_KEY, Payload, Twin, pack
 
 _NAME = "heed-twin-"
@@ -36,25 +37,36 @@ class TwinRequest:
 
 
 def twin_of(
-    prompt: Mapping[str, Any], edits: Sequence[Edit], report: str, choices: int
+    prompt: Mapping[str, Any],
+    edits: Sequence[Edit],
+    report: str,
+    choices: int,
+    inspection: Inspection | None = None,
 ) -> TwinRequest | None:
-    """What has to run before a request with these edits, if anything has.
+    """What has to run before a request with these edits and this inspection, if anything has.
 
     prompt: as it was rendered, with the request's own salt. report, choices: as in `Payload`.
     """
-    compared = [edit for edit in edits if isinstance(edit, HeadChoice) and edit.twin]
+    compared = [
+        (edit.keys, {layer for layer, mask in enumerate(edit.on.masks) if mask}, choices)
+        for edit in edits
+        if isinstance(edit, HeadChoice) and edit.twin
+    ]
+    if inspection is not None and inspection.without:
+        compared.append((KeyRanges(inspection.without), set(inspection.layers), choices))
     if not compared:
         return None
-    (edit,) = compared
-    token_ids = without(prompt["prompt_token_ids"], edit.keys)
-    layers = tuple(layer for layer, mask in enumerate(edit.on.masks) if mask)
+    # Whoever compares leaves out all images, so that one twin serves them all.
+    (token_ids,) = {tuple(without(prompt["prompt_token_ids"], keys)) for keys, _, _ in compared}
+    layers = tuple(sorted(set[int]().union(*(layers for _, layers, _ in compared))))
+    taken = sum(times for _, _, times in compared)
     payload = Payload(
         report=uuid4().hex,
         choices=1,
         prompt_length=len(token_ids),
         publication_limit=None,
         edits=(),
-        twin=Twin(report, choices, layers),
+        twin=Twin(report, taken, layers),
     )
     params = SamplingParams(
         max_tokens=1,
@@ -63,7 +75,7 @@ def twin_of(
         output_kind=RequestOutputKind.FINAL_ONLY,
         extra_args={RESERVED_KEY: pack(payload)},
     )
-    return TwinRequest(tokens_input(token_ids, cache_salt=prompt.get("cache_salt")), params)
+    return TwinRequest(tokens_input(list(token_ids), cache_salt=prompt.get("cache_salt")), params)
 
 
 def without(token_ids: Sequence[int], keys: KeyRanges) -> list[int]:

@@ -47,6 +47,8 @@ def measured(body: AttentionBody, asked: Asked, arrays: Arrays) -> dict[str, Any
         system = None if asked.system is None else arrays["mass"][..., asked.system]
         ratio, mean = measures.vas(arrays["mass"][..., asked.image], system)
         parts["vas"] = {"mean": mean, "values": ratio}
+    if "vhd" in body.include:
+        parts["vhd"] = arrays["apart"]
     if "entropy" in body.include:
         normalised = measures.normalised_entropy(arrays["entropy"], inspection.rows)
         parts["entropy"] = {"nats": arrays["entropy"], "normalised": normalised}

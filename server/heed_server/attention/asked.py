@@ -26,8 +26,10 @@ _QUANTITIES: dict[Measure, tuple[Quantity, ...]] = {
     "fai": ("distance", "ahead"),
     "q_similarity": ("queries",),
     "vas": ("mass",),
+    "vhd": ("apart",),
 }
 _OF_CONTINUATIONS: tuple[Measure, ...] = ("waad", "fai")
+_OF_IMAGES: tuple[Measure, ...] = ("vas", "vhd")
 
 
 @dataclass(frozen=True)
@@ -56,14 +58,10 @@ def check_body(body: AttentionBody, model: ModelView) -> None:
         raise RefusedError(obstacle, None)
     for index, measure in enumerate(body.include):
         path = f"include.{index}"
-        if measure == "vas" and not model.vision:
-            raise RefusedError("vas needs an image, and this model takes text only", path)
-        if measure == "vhd":
-            raise RefusedError(
-                "vhd is of heads' outputs, and weights are what is looked at here: the report of `vhr` "
-                "names the heads that it chooses",
-                path,
-            )
+        if measure in _OF_IMAGES and not model.vision:
+            raise RefusedError(f"{measure} needs an image, and this model takes text only", path)
+        if measure == "vhd" and model.companion_obstacle is not None:
+            raise RefusedError(f"vhd cannot be had: {model.companion_obstacle}", path)
         if measure in _OF_CONTINUATIONS and body.continuation is None:
             raise RefusedError(f"{measure} is of a `continuation`, and there is none", path)
 
@@ -86,10 +84,7 @@ def asked_for(body: AttentionBody, model: ModelView, view: PromptView, prompt: i
     if "q_similarity" in body.include and len(rows) < 2:
         raise RefusedError("q_similarity compares rows: name at least two", "rows")
     image, system = _keys_of_images(view)
-    if "vas" in body.include and not image:
-        raise RefusedError(
-            "vas needs an image, and this prompt has none", f"include.{body.include.index('vas')}"
-        )
+    _check_images(body, image, view.length)
     key_sets = [((0, 1),), *(tuple(union([span])) for span in spans), image, system]
     quantities = {name for measure in body.include for name in _QUANTITIES[measure]}
     inspection = Inspection(
@@ -100,6 +95,7 @@ def asked_for(body: AttentionBody, model: ModelView, view: PromptView, prompt: i
         key_sets=tuple(keys for keys in key_sets if keys),
         response=prompt,
         quantities=tuple(sorted(quantities)),
+        without=image if "vhd" in body.include else (),
     )
     most = MOST_VALUES[body.encoding]
     if inspection.values > most:
@@ -116,6 +112,17 @@ def asked_for(body: AttentionBody, model: ModelView, view: PromptView, prompt: i
         image=first if image else None,
         system=first + 1 if system else None,
     )
+
+
+def _check_images(body: AttentionBody, image: tuple[Range, ...], length: int) -> None:
+    for index, measure in enumerate(body.include):
+        path = f"include.{index}"
+        if measure in _OF_IMAGES and not image:
+            raise RefusedError(f"{measure} needs an image, and this prompt has none", path)
+        if measure == "vhd" and sum(end - start for start, end in image) == length:
+            raise RefusedError(
+                "vhd compares with the prompt without its image, which is empty here", path
+            )
 
 
 def _keys_of_images(view: PromptView) -> tuple[tuple[Range, ...], tuple[Range, ...]]:

@@ -150,8 +150,8 @@ class AttentionAnswer(BaseModel):
 
     tokens: as the tokenizer writes them, null without one. spans: token ranges [start, end). images: of
     each image the ranges of its keys.
-    attention: [layers][heads][rows][keys]; column_mean: [layers][heads][keys]; q_similarity:
-    [layers][heads].
+    attention: [layers][heads][rows][keys]; column_mean: [layers][heads][keys]; q_similarity
+    and vhd: [layers][heads].
     """
 
     object: Literal["attention"]
@@ -175,4 +175,5 @@ class AttentionAnswer(BaseModel):
     fai: Fai | None = None
     q_similarity: Values | None = None
     vas: Vas | None = None
+    vhd: Values | None = None
     interventions: list[dict[str, Any]]

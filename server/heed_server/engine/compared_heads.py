@@ -39,14 +39,17 @@ class ComparedRows:
 
 class ComparedHeads:
     """By slot of the edit table; what was found once is kept by request until it ends, so that one that was
-    preempted goes on with the same. So is what its twin left, until the heads are chosen."""
+    preempted goes on with the same. So is what its twin left, until the heads are chosen.
 
-    def __init__(self, table: EditTable, gather: Gather) -> None:
+    twins: the worker's book of them.
+    """
+
+    def __init__(self, table: EditTable, gather: Gather, twins: Twins) -> None:
         self._table, self._gather = table, gather
         self._by_slot: dict[int, HeadComparer | GazeShifter] = {}
         self._known: dict[str, Known] = {}
         self._taken: dict[str, Outputs] = {}
-        self._twins = Twins()
+        self._twins = twins
 
     def enter(self, slot: int, request_id: str, payload: Payload) -> None:
         """A request has got its slot.

@@ -15,7 +15,7 @@ from heed_kernels.table import EditTable
 from heed_server.engine.patch_keys import Attention, with_patches
 from heed_server.engine.payload import Payload
 from heed_server.engine.run_records import RunRecord
-from heed_server.engine.step import Observer, StepEdits, Watcher
+from heed_server.engine.step import Comparer, Observer, StepEdits, Watcher
 
 if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use for
     from heed_server.engine.compared_heads import ComparedHeads
@@ -179,9 +179,13 @@ class EditedRequests:
         )
         plan = self.table.plan(*requests)
         items = np.column_stack(requests)
-        compared = self.comparing.comparers(items) if self.comparing is not None else ()
         return StepEdits(
-            self.table, plan, index, self._observers(items), self._watchers(items), compared
+            self.table,
+            plan,
+            index,
+            self._observers(items),
+            self._watchers(items),
+            self._comparers(items),
         )
 
     def looks_at(self, rows: Mapping[str, tuple[int, int]]) -> bool:
@@ -217,6 +221,13 @@ class EditedRequests:
         watchers, failures = self.flagging.advance(items)
         self._note_failures(failures)
         return watchers
+
+    def _comparers(self, items: NDArray[np.int32]) -> tuple[Comparer, ...]:
+        # Outputs are looked at before a comparison multiplies them.
+        compared: tuple[Comparer, ...] = ()
+        for book in (self.inspected, self.comparing):
+            compared += book.comparers(items) if book is not None else ()
+        return compared
 
     def _note_failures(self, failures: Mapping[int, str]) -> None:
         """failures: by slot."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from heed_kernels.cpu.pages import Pages
@@ -13,6 +14,7 @@ from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT
 from heed_kernels.table import EditTable
 from heed_server.engine.payload import Payload
+from heed_server.engine.twins import Outputs, Twins
 
 RECORDINGS_KEPT = 32
 """Recordings kept until the API process takes them; the oldest go first."""
@@ -20,7 +22,7 @@ RECORDINGS_KEPT = 32
 
 @dataclass(frozen=True)
 class InspectedRows:
-    """Rows of one request in one step that are inspected: an observer of the step.
+    """Rows of one request in one step that are inspected: an observer and a comparer of the step.
 
     item: int32 [5], as in `plan.Pattern.items`.
     """
@@ -41,20 +43,33 @@ class InspectedRows:
         )
         self.recording.observe(layer, rows)
 
+    def after_edits(self, layer: int, inputs: LayerInputs, output: torch.Tensor) -> None:
+        """See `step.Comparer`. Nothing is multiplied."""
+        last = self.recording.inspection.length - 1 - int(self.item[FIRST_POSITION])
+        if 0 <= last < int(self.item[ROWS]):
+            self.recording.compare(layer, output[int(self.item[FIRST_TOKEN]) + last])
+
 
 class InspectedRequests:
-    """Recordings by slot of the edit table, and by report id until they are taken."""
+    """Recordings by slot of the edit table, and by report id until they are taken.
 
-    def __init__(self, table: EditTable) -> None:
-        self._table = table
+    twins: the worker's book of them.
+    """
+
+    def __init__(self, table: EditTable, twins: Twins) -> None:
+        self._table, self._twins = table, twins
         self._by_slot: dict[int, Recording] = {}
         self._by_report: OrderedDict[str, Recording] = OrderedDict()
 
     def enter(self, slot: int, payload: Payload) -> None:
-        """A request has got its slot; after a preemption it starts again."""
+        """A request has got its slot; after a preemption it starts again.
+
+        Raises `EditError` when it is to be compared with a twin that left nothing.
+        """
         if payload.inspection is None:
             return
-        recording = Recording(payload.inspection, payload.edits, self._table, slot)
+        without = self._outputs_of_twin(payload) if payload.inspection.without else None
+        recording = Recording(payload.inspection, payload.edits, self._table, slot, without)
         self._by_slot[slot] = recording
         self._by_report[payload.report] = recording
         while len(self._by_report) > RECORDINGS_KEPT:
@@ -63,6 +78,16 @@ class InspectedRequests:
     def leave(self, slot: int) -> None:
         """The slot's request is gone; what was measured stays until it is taken."""
         self._by_slot.pop(slot, None)
+
+    def _outputs_of_twin(self, payload: Payload) -> Outputs:
+        before = self._by_report.get(payload.report)
+        if before is not None and before.without is not None:
+            return dict(before.without)
+        return self._twins.take(payload.report)
+
+    def comparers(self, items: NDArray[np.int32]) -> tuple[InspectedRows, ...]:
+        """Which rows of a step hold outputs that are compared; items as in `observers`."""
+        return tuple(each for each in self.observers(items) if each.recording.without is not None)
 
     def observers(self, items: NDArray[np.int32]) -> tuple[InspectedRows, ...]:
         """Which rows of a step are inspected.

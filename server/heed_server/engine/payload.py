@@ -16,12 +16,12 @@ RESERVED_KEY = "heed"
 class Twin:
     """Says that a request runs for another one, which is compared with the outputs of its last row.
 
-    report: the report id of that other request. choices: its `n`; each of them takes the outputs.
-    layers: those whose head outputs are needed.
+    report: the report id of that other request. taken: how often it takes the outputs: with each of its
+        choices, and with each that compares. layers: those whose head outputs are needed.
     """
 
     report: str
-    choices: int
+    taken: int
     layers: tuple[int, ...]
 
 
@@ -60,7 +60,7 @@ def pack(payload: Payload) -> dict[str, Any]:
         "edits": to_wire(payload.edits),
         "detailed": list(payload.detailed),
         "inspection": inspection_to_wire(inspection) if inspection is not None else None,
-        "twin": [twin.report, twin.choices, list(twin.layers)] if twin is not None else None,
+        "twin": [twin.report, twin.taken, list(twin.layers)] if twin is not None else None,
     }
 
 

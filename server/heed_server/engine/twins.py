@@ -21,7 +21,7 @@ Outputs = dict[int, torch.Tensor]
 
 @dataclass
 class Left:
-    """What a twin left. waiting: how many choices of its request have not taken it yet."""
+    """What a twin left. waiting: how often its request has not taken it yet (`payload.Twin`)."""
 
     layers: tuple[int, ...]
     waiting: int
@@ -59,7 +59,7 @@ class Twins:
         twin = payload.twin
         if twin is None:
             return
-        left = Left(twin.layers, twin.choices)
+        left = Left(twin.layers, twin.taken)
         self._by_slot[slot] = left, payload.prompt_length - 1
         self._left[twin.report] = left
         while len(self._left) > LEFT_KEPT:
@@ -81,8 +81,8 @@ class Twins:
         return tuple(TwinRows(twin[0], item, twin[1]) for twin, item in found if twin is not None)
 
     def take(self, report: str) -> Outputs:
-        """For one choice of the request with this report id: a copy that shares its tensors. With the last
-        choice it is let go.
+        """For a comparison of the request with this report id: a copy that shares its tensors. With the last
+        one it is let go.
 
         Raises `EditError` where the twin did not leave all of it.
         """

@@ -29,6 +29,7 @@ from heed_server.engine.runner_v1 import EditsInRunner
 from heed_server.engine.searches_cpu import SearchingOnCPU
 from heed_server.engine.seeded_chunks import SeededChunks
 from heed_server.engine.sink_samples import SinkSamples
+from heed_server.engine.twins import Twins
 from heed_server.engine.worker import EditsInWorker, gathered
 
 logger = init_logger("vllm.heed.worker")
@@ -94,14 +95,15 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
             impl.rope, impl.layout = ropes.get(index), layout
         table = self._new_table()
         self.edited = EditedRequests(table, KeySearches(SearchingOnCPU(table)))
-        self.edited.inspected = InspectedRequests(table)
+        twins = Twins()
+        self.edited.inspected = InspectedRequests(table, twins)
         self.edited.sinks = SinkSamples(table)
         if self._support.eviction_obstacle is None:
             caches = {index: layer.kv_cache for index, layer in layers.items()}
             size = self.vllm_config.cache_config.block_size
             device = EvictingOnCPU(table, caches, layout, size)
             self.edited.evicting = EvictingRequests(table, device, gathered)
-        self.edited.comparing = ComparedHeads(table, gathered)
+        self.edited.comparing = ComparedHeads(table, gathered, twins)
         if self._support.inputs_obstacle is None:
             self.edited.flagging = FlaggedTokens(table, self._block_flags())
             watch_inputs(self.model_runner.get_model(), layers)
