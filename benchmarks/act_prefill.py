@@ -70,13 +70,10 @@ def counted() -> None:
 
 def measured(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        flags = ["--no-enable-prefix-caching", "--enforce-eager", "--dtype", options.dtype]
+        model, flags, _ = shapes.chosen(options.model, options.dtype, Path(scratch))
+        flags += ["--no-enable-prefix-caching", "--enforce-eager"]
         flags += ["--max-model-len", str(options.tokens + 64), "--max-num-seqs", "4"]
         flags += ["--max-num-batched-tokens", "2048", "--kv-cache-memory-bytes", str(1 << 28)]
-        model = shapes.bundled_directory()
-        if options.model == "qwen2-0.5b":
-            model = shapes.write_qwen2_shape(Path(scratch) / "qwen2", options.dtype)
-            flags += ["--load-format", "dummy"]
         config = json.loads((model / "config.json").read_text())
         arms = _arms(config)
         with servers.heed(model, flags, Path(scratch) / "heed.log") as server:
@@ -141,7 +138,7 @@ def _table(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", choices=("heed-tiny", "qwen2-0.5b"))
+    parser.add_argument("--model", choices=shapes.MODELS)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--tokens", type=int, default=1024, help="of a prompt [1024]")
     parser.add_argument("--prompts", type=int, default=1, help="of an arm in a round [1]")

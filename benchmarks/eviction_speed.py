@@ -1,11 +1,12 @@
 """What eviction costs in time, and what the memory that it frees gives back.
 
-    python benchmarks/eviction_speed.py [--rounds 5] [--json FILE]
+    python benchmarks/eviction_speed.py --rounds 5
+    python benchmarks/eviction_speed.py --model qwen2-0.5b --dtype bfloat16 --loads compute-bound --steps 0
 
-Heed with heed-tiny in float32, blocks of 32, no prefix caching. Two loads of a burst each: *cache-bound*,
-long requests in a pool that holds three of them, and *compute-bound*, shorter ones in a pool that holds
-them all. Each round sends the burst once plain and once with each method, in an order that rotates;
-ratios are taken within a round. Then, in an engine in this process, the step that ends with the prompt,
+Heed with blocks of 32 and no prefix caching. Loads of a burst each: *cache-bound*, long requests in a
+pool that holds three of them, and *compute-bound*, shorter ones in a pool that holds them all. Each
+round sends the burst once plain and once with each method, in an order that rotates; ratios are taken
+within a round. Then, with heed-tiny in an engine in this process, the step that ends with the prompt,
 with and without an eviction.
 """
 
@@ -15,7 +16,7 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,10 @@ from heed_server.measuring import load, servers
 BLOCK = 32
 PAUSE_SECONDS = 1.5
 KEEP = 0.125
-METHODS: dict[str, dict[str, Any]] = {
-    "snapkv": {"method": "snapkv", "keep": KEEP},
-    "adakv": {"method": "adakv", "keep": KEEP},
-    "tova": {"method": "tova", "keep": KEEP},
-    "knorm": {"method": "knorm", "keep": KEEP},
-    "h2o": {"method": "h2o", "keep": KEEP},
-    "expected_attention": {"method": "expected_attention", "keep": KEEP},
-}
+METHODS = (
+    *("snapkv", "adakv", "pyramidkv", "task_kv", "tappa"),
+    *("tova", "h2o", "knorm", "keydiff", "expected_attention"),
+)
 STEP_PROMPT = 1024
 
 
@@ -50,6 +47,7 @@ class Load:
 
 LOADS = {
     "cache-bound": Load(requests=24, prompt=800, output=200, blocks=3 * 32 + 1),
+    "cache-bound, long answers": Load(requests=12, prompt=800, output=600, blocks=3 * 44 + 1),
     "compute-bound": Load(requests=16, prompt=256, output=64, blocks=1024),
 }
 
@@ -67,44 +65,52 @@ def main() -> None:
     options = _options()
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
-        for name, burst in LOADS.items() if options.rounds else ():
-            found[name] = _ratios(burst, options.rounds, Path(scratch))
-            print(_ratio_table(name, burst, found[name]))
-    found["step"] = _step_times(options.steps)
-    print(_step_table(found["step"]))
+        for name in options.loads if options.rounds else ():
+            burst = replace(LOADS[name], requests=options.requests or LOADS[name].requests)
+            ratios = _ratios(burst, options, Path(scratch))
+            print(_ratio_table(f"{name}, {options.model} in {options.dtype}", burst, ratios))
+            found[name] = {method: asdict(ratio) for method, ratio in ratios.items()}
+    if options.steps:
+        found["step"] = _step_times(options.methods, options.steps)
+        print(_step_table(found["step"]))
     if options.json:
-        plain = {
-            name: {method: asdict(value) for method, value in table.items()}
-            for name, table in found.items()
-            if name in LOADS
-        }
-        options.json.write_text(json.dumps(plain | {"step": found["step"]}, indent=1) + "\n")
+        options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", choices=shapes.MODELS, default="heed-tiny")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=LOADS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
     parser.add_argument("--rounds", type=int, default=5, help="of each load; 0: the step alone")
+    parser.add_argument("--requests", type=int, help="of a burst, instead of the load's own number")
     parser.add_argument(
-        "--steps", type=int, default=15, help="prompts per method for the step itself"
+        "--steps", type=int, default=15, help="prompts per method for the step itself; 0: none"
     )
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
 
-def _ratios(burst: Load, rounds: int, scratch: Path) -> dict[str, Ratio]:
-    flags = [
-        *("--dtype", "float32", "--enforce-eager", "--no-enable-prefix-caching"),
+def _edit(method: str) -> dict[str, Any]:
+    return {"method": method, "keep": KEEP}
+
+
+def _ratios(burst: Load, options: argparse.Namespace, scratch: Path) -> dict[str, Ratio]:
+    model, flags, vocabulary = shapes.chosen(options.model, options.dtype, scratch)
+    flags += [
+        *("--enforce-eager", "--no-enable-prefix-caching"),
         *("--block-size", str(BLOCK), "--num-gpu-blocks-override", str(burst.blocks)),
         *("--max-model-len", str(burst.prompt + burst.output + 8), "--max-num-seqs", "32"),
         *("--kv-cache-memory-bytes", str(1 << 28)),
     ]
     arms: dict[str, list[dict[str, Any]] | None] = {"plain": None}
-    arms |= {name: [edit] for name, edit in METHODS.items()}
+    arms |= {name: [_edit(name)] for name in options.methods}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     names = list(arms)
-    with servers.heed(shapes.bundled_directory(), flags, scratch / "heed.log") as server:
-        for number in range(-1, rounds):
-            prompts = load.random_prompts(burst.requests, burst.prompt, 2048, number + 7)
+    with servers.heed(model, flags, scratch / "heed.log") as server:
+        for number in range(-1, options.rounds):
+            prompts = load.random_prompts(burst.requests, burst.prompt, vocabulary, number + 7)
             turn = number % len(names)
             for name in names[turn:] + names[:turn]:
                 time.sleep(PAUSE_SECONDS)
@@ -135,7 +141,7 @@ def _ratio_table(name: str, burst: Load, ratios: dict[str, Ratio]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _step_times(prompts: int) -> dict[str, dict[str, float]]:
+def _step_times(methods: Sequence[str], prompts: int) -> dict[str, dict[str, float]]:
     """Milliseconds of the step that computes a whole prompt, by method."""
     os.environ |= {"VLLM_PLUGINS": "heed", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
     from vllm import EngineArgs, SamplingParams
@@ -151,13 +157,13 @@ def _step_times(prompts: int) -> dict[str, dict[str, float]]:
     )  # fmt: skip
     engine = LLMEngine.from_engine_args(arguments)
     model = ModelView(layers=6, query_heads=6, kv_heads=2, head_dim=32, max_length=2048)
-    seconds: dict[str, list[float]] = {name: [] for name in ("plain", *METHODS)}
+    seconds: dict[str, list[float]] = {name: [] for name in ("plain", *methods)}
     for number in range(-2, prompts):
         (prompt,) = load.random_prompts(1, STEP_PROMPT, 2048, number + 7)
         for name, took in seconds.items():
             params = SamplingParams(temperature=0, max_tokens=2, ignore_eos=True)
             if name != "plain":
-                edits = resolve(parse([METHODS[name]]), model, PromptView(STEP_PROMPT)).edits
+                edits = resolve(parse([_edit(name)]), model, PromptView(STEP_PROMPT)).edits
                 payload = Payload(f"{name}{number}", 1, STEP_PROMPT, STEP_PROMPT, edits)
                 params.extra_args = {RESERVED_KEY: pack(payload)}
             engine.add_request(f"{name}{number}", {"prompt_token_ids": prompt}, params)

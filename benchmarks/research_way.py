@@ -114,16 +114,14 @@ def _patched(directory: Path, options: argparse.Namespace) -> Any:
 def _model(options: argparse.Namespace, scratch: Path) -> tuple[Path, list[str], int]:
     flags = ["--no-enable-prefix-caching", "--max-num-seqs", "32", "--enforce-eager"]
     flags += ["--max-model-len", str(options.prompt + options.output + 64)]
-    flags += ["--kv-cache-memory-bytes", str(1 << 30), "--dtype", options.dtype]
-    if options.model == "heed-tiny":
-        return shapes.bundled_directory(), flags, 2048
-    directory = shapes.write_qwen2_shape(scratch / "qwen2", options.dtype)
-    return directory, [*flags, "--load-format", "dummy"], 151936
+    flags += ["--kv-cache-memory-bytes", str(1 << 30)]
+    directory, chosen, vocabulary = shapes.chosen(options.model, options.dtype, scratch)
+    return directory, flags + chosen, vocabulary
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", choices=("heed-tiny", "qwen2-0.5b"), default="qwen2-0.5b")
+    parser.add_argument("--model", choices=shapes.MODELS, default="qwen2-0.5b")
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=64)

@@ -109,15 +109,13 @@ def _model(options: argparse.Namespace, scratch: Path) -> tuple[Path, list[str],
     context = str(options.prompt + options.output + 64)
     flags = ["--no-enable-prefix-caching", "--max-model-len", context, "--max-num-seqs", "32"]
     flags += ["--kv-cache-memory-bytes", str(1 << 30), "--enforce-eager"]
-    if options.model == "heed-tiny":
-        return shapes.bundled_directory(), [*flags, "--dtype", options.dtype], 2048
-    directory = shapes.write_qwen2_shape(scratch / "qwen2", options.dtype)
-    return directory, [*flags, "--load-format", "dummy", "--dtype", options.dtype], 151936
+    directory, chosen, vocabulary = shapes.chosen(options.model, options.dtype, scratch)
+    return directory, flags + chosen, vocabulary
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--model", choices=("heed-tiny", "qwen2-0.5b"), default="heed-tiny")
+    parser.add_argument("--model", choices=shapes.MODELS, default="heed-tiny")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--starts", type=int, default=6, help="times to start the servers afresh")
     parser.add_argument("--rounds", type=int, default=6, help="rounds per start")

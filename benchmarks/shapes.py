@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from heed_server.models import bundled_model
 
-QWEN2_05B = {
+MODELS = ("heed-tiny", "qwen2-0.5b")
+QWEN2_05B: dict[str, Any] = {
     "architectures": ["Qwen2ForCausalLM"],
     "model_type": "qwen2",
     "hidden_size": 896,
@@ -32,6 +34,14 @@ def bundled_directory() -> Path:
     if model is None:
         raise FileNotFoundError("heed-tiny is not installed")
     return model.directory
+
+
+def chosen(name: str, dtype: str, scratch: Path) -> tuple[Path, list[str], int]:
+    """Directory, vLLM's flags, and number of tokens in the vocabulary of a model of `MODELS`."""
+    if name == "heed-tiny":
+        return bundled_directory(), ["--dtype", dtype], 2048
+    directory = write_qwen2_shape(scratch / "qwen2", dtype)
+    return directory, ["--dtype", dtype, "--load-format", "dummy"], int(QWEN2_05B["vocab_size"])
 
 
 def write_qwen2_shape(directory: Path, dtype: str) -> Path:

@@ -108,8 +108,8 @@ class VAR(Method):
         if not chosen:
             raise request.error(
                 "sink_dims",
-                "the dimensions in which this model's sinks stand out are not known: find them as "
-                "docs/methods/var.md says, and give them here or in a profile",
+                "the dimensions in which this model's sinks stand out are not known: find them "
+                "with `heed calibrate var` (docs/methods/var.md), and give them here or in a profile",
                 "missing_field",
             )
         if chosen[-1] >= model.hidden_size:

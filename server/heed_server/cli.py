@@ -78,13 +78,12 @@ def _serve(arguments: Sequence[str]) -> None:
 
 def _calibrate(options: argparse.Namespace) -> None:
     from heed_server.calibrate.command import calibrate
+    from heed_server.calibrate.sink_dimensions import calibrate_var
     from heed_server.calibrate.sinks import calibrate_sinks
 
+    ways = {"sinks": calibrate_sinks, "var": calibrate_var}
     try:
-        if options.method == "sinks":
-            calibrate_sinks(options)
-        else:
-            calibrate(options)
+        ways.get(options.method, calibrate)(options)
     except ScoringError as error:
         print(f"heed: {error}", file=sys.stderr)
         sys.exit(1)

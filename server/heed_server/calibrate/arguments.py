@@ -65,6 +65,9 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     for parser in (zerotuning, emphasis, head_gain, act):
         _add_common(parser)
 
+    var = methods.add_parser("var", help="dimensions of the hidden state that mark sinks")
+    _add_var(var)
+
     sinks = methods.add_parser(
         "sinks", help="mean attention by key: JSON and a heat map; no profile"
     )
@@ -112,13 +115,44 @@ def _add_act(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
+def _add_var(parser: argparse.ArgumentParser) -> None:
+    _add_server(parser, "its files are run in transformers; served, without --url")
+    data = parser.add_argument_group("data")
+    source = data.add_mutually_exclusive_group(required=True)
+    source.add_argument("--task", help="an evaluation set of heed-tiny")
+    source.add_argument(
+        "--data", type=Path, metavar="FILE",
+        help="JSON lines of {messages}, whose content may have images, or {prompt}",
+    )  # fmt: skip
+    data.add_argument("--limit", type=positive, default=100, help="items at most [100]")
+    parser.add_argument(
+        "--tau",
+        type=_parameter("var", "tau"),
+        default=METHODS["var"].model_fields["tau"].default,
+        help="how far a dimension stands out of the hidden state [20]",
+    )
+    _add_outcome(parser)
+
+
+def _add_server(parser: argparse.ArgumentParser, model: str) -> None:
     where = parser.add_argument_group("server")
     where.add_argument("--url", help="a running Heed server; without it one is started")
     where.add_argument("--api-key", help="of the running server")
-    where.add_argument("--model", default="heed-tiny", help="what to serve otherwise [heed-tiny]")
-    where.add_argument("--batch", type=positive, default=32, help="prompts a request [32]")
+    where.add_argument("--model", default="heed-tiny", help=f"{model} [heed-tiny]")
     where.add_argument("--in-flight", type=positive, default=8, help="requests at once [8]")
+
+
+def _add_outcome(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    out = parser.add_argument_group("outcome")
+    out.add_argument("--name", required=True, help="of the profile")
+    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="profiles directory")
+    out.add_argument("--replace", action="store_true", help="a profile of that name may be there")
+    return out
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    _add_server(parser, "what to serve otherwise")
+    parser.add_argument("--batch", type=positive, default=32, help="prompts a request [32]")
     data = parser.add_argument_group("data")
     source = data.add_mutually_exclusive_group(required=True)
     source.add_argument(
@@ -149,10 +183,7 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--level", type=_share, default=0.9, help="of one-sided lower bounds of gains [0.9]"
     )
-    out = parser.add_argument_group("outcome")
-    out.add_argument("--name", required=True, help="of the profile")
-    out.add_argument("--out", type=Path, required=True, metavar="DIR", help="profiles directory")
-    out.add_argument("--replace", action="store_true", help="a profile of that name may be there")
+    out = _add_outcome(parser)
     out.add_argument(
         "--journal", type=Path, metavar="FILE",
         help="what was measured; an interrupted run goes on from it [DIR/.NAME.journal.jsonl]",

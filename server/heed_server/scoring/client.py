@@ -1,7 +1,7 @@
 """The server that items are put to, as far as scoring speaks to it."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -63,6 +63,15 @@ class Client:
         """The choices of a completion, one per prompt, in the order of the prompts."""
         answer = await self._ask("POST", "/v1/completions", {"temperature": 0, **body})
         return sorted(answer["choices"], key=lambda choice: int(choice["index"]))
+
+    async def report(
+        self, messages: Sequence[Mapping[str, Any]], intervention: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """The report on an intervention in the prompt of a chat; one token is generated."""
+        body = {"messages": list(messages), "max_tokens": 1, "interventions": [intervention]}
+        answer = await self._ask("POST", "/v1/chat/completions", {"temperature": 0, **body})
+        found: dict[str, Any] = answer["interventions"][0]
+        return found
 
     async def _ask(
         self, verb: str, path: str, body: Mapping[str, Any] | None = None
