@@ -21,6 +21,8 @@ Quantity = Literal[
 ]
 QUANTITIES: tuple[Quantity, ...] = get_args(Quantity)
 
+_OF_ROWS: frozenset[Quantity] = frozenset({"weights", "mass", "entropy", "queries"})
+
 LOCAL_WINDOW = 10
 """W of WAAD, in tokens (arXiv 2510.13554)."""
 
@@ -73,6 +75,11 @@ class Inspection:
             "apart": (),
         }
         return shapes[quantity]
+
+    @property
+    def first_row(self) -> int:
+        """The first row that has to be seen: 0 where a quantity is of more rows than those in `rows`."""
+        return self.rows[0] if self.rows and set(self.quantities) <= _OF_ROWS else 0
 
     @property
     def values(self) -> int:

@@ -179,6 +179,26 @@ def test_rows_that_are_missing_leave_a_failure() -> None:
     assert recording.failure == "row 0 came where row 20 was to be inspected"
 
 
+def test_rows_before_the_first_one_that_is_needed_may_be_missing() -> None:
+    made = model()
+    pages = Pages.of(made.pages, made.block_table[0], made.layout)
+
+    def seen(first: int, **changed: object) -> Recording:
+        table = made.table()
+        recording = Recording(asked(**changed), (), table, table.insert(()))
+        for layer in LAYERS:
+            rows = LayerRows(made.query[0][first:], pages, first, made.scale, made.rope)
+            recording.observe(layer, rows)
+        return recording
+
+    of_rows = {"rows": (LENGTH - 1,), "quantities": ("mass",)}
+    whole, hit = seen(0, **of_rows), seen(100, **of_rows)
+    assert whole.failure is None and hit.failure is None
+    np.testing.assert_allclose(hit.arrays()["mass"], whole.arrays()["mass"], atol=1e-6)
+    assert seen(100, rows=(99,), quantities=("mass",)).failure is not None
+    assert seen(100, rows=(LENGTH - 1,), quantities=("mass", "columns")).failure is not None
+
+
 def test_work_counts_the_weights_that_are_made_again() -> None:
     shape = len(LAYERS) * len(HEADS)
     some = asked(quantities=("mass", "columns"))

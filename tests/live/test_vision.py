@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +19,6 @@ from vision_reference import VisionReference
 from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, picture, trained_model
 
 from heed_interventions import METHODS
-from heed_server.cli import main
-from heed_server.profiles.profile import read_profile
 
 
 @contextmanager
@@ -324,23 +321,3 @@ def test_two_ranks_equal_one(
     assert one.tokens == two.tokens
     assert_close(two.logprobs, one.logprobs, 1e-5, case)
     assert one.report == two.report
-
-
-def test_calibration_finds_the_dimensions_and_tries_them_on_images(
-    vision_server: LiveServer, vision_directory: str, tmp_path: Path
-) -> None:
-    chats = tmp_path / "chats.jsonl"
-    lines = [{"messages": [message(QUESTIONS[0], [picture(number)])]} for number in range(3)]
-    chats.write_text("\n".join(map(json.dumps, lines)))
-    where = ["--url", vision_server.url, "--model", vision_directory, "--data", str(chats)]
-    out = ["--name", "found", "--out", str(tmp_path / "profiles")]
-    main(["calibrate", "var", *where, "--tau", "2", *out])
-    profile = read_profile(tmp_path / "profiles", "found")
-    intervention = {"method": "var", **profile.parameters}
-    answer = ask(vision_server, QUESTIONS[0], [picture(0)], [intervention])
-    (report,) = answer.completion.report or []
-    assert report["status"] == "applied"
-    flagged = profile.evaluation["flagged"]
-    assert profile.evaluation["images"] == 3
-    assert isinstance(flagged, dict) and list(flagged) == list(report["sinks"])
-    assert all(0 <= share <= 1 for share in flagged.values())

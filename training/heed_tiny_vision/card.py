@@ -5,7 +5,9 @@ python -m heed_tiny_vision.card RUN REPORT OUT        # writes OUT/README.md
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from .train import LENGTH, PICTURES, REHEARSAL
@@ -123,11 +125,19 @@ def rehearsed(report: Record) -> str:
     return text + table(["task", "items", "right, %"], rows)
 
 
-def card(last: Record, report: Record) -> str:
-    """last: the last line of the run's log."""
+def seconds_per_step(log: list[Record]) -> float:
+    """The median over the log's lines: a run that was paused has lines that say nothing of its speed."""
+    return median(
+        60 * (late["minutes"] - early["minutes"]) / (late["step"] - early["step"])
+        for early, late in pairwise(log)
+    )
+
+
+def card(log: list[Record], report: Record) -> str:
+    """log: the lines of the run's log, two or more."""
     rows = f"{PICTURES} conversations about a picture and {REHEARSAL} rehearsal rows of {LENGTH} tokens"
     made = (
-        f"| made | {last['step']:,} steps of {rows}, {last['minutes']:.0f} minutes on one CPU thread, "
+        f"| made | {log[-1]['step']:,} steps of {rows}, {seconds_per_step(log):.2f} s each on one CPU thread, "
         "`training/heed_tiny_vision` in Heed's repository |\n"
     )
     parts = [tasks(report), existence(report), captions(report), rehearsed(report)]
@@ -141,7 +151,9 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
     lines = (given.run / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    text = card(json.loads(lines[-1]), json.loads(given.report.read_text(encoding="utf-8")))
+    text = card(
+        [json.loads(line) for line in lines], json.loads(given.report.read_text(encoding="utf-8"))
+    )
     (given.out / "README.md").write_text(text, encoding="utf-8")
 
 

@@ -78,7 +78,7 @@ class Recording:
         self._columns: dict[int, ColumnSums] = {}
         self._similarity: dict[int, QuerySimilarity] = {}
         self._apart: dict[int, torch.Tensor] = {}
-        self._seen = dict.fromkeys(inspection.layers, 0)
+        self._seen = dict.fromkeys(inspection.layers, inspection.first_row)
         self._dense = inspection.dense_rows(edits)
         self._out_of_order: str | None = None
 
@@ -97,19 +97,21 @@ class Recording:
     def observe(self, layer: int, rows: LayerRows) -> None:
         """See the next rows of a layer, whose keys are in the cache and whose found keys are found.
 
-        Rows that are not the next ones end the recording, see `failure`. Rows behind the inspection's
-        length are not looked at.
+        Rows that are not the next ones end the recording, see `failure`. Rows before the inspection's
+        first one, and behind its length, are not looked at.
         """
         first, length = rows.first, self.inspection.length
         if layer not in self._layers or not self.heads or first >= length:
             return
-        if first != self._seen[layer]:
+        end, begin = min(first + len(rows.query), length), self.inspection.first_row
+        if end <= begin:
+            return
+        if max(first, begin) != self._seen[layer]:
             self._out_of_order = (
                 f"row {first} came where row {self._seen[layer]} was to be inspected"
             )
         if self._out_of_order is not None:
             return
-        end = min(first + len(rows.query), length)
         self._seen[layer] = end
         if "columns" in self.inspection.quantities and not self._transfers:
             self._add_columns(layer, rows, end)

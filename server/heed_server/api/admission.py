@@ -21,11 +21,13 @@ from heed_interventions.token_text import align
 from heed_interventions.views import ModelView, PromptView
 from heed_kernels.edits import Edit, VisibleKeys
 from heed_kernels.errors import EditError
+from heed_kernels.inspection import Inspection
 from heed_kernels.patches import at_worst
 from heed_kernels.table import EditTable
 from heed_server.api.cache_room import CacheRoom
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import EngineRequest, Exchange
+from heed_server.api.image_attention import on_images
 from heed_server.api.reserved import reserved
 from heed_server.api.twins import TwinRequest, twin_of
 from heed_server.engine.image_positions import image_spans
@@ -132,16 +134,18 @@ class Admission:
         elif not resolution.edits:
             return Admitted(prompt, params, request)
         request.report_id = uuid4().hex
+        detailed = tuple(
+            index for index, method in enumerate(exchange.methods) if method.report == "full"
+        )
         payload = Payload(
             report=request.report_id,
             choices=params.n,
             prompt_length=request.prompt_length,
             publication_limit=resolution.publication_limit,
             edits=resolution.edits,
-            detailed=tuple(
-                index for index, method in enumerate(exchange.methods) if method.report == "full"
-            ),
+            detailed=detailed,
             inspection=exchange.inspection,
+            on_images=self._on_images(prompt, request.prompt_length) if detailed else None,
         )
         twin = twin_of(prompt, resolution.edits, request.report_id, params.n, exchange.inspection)
         params = params.clone()
@@ -149,6 +153,10 @@ class Admission:
         if resolution.digest is not None:
             prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
         return Admitted(prompt, params, request, length, twin)
+
+    def _on_images(self, prompt: Mapping[str, Any], length: int) -> Inspection | None:
+        images = image_spans(prompt) if self.model.observes else ()
+        return on_images(images, length, self.model) if images else None
 
     def count(self, request: EngineRequest) -> None:
         """An admitted request goes to the engine."""

@@ -6,12 +6,15 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from heed_interventions.vhr import COMPANION
+from heed_server.api import found_keys, image_attention
 from heed_server.api.exchange import EngineRequest, Report
-from heed_server.api.found_keys import of_all_ranks, sink_counts
 from heed_server.metrics import Metrics
 
 _MEMORY = ("freed_blocks", "freed_bytes", "realised_saving", "kept", "kept_left_out")
 """What the workers measure of memory and reports pass on as it is."""
+
+_OF_HEADS = {"found": found_keys.of_all_ranks, "on_images": image_attention.of_all_ranks}
+"""Parts of a report of which each tensor-parallel rank has those of its own heads."""
 
 Fetch = Callable[[list[str]], Awaitable[Iterable[Mapping[str, Mapping[int, Report]]]]]
 """Asks every engine's workers for reports by id; one mapping per worker, equal within an engine."""
@@ -64,9 +67,10 @@ def of_workers(
                 if report["failure"] is not None:
                     merged["failure"] = report["failure"]
                 for source, measured in report["interventions"].items():
-                    if "found" in measured:
-                        of_all = merged["interventions"][source]
-                        of_all["found"] = of_all_ranks(of_all["found"], measured["found"])
+                    of_all = merged["interventions"][source]
+                    for part, merge in _OF_HEADS.items():
+                        if part in measured and part in of_all:
+                            of_all[part] = merge(of_all[part], measured[part])
     return first
 
 
@@ -89,7 +93,8 @@ def assemble(request: EngineRequest, choice: int, ran: Mapping[int, Report]) -> 
         resolved
         | row_counts(per_source.get(index), request.prompt_length, tokens)
         | memory_counts(per_source.get(index), request.prompt_length, tokens)
-        | sink_counts(per_source.get(index))
+        | found_keys.sink_counts(per_source.get(index))
+        | image_attention.image_counts(per_source.get(index))
         | per_source.get(index, {}).get("told", {})
         | companion_counts(resolved, request.twin_cached)
         | lost

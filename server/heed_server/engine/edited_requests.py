@@ -141,6 +141,8 @@ class EditedRequests:
             record.told |= self.flagging.told(slot, record.detailed)
         if self.comparing is not None:
             record.told |= self.comparing.told(slot)
+        if self.inspected is not None:
+            record.on_images = self.inspected.on_images(slot) or record.on_images
 
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._slots

@@ -53,12 +53,15 @@ class InspectedRows:
 class InspectedRequests:
     """Recordings by slot of the edit table, and by report id until they are taken.
 
+    A request's own reports may say what it attends to in images: such recordings go by slot alone.
+
     twins: the worker's book of them.
     """
 
     def __init__(self, table: EditTable, twins: Twins) -> None:
         self._table, self._twins = table, twins
         self._by_slot: dict[int, Recording] = {}
+        self._on_images: dict[int, Recording] = {}
         self._by_report: OrderedDict[str, Recording] = OrderedDict()
 
     def enter(self, slot: int, payload: Payload) -> None:
@@ -66,6 +69,9 @@ class InspectedRequests:
 
         Raises `EditError` when it is to be compared with a twin that left nothing.
         """
+        if payload.on_images is not None:
+            seen = Recording(payload.on_images, payload.edits, self._table, slot)
+            self._on_images[slot] = seen
         if payload.inspection is None:
             return
         without = self._outputs_of_twin(payload) if payload.inspection.without else None
@@ -78,6 +84,17 @@ class InspectedRequests:
     def leave(self, slot: int) -> None:
         """The slot's request is gone; what was measured stays until it is taken."""
         self._by_slot.pop(slot, None)
+        self._on_images.pop(slot, None)
+
+    def on_images(self, slot: int) -> dict[str, Any] | None:
+        """Masses of the prompt's last row, where they have been seen: by layer and query head of this
+        rank, on each set of keys."""
+        recording = self._on_images.get(slot)
+        if recording is None or recording.failure is not None:
+            return None
+        masses = recording.arrays()["mass"][:, :, 0].tolist()
+        layers = recording.inspection.layers
+        return {"masses": {str(layer): each for layer, each in zip(layers, masses, strict=True)}}
 
     def _outputs_of_twin(self, payload: Payload) -> Outputs:
         before = self._by_report.get(payload.report)
@@ -95,11 +112,12 @@ class InspectedRequests:
         items: int32 [requests, 5], all rows that the step has of each edited request, see
         `plan.Pattern.items`.
         """
-        if not self._by_slot:
-            return ()
-        slots = [(self._by_slot.get(int(item[SLOT])), item) for item in items]
         return tuple(
-            InspectedRows(recording, item) for recording, item in slots if recording is not None
+            InspectedRows(book[int(item[SLOT])], item)
+            for book in (self._by_slot, self._on_images)
+            if book
+            for item in items
+            if int(item[SLOT]) in book
         )
 
     def take(self, report: str) -> dict[str, Any] | None:

@@ -36,6 +36,7 @@ class Payload:
         the prefix cache; None: no limit.
     detailed: interventions whose reports are to have their long parts.
     inspection: what is to be measured of its attention, if anything is.
+    on_images: what its own full reports say of its attention to images, if it has both.
     twin: whose twin it is, if it is one.
     """
 
@@ -46,12 +47,13 @@ class Payload:
     edits: tuple[Edit, ...]
     detailed: tuple[int, ...] = ()
     inspection: Inspection | None = None
+    on_images: Inspection | None = None
     twin: Twin | None = None
 
 
 def pack(payload: Payload) -> dict[str, Any]:
     """The payload as plain values that msgpack carries."""
-    inspection, twin = payload.inspection, payload.twin
+    twin = payload.twin
     return {
         "report": payload.report,
         "choices": payload.choices,
@@ -59,7 +61,8 @@ def pack(payload: Payload) -> dict[str, Any]:
         "publication_limit": payload.publication_limit,
         "edits": to_wire(payload.edits),
         "detailed": list(payload.detailed),
-        "inspection": inspection_to_wire(inspection) if inspection is not None else None,
+        "inspection": _packed(payload.inspection),
+        "on_images": _packed(payload.on_images),
         "twin": [twin.report, twin.taken, list(twin.layers)] if twin is not None else None,
     }
 
@@ -76,7 +79,7 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         EditError: the edits are malformed.
     """
     edits: Sequence[Edit] = from_wire(packed["edits"])
-    inspection, twin = packed["inspection"], packed["twin"]
+    twin = packed["twin"]
     return Payload(
         report=packed["report"],
         choices=packed["choices"],
@@ -84,6 +87,15 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         publication_limit=packed["publication_limit"],
         edits=tuple(edits),
         detailed=tuple(packed["detailed"]),
-        inspection=inspection_from_wire(inspection) if inspection is not None else None,
+        inspection=_unpacked(packed["inspection"]),
+        on_images=_unpacked(packed["on_images"]),
         twin=Twin(twin[0], twin[1], tuple(twin[2])) if twin is not None else None,
     )
+
+
+def _packed(inspection: Inspection | None) -> dict[str, Any] | None:
+    return None if inspection is None else inspection_to_wire(inspection)
+
+
+def _unpacked(packed: Mapping[str, Any] | None) -> Inspection | None:
+    return None if packed is None else inspection_from_wire(packed)

@@ -25,6 +25,7 @@ class RunRecord:
     detailed: interventions whose reports have their long parts.
     found: by intervention, what a search for keys had found when the request last left the batch.
     told: by intervention, further parts of its report.
+    on_images: where a report says so, masses on images (`InspectedRequests.on_images`).
     taken: whether the API process has its report already (a stop string ends a request there first), or
         never asks for it (a twin's).
     """
@@ -39,6 +40,7 @@ class RunRecord:
     detailed: tuple[int, ...] = ()
     found: dict[int, dict[str, Any]] = field(default_factory=dict)
     told: dict[int, dict[str, Any]] = field(default_factory=dict)
+    on_images: dict[str, Any] | None = None
     failure: str | None = None
     taken: bool = False
 
@@ -77,6 +79,11 @@ class RunRecord:
                 | (self._memory(block_bytes) if source == self.letting_go else {})
                 | ({"found": self.found[source]} if source in self.found else {})
                 | ({"told": self.told[source]} if source in self.told else {})
+                | (
+                    {"on_images": self.on_images}
+                    if source in self.detailed and self.on_images is not None
+                    else {}
+                )
                 for source, rows in self.scopes.items()
             },
         }
