@@ -12,9 +12,9 @@ import argparse
 import asyncio
 import json
 import random
-import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,16 @@ from typing import Any
 import httpx
 import numpy as np
 import torch
+from PIL import Image
 from transformers import AttentionInterface, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.llama.modeling_llama import repeat_kv
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "training"))
-from vision import data_uri
-
 from heed_server.measuring import servers
-from heed_server.models import bundled_model
-from heed_tiny_vision import scenes
-from heed_tiny_vision.pictures import render
-from heed_tiny_vision.questions import CAPTION_QUESTION
+from heed_server.models import BundledModel, bundled_model
+from heed_server.scoring.images import question_about
 
 REQUESTS = 16
+QUESTION = "Describe the picture."
 MOVE, RHO, LEAST_MASS = 0.6, 0.5, 0.2
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -49,14 +46,17 @@ def main() -> None:
     bundled = bundled_model("heed-tiny-vision")
     if bundled is None:
         raise SystemExit("heed-tiny-vision is not installed")
-    pictures = [render(scenes.sample(f"speed/{n}", evaluation=True)) for n in range(REQUESTS)]
+    turns = [
+        question_about(f"pictures.zip/{number}.png", QUESTION, bundled.evaluation)
+        for number in range(REQUESTS)
+    ]
     flags = ["--dtype", "float32", "--enforce-eager", "--no-enable-prefix-caching"]
     flags += ["--kv-cache-memory-bytes", str(1 << 28)]
     with (
         tempfile.TemporaryDirectory() as scratch,
         servers.heed(bundled.directory, flags, Path(scratch) / "heed.log") as server,
     ):
-        seconds = asyncio.run(_rounds(server.url, pictures, options))
+        seconds = asyncio.run(_rounds(server.url, turns, options))
         listed = httpx.get(f"{server.url}/v1/intervention-profiles").json()["data"]
     parameters = next(each["parameters"] for each in listed if each["name"] == "var")
     result = {
@@ -65,7 +65,7 @@ def main() -> None:
             name: round(REQUESTS * options.output / float(np.median(each)), 1)
             for name, each in seconds.items()
         },
-        "research_way": _research_way(bundled.directory, pictures, parameters, options),
+        "research_way": _research_way(bundled, parameters, options),
     }
     print(_table(result, options))
     if options.json:
@@ -82,7 +82,7 @@ def _options() -> argparse.Namespace:
 
 
 async def _rounds(
-    url: str, pictures: Sequence[np.ndarray], options: argparse.Namespace
+    url: str, turns: Sequence[dict[str, Any]], options: argparse.Namespace
 ) -> dict[str, list[float]]:
     """Seconds of each burst, by setting; the first round warms up and is not kept."""
     order = random.Random(0)
@@ -90,7 +90,7 @@ async def _rounds(
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         for number in range(-1, options.rounds):
             for name in order.sample(list(SETTINGS), len(SETTINGS)):
-                took = await _burst(client, pictures, SETTINGS[name], options.output)
+                took = await _burst(client, turns, SETTINGS[name], options.output)
                 if number >= 0:
                     seconds[name].append(took)
     return seconds
@@ -98,15 +98,13 @@ async def _rounds(
 
 async def _burst(
     client: httpx.AsyncClient,
-    pictures: Sequence[np.ndarray],
+    turns: Sequence[dict[str, Any]],
     intervention: dict[str, Any] | None,
     tokens: int,
 ) -> float:
-    async def one(picture: np.ndarray) -> None:
-        image = {"type": "image_url", "image_url": {"url": data_uri(picture)}}
-        content = [image, {"type": "text", "text": CAPTION_QUESTION}]
+    async def one(turn: dict[str, Any]) -> None:
         body = {
-            "messages": [{"role": "user", "content": content}],
+            "messages": [turn],
             "max_tokens": tokens,
             "ignore_eos": True,
             "temperature": 0,
@@ -115,7 +113,7 @@ async def _burst(
         (await client.post("/v1/chat/completions", json=body)).raise_for_status()
 
     began = time.perf_counter()
-    await asyncio.gather(*map(one, pictures))
+    await asyncio.gather(*map(one, turns))
     return time.perf_counter() - began
 
 
@@ -185,27 +183,29 @@ class ResearchVar:
 
 @torch.no_grad()
 def _research_way(
-    directory: Path,
-    pictures: Sequence[np.ndarray],
-    parameters: dict[str, Any],
-    options: argparse.Namespace,
+    bundled: BundledModel, parameters: dict[str, Any], options: argparse.Namespace
 ) -> dict[str, float]:
     """Tokens a second, plain and with VAR."""
-    processor = AutoProcessor.from_pretrained(directory)
+    processor = AutoProcessor.from_pretrained(bundled.directory)
     model = AutoModelForImageTextToText.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager"
+        bundled.directory, dtype=torch.float32, attn_implementation="eager"
     ).eval()
     patch = ResearchVar(model, parameters["sink_dims"], parameters["tau"])
     AttentionInterface.register("research_var", patch.attention)
     model.model.language_model.config._attn_implementation = "research_var"
-    content = [{"type": "image"}, {"type": "text", "text": CAPTION_QUESTION}]
+    content = [{"type": "image"}, {"type": "text", "text": QUESTION}]
     prompt = processor.apply_chat_template(
         [{"role": "user", "content": content}], add_generation_prompt=True
     )
+    with zipfile.ZipFile(bundled.evaluation / "pictures.zip") as archive:
+        pictures = [
+            Image.open(archive.open(f"{number}.png")).convert("RGB")
+            for number in range(options.sequential)
+        ]
     found: dict[str, float] = {}
     for name, patch.on in (("plain", False), ("plain", False), ("var", True)):
         began = time.perf_counter()
-        for picture in pictures[: options.sequential]:
+        for picture in pictures:
             inputs = processor(text=prompt, images=picture, return_tensors="pt")
             patch.visual = inputs["input_ids"][0] == model.config.image_token_id
             model.generate(

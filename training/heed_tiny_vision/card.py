@@ -55,10 +55,10 @@ the class token and the tower's last layer; without this loss they would hold no
 
 ## Tasks
 
-`evaluation/scenes.jsonl` holds the scenes, `pictures.zip` their pictures, the other files the questions, as
-`heed eval` reads them. No scene was trained on: scenes are divided by a hash of what is where. Answers are
-equally frequent. Greedy answers, end of turn included; Wilson's 95 % intervals; transformers, float32. *Blind*
-is the same question about an empty grey picture.
+`evaluation/pictures.zip` holds 500 scenes, the other files questions about them, as `heed eval` reads them.
+No scene was trained on: scenes are divided by a hash of what is where. Answers are equally frequent. Greedy
+answers, end of turn included; Wilson's 95 % intervals; transformers, float32. *Blind* is the same question
+about an empty grey picture.
 """
 
 LIMITS = """\

@@ -22,7 +22,7 @@ from transformers import AutoTokenizer, LlavaForConditionalGeneration
 from heed_tiny.evaluate import share
 from heed_tiny.evaluation_sets import SIZES as TEXT_TASKS
 
-from . import hallucination, questions, scenes
+from . import evaluation_sets, hallucination, questions
 from .model import normalise
 from .pictures import render
 
@@ -34,6 +34,11 @@ GREY = 80
 Record = dict[str, Any]
 
 
+def scene_of(record: Record) -> int:
+    """The number of the scene that a question is about."""
+    return int(Path(record["image"]).stem)
+
+
 class Subject:
     """The exported model under measurement. most: how many records of each file are used."""
 
@@ -43,7 +48,8 @@ class Subject:
             directory, dtype=torch.float32
         ).eval()
         self.evaluation, self.most = directory / "evaluation", most
-        self.pictures = [render(scenes.from_record(record)) for record in self.lines("scenes")]
+        self.scenes = evaluation_sets.sampled()
+        self.pictures = [render(scene) for scene in self.scenes]
 
     def lines(self, name: str) -> Iterator[Record]:
         for line in (self.evaluation / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
@@ -74,7 +80,7 @@ class Subject:
             alike = list(group)
             for start in range(0, len(alike), AT_ONCE):
                 chosen = alike[start : start + AT_ONCE]
-                images = self._pictures([records[number]["scene"] for number in chosen], blind)
+                images = self._pictures([scene_of(records[number]) for number in chosen], blind)
                 ids = torch.tensor([prompts[number] for number in chosen])
                 made = self.model.generate(
                     input_ids=ids,
@@ -119,17 +125,16 @@ def captions(subject: Subject) -> Record:
     """CHAIR-like measures; `examples` are the first captions, with what is there."""
     records = subject.records("caption")
     kinds = [record["objects"] for record in records]
+    true = [questions.caption(subject.scenes[scene_of(record)]) for record in records]
     said = subject.answers(records, CAPTION_TOKENS)
     blind = subject.answers(records, CAPTION_TOKENS, blind=True)
     return {
         "seen": hallucination.chair(said, kinds),
         "blind": hallucination.chair(blind, kinds),
         "exact": share(
-            sum(s == record["answer"] for s, record in zip(said, records, strict=True)), len(said)
+            sum(ours == there for ours, there in zip(said, true, strict=True)), len(said)
         ),
-        "examples": [
-            [text, record["answer"]] for text, record in zip(said[:8], records, strict=False)
-        ],
+        "examples": [list(pair) for pair in zip(said[:8], true, strict=False)],
     }
 
 

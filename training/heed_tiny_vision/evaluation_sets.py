@@ -2,72 +2,74 @@
 
     python -m heed_tiny_vision.evaluation_sets OUT
 
-OUT/scenes.jsonl holds the scenes (`scenes.from_record` reads a line, `pictures.render` draws it), and
-OUT/pictures.zip the same drawn; OUT/<task>.jsonl the questions, as `heed eval` reads them, each with
-the number of its scene, counted from 0. Scenes are of the evaluation part (`scenes.for_evaluation`);
-the answers of a task are equally frequent.
+OUT/pictures.zip holds the scenes, drawn; OUT/<task>.jsonl the questions, as `heed eval` reads them. Scenes
+are of the evaluation part (`scenes.for_evaluation`); the answers of a task are equally frequent. Choices
+are named where the answer is yes or no, of which POPE has measures; all else is answered in words.
 """
 
 import argparse
+import json
 import random
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
-
-from heed_tiny.evaluation_sets import write
 
 from . import questions, scenes
 from .pictures import png, render
 
-SCENES = 1000
-CAPTIONS = 500  # the first scenes
+SCENES = 500
 PICTURES = "pictures.zip"
-SIZES = {"colour": 504, "count": 500, "place": 504, "existence": 500}
+SIZES = {"colour": 450, "count": 448, "place": 432, "existence": 360}
+TURNS = 8  # questions of a task that a scene is asked at most
 
 Record = dict[str, Any]
 
 
-def record_of(number: int, turn: questions.Turn) -> Record:
+def captions(drawn: list[scenes.Scene]) -> list[Record]:
+    return [
+        {**asked(number, questions.CAPTION_QUESTION), "objects": list(scene.kinds)}
+        for number, scene in enumerate(drawn)
+    ]
+
+
+def asked(number: int, question: str) -> Record:
     """A question about the scene of this number."""
-    return {
-        "scene": number,
-        "image": f"{PICTURES}/{number}.png",
-        "question": turn.question,
-        "answer": turn.answer,
-    }
-
-
-def captions(drawn: list[scenes.Scene]) -> Iterator[Record]:
-    for number, scene in enumerate(drawn[:CAPTIONS]):
-        turn = questions.Turn("caption", questions.CAPTION_QUESTION, questions.caption(scene))
-        yield {**record_of(number, turn), "objects": list(scene.kinds)}
+    return {"image": f"{PICTURES}/{number}.png", "question": question}
 
 
 def balanced(
     task: str, drawn: list[scenes.Scene], ask: Callable[[scenes.Scene], questions.Turn | None]
 ) -> list[Record]:
-    """One question a scene, until every answer of the task has its share of the records."""
+    """Different questions, in turn to all scenes, until every answer of the task has its share."""
     records: list[Record] = []
     answers: Counter[str] = Counter()
-    for number, scene in enumerate(drawn):
+    known: set[tuple[int, str]] = set()
+    for number, scene in chain.from_iterable(repeat(list(enumerate(drawn)), TURNS)):
         turn = ask(scene)
-        if turn is None or answers[turn.answer] >= SIZES[task] // len(turn.choices):
+        if turn is None or (number, turn.question) in known:
+            continue
+        if answers[turn.answer] >= SIZES[task] // len(turn.choices):
             continue
         answers[turn.answer] += 1
-        records.append({**record_of(number, turn), "choices": list(turn.choices)})
+        known.add((number, turn.question))
+        choices = {"choices": list(turn.choices)} if task == "existence" else {}
+        records.append({**asked(number, turn.question), **choices, "answer": turn.answer})
     if len(records) < SIZES[task]:
         raise ValueError(f"{SCENES} scenes give {len(records)} questions of {task} only: {answers}")
     return records
 
 
-def sets() -> Iterator[tuple[str, list[Record]]]:
+def sampled() -> list[scenes.Scene]:
+    return [scenes.sample(f"evaluation/{number}", evaluation=True) for number in range(SCENES)]
+
+
+def sets(drawn: list[scenes.Scene]) -> Iterator[tuple[str, list[Record]]]:
     """Name and records of every file."""
-    drawn = [scenes.sample(f"evaluation/{number}", evaluation=True) for number in range(SCENES)]
-    yield "scenes", [scene.record() for scene in drawn]
-    yield "caption", list(captions(drawn))
+    yield "caption", captions(drawn)
     for task in ("colour", "count", "place"):
         r = random.Random(f"evaluation/{task}")
         yield task, balanced(task, drawn, partial(questions.ask, task, r=r))
@@ -89,10 +91,12 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     out = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
-    found = dict(sets())
-    for name, records in found.items():
-        write(out / f"{name}.jsonl", records)
-    write_pictures(out / PICTURES, map(scenes.from_record, found["scenes"]))
+    drawn = sampled()
+    for name, records in sets(drawn):
+        # The model's directory is to stay small: no spaces.
+        lines = (json.dumps(record, separators=(",", ":")) + "\n" for record in records)
+        (out / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
+    write_pictures(out / PICTURES, drawn)
 
 
 if __name__ == "__main__":

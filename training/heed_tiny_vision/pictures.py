@@ -27,11 +27,14 @@ def render(scene: Scene) -> NDArray[np.uint8]:
 
 
 def png(pixels: NDArray[np.uint8]) -> bytes:
-    """A picture [rows, columns, 3] as a PNG file, its lines unfiltered."""
+    """A picture [rows, columns, 3] of at most 256 colours as a PNG file with a palette, losslessly."""
     rows, columns, _ = pixels.shape
+    palette, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+    lines = places.reshape(rows, columns).astype(np.uint8)
     chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", columns, rows, 8, 2, 0, 0, 0),
-        b"IDAT": zlib.compress(b"".join(b"\0" + line.tobytes() for line in pixels), 9),
+        b"IHDR": struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0),
+        b"PLTE": palette.tobytes(),
+        b"IDAT": zlib.compress(b"".join(b"\0" + line.tobytes() for line in lines), 9),
         b"IEND": b"",
     }
     return b"\x89PNG\r\n\x1a\n" + b"".join(
