@@ -10,8 +10,8 @@ from tests.kernels.paged_model import write_plain
 
 from heed_kernels import reference
 from heed_kernels.cpu import ColumnSums, Layout, add_columns, attend
-from heed_kernels.cpu.eviction import Summing
 from heed_kernels.cpu.pages import Pages
+from heed_kernels.cpu.summing import Summing
 from heed_kernels.edits import Edit
 from heed_kernels.evict import Evict
 from heed_kernels.eviction import Eviction, Moved

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from tests.kernels.paged_model import layout_of
 
-from heed_kernels.cpu.compare import HeadComparer, chosen_heads
+from heed_kernels.compare import HeadComparer, chosen_heads
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import (
     OPEN,
@@ -41,7 +39,7 @@ COMPARISONS = {
 }
 
 
-def alone(local: NDArray[Any]) -> NDArray[Any]:
+def alone(local: torch.Tensor) -> torch.Tensor:
     return local
 
 
@@ -72,9 +70,9 @@ def compared(
     sequence: Sequence,
     edits: list[Edit],
     steps: list[int],
-    gather: Callable[[NDArray[Any]], NDArray[Any]] = alone,
+    gather: Callable[[torch.Tensor], torch.Tensor] = alone,
     heads: slice = slice(0, HEADS),
-    known: dict[int, NDArray[np.bool_]] | None = None,
+    known: dict[int, torch.Tensor] | None = None,
     twin: dict[int, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Outputs of one rank's heads: the other edits' dense ones, multiplied in steps."""
@@ -117,25 +115,25 @@ def test_outputs_are_the_dense_reference_s_in_any_steps(
 def test_two_ranks_compare_the_whole_layer(name: str) -> None:
     sequence, edits = Sequence(), [COMPARISONS[name]]
     halves = slice(0, 3), slice(3, 6)
-    seen: dict[int, list[NDArray[Any]]] = {0: [], 1: []}
+    seen: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     for rank, heads in enumerate(halves):
 
-        def remember(local: NDArray[Any], rank: int = rank) -> NDArray[Any]:
+        def remember(local: torch.Tensor, rank: int = rank) -> torch.Tensor:
             seen[rank].append(local)
-            return np.concatenate([local, local])
+            return torch.cat([local, local])
 
         compared(sequence, edits, [], remember, heads)
     parts = []
     for heads in halves:
         calls = iter(zip(*(seen[each] for each in (0, 1)), strict=True))
-        gather = lambda local, calls=calls: np.concatenate(next(calls))  # noqa: E731
+        gather = lambda local, calls=calls: torch.cat(next(calls))  # noqa: E731
         parts.append(compared(sequence, edits, [], gather, heads))
     torch.testing.assert_close(torch.cat(parts, dim=1), sequence.dense(edits), rtol=1e-5, atol=1e-5)
 
 
 def test_heads_that_were_chosen_stay_chosen() -> None:
     edit = COMPARISONS["a choice"]
-    known = {0: np.array([True, False, False, False, True, False])}
+    known = {0: torch.tensor([True, False, False, False, True, False])}
     sequence = Sequence()
     output = compared(sequence, [edit], [], known=known)
     factor = torch.ones(HEADS)
@@ -169,15 +167,20 @@ def test_outputs_of_a_twin_are_compared_with_in_place_of_the_row_s_own() -> None
     assert not twin, "it is needed once"
 
 
+def heads_of(chosen: torch.Tensor) -> list[int]:
+    heads: list[int] = chosen.nonzero().flatten().tolist()
+    return heads
+
+
 def test_a_head_that_stands_out_twice_is_left_out() -> None:
     edit = HeadChoice(ON, ROWS, VISUAL, 2, 2.0, True, 0)
-    measured = np.array([[9, 9], [2, 1], [3, 1], [1, 1], [1, 1], [1, 1]], np.float32)
-    assert np.flatnonzero(chosen_heads(edit, measured)).tolist() == [1, 2]
+    measured = torch.tensor([[9.0, 9], [2, 1], [3, 1], [1, 1], [1, 1], [1, 1]])
+    assert heads_of(chosen_heads(edit, measured)) == [1, 2]
     # Far from the rest without the image alone, or with it alone, is no outlier.
     measured[0, 1] = 1
-    assert np.flatnonzero(chosen_heads(edit, measured)).tolist() == [0, 2]
+    assert heads_of(chosen_heads(edit, measured)) == [0, 2]
 
 
 def test_of_equal_heads_the_lower_id_is_chosen() -> None:
     edit = HeadChoice(ON, ROWS, VISUAL, 2, 2.0, True, 0)
-    assert np.flatnonzero(chosen_heads(edit, np.ones((6, 2), np.float32))).tolist() == [0, 1]
+    assert heads_of(chosen_heads(edit, torch.ones(6, 2))) == [0, 1]

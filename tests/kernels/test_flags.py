@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from heed_kernels.cpu.flags import BlockFlags, KeyFlags
+from heed_kernels.cpu.flags import FoundOnCPU
 from heed_kernels.edits import (
     OPEN,
     SOURCES,
@@ -19,6 +19,7 @@ from heed_kernels.edits import (
     Rows,
 )
 from heed_kernels.errors import EditError
+from heed_kernels.flags import BlockFlags, KeyFlags
 from heed_kernels.reference import flagged_keys
 from heed_kernels.table import EditTable
 
@@ -46,26 +47,38 @@ def states(rows: int) -> torch.Tensor:
 
 
 def entered(
-    edit: FlagKeys, blocks: BlockFlags | None = None, own: tuple[int, ...] = OWN, computed: int = 0
+    edit: FlagKeys, blocks: BlockFlags | None = None, computed: int = 0
 ) -> tuple[EditTable, KeyFlags]:
     table = EditTable(2, LAYERS, HEADS, KV_HEADS)
     transfer = MassTransfer(ON, Rows(60, OPEN), FoundKeys(), VISUAL, 0.5, Gate(), 0)
     slot = table.insert([edit, transfer], prompt_length=PROMPT)
     blocks = blocks or BlockFlags(LAYERS, 2 * len(OWN), BLOCK)
-    return table, KeyFlags(table, slot, edit, blocks, own, computed)
+    return table, KeyFlags(table, slot, edit, blocks, FoundOnCPU(table), computed)
 
 
-def seen(flags: KeyFlags, layer: int, given: torch.Tensor, first: int, end: int) -> None:
-    """A step's look at rows [first, end) of `given`, behind a neighbour's seven tokens."""
-    flags.advance(np.array([0, 7, end - first, first, 0], np.int32))
-    flags.look(layer, torch.cat([10 * torch.ones(7, WIDTH), given[first:end]]))
+def seen(
+    flags: KeyFlags, layer: int, given: torch.Tensor, first: int, end: int,
+    own: tuple[int, ...] = OWN,
+) -> torch.Tensor:  # fmt: skip
+    """A step's look at rows [first, end) of `given`, behind a neighbour's seven tokens; other layers are
+    looked at as well. Returns the batch's block table."""
+    flags.advance(np.array([0, 7, end - first, first, 1], np.int32))
+    table = torch.tensor([[3] * len(OWN), own], dtype=torch.int32)
+    batch = torch.cat([10 * torch.ones(7, WIDTH), given[first:end]])
+    for other in range(LAYERS):
+        flags.look(other, batch[flags.tokens], table)
+        if other != layer:
+            flags.settle(other, table)
+    return table
 
 
-def fed(flags: KeyFlags, layer: int, given: torch.Tensor, steps: list[int], start: int = 0) -> None:
+def fed(
+    flags: KeyFlags, layer: int, given: torch.Tensor, steps: list[int], start: int = 0,
+    own: tuple[int, ...] = OWN,
+) -> None:  # fmt: skip
     """The rows of `given` from `start` on, cut before each of `steps`."""
     for first, end in zip([start, *steps], [*steps, len(given)], strict=True):
-        seen(flags, layer, given, first, end)
-        flags.settle(layer)
+        flags.settle(layer, seen(flags, layer, given, first, end, own))
 
 
 @pytest.mark.parametrize("only_needed", [False, True])
@@ -101,8 +114,8 @@ def test_who_goes_on_from_another_s_blocks_has_their_flags(hit: int, steps: list
     blocks = BlockFlags(LAYERS, 2 * len(OWN), BLOCK)
     fed(entered(edit, blocks)[1], 0, given, [60])
     own = (*OWN[: hit // BLOCK], *range(10, 20))[: len(OWN)]
-    table, flags = entered(edit, blocks, own, hit)
-    fed(flags, 0, given, steps, hit)
+    table, flags = entered(edit, blocks, hit)
+    fed(flags, 0, given, steps, hit, own)
     assert flags.found(0) == flagged_keys(edit, given)
     assert table.found_count[0, 0, 0] == len(flags.found(0))
 
@@ -122,11 +135,11 @@ def test_blocks_that_another_request_computes_in_the_same_step_are_settled_after
 ):
     edit, given = flag(), states(PROMPT)
     blocks = BlockFlags(LAYERS, 2 * len(OWN), BLOCK)
-    first, second = entered(edit, blocks)[1], entered(edit, blocks, OWN, 96)[1]
-    seen(second, 0, given, 96, PROMPT)
+    first, second = entered(edit, blocks)[1], entered(edit, blocks, 96)[1]
+    table = seen(second, 0, given, 96, PROMPT)
     seen(first, 0, given, 0, PROMPT)
     for flags in (second, first):
-        flags.settle(0)
+        flags.settle(0, table)
         assert flags.found(0) == flagged_keys(edit, given)
 
 
@@ -137,8 +150,7 @@ def test_a_block_s_new_tokens_take_the_place_of_its_old_ones_flags() -> None:
     _, flags = entered(edit, blocks)
     given = states(PROMPT)
     for first in range(0, PROMPT, 50):
-        seen(flags, 0, given, first, first + 50)
-        flags.settle(0)
+        flags.settle(0, seen(flags, 0, given, first, first + 50))
         assert flags.found(0) == flagged_keys(edit, given[: first + 50])
 
 
@@ -154,7 +166,8 @@ def test_a_layer_without_a_flag_where_one_is_needed_has_none() -> None:
 def test_layers_without_heads_are_not_looked_at() -> None:
     table, flags = entered(flag())
     fed(flags, 1, states(PROMPT), [])
-    assert flags.found(1) == [] and not table.found_count.any()
+    assert flags.found(1) == [] and not table.found_count[:, 1].any()
+    assert flags.found(0) and flags.left_out(1) == 0
 
 
 def test_of_too_many_the_first_hold() -> None:
@@ -169,3 +182,20 @@ def test_rows_that_do_not_follow_are_refused() -> None:
     _, flags = entered(flag())
     with pytest.raises(EditError, match="row 5 came"):
         flags.advance(np.array([0, 0, 3, 5, 0], np.int32))
+
+
+def test_rows_whose_hidden_states_were_not_looked_at_are_an_error_of_the_next_step() -> None:
+    _, flags = entered(flag())
+    flags.advance(np.array([0, 0, 100, 0, 0], np.int32))
+    with pytest.raises(EditError, match="layer 0 were not looked at"):
+        flags.advance(np.array([0, 0, 50, 100, 0], np.int32))
+
+
+def test_generated_rows_are_not_looked_at() -> None:
+    _, flags = entered(flag())
+    assert flags.watches(PROMPT), "flags of blocks that others computed are read once"
+    fed(flags, 0, states(PROMPT), [])
+    assert not flags.watches(PROMPT)
+    for first in range(PROMPT, PROMPT + 3):
+        flags.advance(np.array([0, 0, 1, first, 0], np.int32))
+    assert flags.tokens == slice(0, 0)

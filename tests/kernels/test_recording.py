@@ -10,7 +10,8 @@ from tests.kernels.paged_model import Model, layout_of
 
 from heed_kernels import reference
 from heed_kernels.cpu.pages import Pages
-from heed_kernels.cpu.recording import LayerRows, Recording
+from heed_kernels.cpu.recording import RecordingOnCPU
+from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import (
     ALL_KEYS,
     Gate,
@@ -24,7 +25,9 @@ from heed_kernels.edits import (
     VisibleKeys,
 )
 from heed_kernels.inspection import AHEAD, LOCAL_WINDOW, QUANTITIES, SLOWER, Inspection
+from heed_kernels.recording import LayerRows, Recording
 from heed_kernels.table import EditTable
+from heed_server.engine.evictions_cpu import SummedColumns
 
 QUERY_HEADS, KV_HEADS, LENGTH, RESPONSE = 6, 2, 150, 130
 LAYERS, HEADS, ROWS = (0, 1), (0, 2, 5), (0, 3, 70, 71, 149)
@@ -69,7 +72,7 @@ def record(
             2, 2, QUERY_HEADS, KV_HEADS, head_start=rank * local, local_query_heads=local
         )
         slot = table.insert(edits)
-        recording = Recording(inspection, edits, table, slot)
+        recording = Recording(inspection, edits, table, slot, RecordingOnCPU(table))
         pages = made.pages[:, rank * local_kv : (rank + 1) * local_kv].contiguous()
         blocks = made.block_table[0]
         query = made.query[0][:, rank * local : (rank + 1) * local].contiguous()
@@ -80,9 +83,30 @@ def record(
                     made.rope,
                 )  # fmt: skip
                 recording.observe(layer, rows)
+                add(recording, table, rows, pages, made, layer)
         assert recording.failure is None
         parts.append(recording.arrays())
     return {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
+
+
+def add(
+    recording: Recording,
+    table: EditTable,
+    rows: LayerRows,
+    pages: torch.Tensor,
+    made: Model,
+    layer: int,
+) -> None:
+    """What an observer of the step does for the column sums."""
+    count = min(len(rows.query), LENGTH - rows.first)
+    if not recording.sums_columns or count <= 0:
+        return
+    item = np.array([[0, 0, count, rows.first, 0]], np.int32)
+    item[0, 0] = table.occupied.nonzero()[0][0]
+    inputs = LayerInputs(
+        rows.query, pages, made.block_table, rows.scale, rows.rope, made.layout
+    )  # fmt: skip
+    SummedColumns(table, [recording], item).before_edits(layer, inputs)
 
 
 def dense(made: Model, edits: tuple) -> np.ndarray:
@@ -170,7 +194,7 @@ def test_only_what_is_asked_for_is_measured() -> None:
 def test_rows_that_are_missing_leave_a_failure() -> None:
     made = model()
     table = made.table()
-    recording = Recording(asked(), (), table, table.insert(()))
+    recording = Recording(asked(), (), table, table.insert(()), RecordingOnCPU(table))
     pages = Pages.of(made.pages, made.block_table[0], made.layout)
     rows = LayerRows(made.query[0][:20], pages, 0, made.scale, made.rope)
     recording.observe(0, rows)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import vision_definition
-from numpy.typing import NDArray
 from tests.kernels.test_compare import (
     HEAD_DIM,
     HEADS,
@@ -23,9 +22,9 @@ from tests.kernels.test_compare import (
 from vision_definition import Images
 
 from heed_kernels.cpu.search import LayerInputs
-from heed_kernels.cpu.shift import GazeShifter, saliency
 from heed_kernels.edits import OPEN, GazeShift, HeadSet, KeyRanges, Rows
 from heed_kernels.reference import attention_weights
+from heed_kernels.shift import GazeShifter, saliency
 from heed_kernels.table import EditTable
 
 LAYERS, IMAGE_END = 2, 30
@@ -79,7 +78,7 @@ def shifted(
     edit: GazeShift,
     layers: list[Sequence],
     steps: list[int],
-    gather: Callable[[NDArray[Any]], NDArray[Any]] = alone,
+    gather: Callable[[torch.Tensor], torch.Tensor] = alone,
     heads: slice = slice(0, HEADS),
 ) -> torch.Tensor:
     """Outputs of one rank's heads of the second layer, its rows in steps."""
@@ -120,19 +119,19 @@ def test_outputs_are_those_of_the_definition_in_any_steps(
 def test_two_ranks_compare_the_whole_layer(layers: list[Sequence]) -> None:
     """What a rank gathers is known from a run of the whole layer: each call gives all heads' values."""
     edit = edit_of(CASES["as published"])
-    calls: list[NDArray[Any]] = []
+    calls: list[torch.Tensor] = []
 
-    def remember(whole: NDArray[Any]) -> NDArray[Any]:
-        calls.append(whole.copy())
+    def remember(whole: torch.Tensor) -> torch.Tensor:
+        calls.append(whole.clone())
         return whole
 
     whole = shifted(edit, layers, [40], remember)
     for heads in slice(0, 3), slice(3, 6):
         given = iter(calls)
 
-        def gather(local: NDArray[Any], heads: slice = heads, given: Any = given) -> NDArray[Any]:
-            every: NDArray[Any] = next(given)
-            np.testing.assert_allclose(local, every[heads], rtol=1e-5, atol=1e-6)
+        def gather(local: torch.Tensor, heads: slice = heads, given: Any = given) -> torch.Tensor:
+            every: torch.Tensor = next(given)
+            torch.testing.assert_close(local, every[heads], rtol=1e-5, atol=1e-6)
             return every
 
         part = shifted(edit, layers, [40], gather, heads)
@@ -141,8 +140,8 @@ def test_two_ranks_compare_the_whole_layer(layers: list[Sequence]) -> None:
 
 def test_the_saliency_lies_between_0_and_1_and_a_flat_one_is_0() -> None:
     edit = edit_of(CASES["as published"])
-    draw = np.random.default_rng(0).random((HEADS, 24)).astype(np.float32)
+    draw = torch.rand(HEADS, 24, generator=torch.Generator().manual_seed(0))
     found = saliency(edit, draw, 7)
     assert (found.min(), found.max()) == (0, 1)
-    assert not saliency(edit, np.ones((HEADS, 24), np.float32), 7).any()
+    assert not saliency(edit, torch.ones(HEADS, 24), 7).any()
     assert not saliency(edit, draw, 0).any()

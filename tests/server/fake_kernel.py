@@ -10,6 +10,7 @@ import torch
 
 from heed_kernels.edits import FindKeys
 from heed_kernels.evict import Evict
+from heed_kernels.inspection import Inspection
 from heed_kernels.key_search import Counted, KeySearch
 from heed_kernels.plan import Plan
 from heed_kernels.rope import Rope
@@ -54,6 +55,9 @@ class LayerInputs(NamedTuple):
     block_table: torch.Tensor
     scale: float
     rope: Rope | None
+
+    def pages(self, row: int) -> PlainPages:
+        return PlainPages(self.key_cache, self.value_cache, self.block_table[row].numpy())
 
 
 class NothingFound(KeySearch):
@@ -203,13 +207,38 @@ class FakeKernel:
                 kernel.looked.append(("load", items.tolist()))
 
             def observe(
-                self, layer: int, inputs: LayerInputs, evictions: Sequence[Any], items: np.ndarray
+                self, layer: int, inputs: LayerInputs, requests: Sequence[Any], items: np.ndarray
             ) -> None:
                 kernel.looked.append((layer, items.tolist()))
+
+        class DeviceRecordings(DeviceEvictions):
+            """Sums nothing."""
+
+            def __init__(self, table: DeviceTable, work: ColumnWork, room: Room) -> None:
+                self.device = torch.device("cpu")
+
+            def enter(self, slot: int, inspection: Inspection) -> None:  # type: ignore[override]
+                kernel.looked.append(("inspect", [slot]))
+
+            def summing(self, slot: int, heads: Sequence[int]) -> Any:
+                return None
+
+            def found(self, slot: int, layer: int) -> list[list[int]]:
+                return [[]] * HEADS
+
+        class FoundOnDevice:
+            """Writes down what was found."""
+
+            def __init__(self, table: DeviceTable) -> None:
+                pass
+
+            def write(self, slot: int, layer: int, keys: torch.Tensor, count: torch.Tensor) -> None:
+                kernel.looked.append(("found", [slot, layer, keys[: int(count)].tolist()]))
 
         self.looked: list[tuple[Any, list[Any]]] = []
         self.DeviceTable, self.StepWork = DeviceTable, StepWork
         self.DeviceSearches, self.DeviceEvictions = DeviceSearches, DeviceEvictions
+        self.DeviceRecordings, self.FoundOnDevice = DeviceRecordings, FoundOnDevice
         self.ColumnWork, self.Room, self.LayerInputs = ColumnWork, Room, LayerInputs
         self.attend, self.warm_up = attend, warm_up
 
@@ -242,6 +271,7 @@ class FakeKernel:
         module: Any = ModuleType("heed_kernels.triton")
         module.DeviceTable, module.StepWork = self.DeviceTable, self.StepWork
         module.DeviceSearches, module.DeviceEvictions = self.DeviceSearches, self.DeviceEvictions
+        module.DeviceRecordings, module.FoundOnDevice = self.DeviceRecordings, self.FoundOnDevice
         module.ColumnWork, module.Room, module.LayerInputs = self.ColumnWork, Room, LayerInputs
         module.MOST_BYTES = 1 << 20
         module.attend, module.warm_up = self.attend, self.warm_up

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from vllm.compilation import decorators
 from vllm.config import CompilationMode
+from vllm.forward_context import ForwardContext
 
-from heed_kernels.cpu.flags import BlockFlags
+from heed_kernels.cpu.flags import FoundOnCPU
 from heed_kernels.edits import (
     OPEN,
     Edit,
@@ -25,12 +29,18 @@ from heed_kernels.edits import (
     MassTransfer,
     Rows,
 )
+from heed_kernels.flags import BlockFlags
 from heed_kernels.table import EditTable
 from heed_server.engine import layer_inputs
 from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.flagged_tokens import FlaggedTokens
-from heed_server.engine.layer_inputs import decoder_layers, inputs_obstacle, watch_inputs
+from heed_server.engine.layer_inputs import (
+    decoder_layers,
+    inputs_obstacle,
+    leave_compiled_code,
+    watch_inputs,
+)
 from heed_server.engine.payload import Payload, pack, unpack
 from heed_server.engine.twins import Twins
 
@@ -48,7 +58,7 @@ VHR: tuple[Edit, ...] = (HeadChoice(ON, Rows(PROMPT - 1), VISUAL, 2, 2.0, True, 
 def book() -> EditedRequests:
     table = EditTable(slots=4, layers=LAYERS, query_heads=HEADS, kv_heads=2)
     requests = EditedRequests(table)
-    requests.flagging = FlaggedTokens(table, BlockFlags(LAYERS, 4, 8))
+    requests.flagging = FlaggedTokens(table, BlockFlags(LAYERS, 4, 8), FoundOnCPU(table))
     requests.comparing = ComparedHeads(table, lambda local: local, Twins())
     return requests
 
@@ -57,18 +67,20 @@ def payload(edits: tuple[Edit, ...], detailed: tuple[int, ...] = ()) -> Payload:
     return Payload("r", 1, PROMPT, 0, edits, detailed)
 
 
-def step(requests: EditedRequests, first: int, count: int, flagged: set[int]) -> Any:
+def step(
+    requests: EditedRequests, first: int, count: int, flagged: set[int], blocks: list[int] = BLOCKS
+) -> Any:
     """One step of request a; tokens at `flagged` positions stand out in every layer."""
     edits = requests.plan(["a"], np.array([0, count]), np.array([first]))
     assert edits is not None
-    states = torch.ones(count, 8)
+    states, table = torch.ones(count, 8), torch.tensor([blocks], dtype=torch.int32)
     for position in flagged:
         if first <= position < first + count:
             states[position - first, 1] = 9
     for watcher in edits.watchers:
         for layer in range(LAYERS):
-            watcher.look(layer, states)
-            watcher.settle(layer)
+            watcher.look(layer, states[watcher.tokens], table)
+            watcher.settle(layer, table)
     return edits
 
 
@@ -87,7 +99,7 @@ def test_a_report_tells_the_tokens_that_were_flagged_and_the_rows_that_were_edit
     chunks: list[int],
 ) -> None:
     requests, first = book(), 0
-    requests.enter("a", payload(VAR, detailed=(0,)), 0, blocks=BLOCKS)
+    requests.enter("a", payload(VAR, detailed=(0,)), 0)
     for count in chunks:
         step(requests, first, count, {0, 4, 9, 13})
         first += count
@@ -102,28 +114,28 @@ def test_a_report_tells_the_tokens_that_were_flagged_and_the_rows_that_were_edit
 
 def test_a_preempted_request_flags_its_tokens_again() -> None:
     requests = book()
-    requests.enter("a", payload(VAR), 0, blocks=BLOCKS)
+    requests.enter("a", payload(VAR), 0)
     step(requests, 0, 8, {4})
     requests.leave("a", finished=False)
-    requests.enter("a", payload(VAR), 0, blocks=BLOCKS)
+    requests.enter("a", payload(VAR), 0)
     step(requests, 0, PROMPT, {0, 4})
     assert report(requests)["told"]["sink_positions"] == {"0": [0, 4], "1": [0, 4]}
 
 
 def test_a_request_behind_rows_of_the_prefix_cache_has_the_flags_of_their_blocks() -> None:
     requests = book()
-    requests.enter("a", payload(VAR), 0, blocks=BLOCKS)
+    requests.enter("a", payload(VAR), 0)
     step(requests, 0, PROMPT, {0, 4, 9})
     requests.leave("a", finished=True)
-    requests.enter("a", payload(VAR), 8, blocks=[BLOCKS[0], 3])
-    step(requests, 8, 4, {11})
+    requests.enter("a", payload(VAR), 8)
+    step(requests, 8, 4, {11}, [BLOCKS[0], 3])
     requests.leave("a", finished=True)
     assert report(requests)["told"]["sink_positions"] == {"0": [0, 4, 11], "1": [0, 4, 11]}
 
 
 def test_rows_that_do_not_follow_fail_in_the_report_and_not_in_the_worker() -> None:
     requests = book()
-    requests.enter("a", payload(VAR), 0, blocks=BLOCKS)
+    requests.enter("a", payload(VAR), 0)
     step(requests, 0, 4, set())
     assert step(requests, 6, 2, set()).watchers == ()
     assert "row 6 came" in requests.take(["r"])["r"][0]["failure"]
@@ -134,7 +146,7 @@ def test_chosen_heads_outlive_a_preemption_and_are_forgotten_in_the_end() -> Non
     assert requests.comparing is not None
     requests.enter("a", payload(VHR), 0)
     (rows,) = step(requests, 0, PROMPT, set()).comparers
-    rows.comparer.known[0] = np.array([True, False, False, True])
+    rows.comparer.known[0] = torch.tensor([True, False, False, True])
     requests.leave("a", finished=False)
     requests.enter("a", payload(VHR), 0)
     (again,) = step(requests, 0, PROMPT, set()).comparers
@@ -189,15 +201,19 @@ def test_decoder_layers_are_found_around_their_attention() -> None:
     model, attentions = model_of(Layer)
     found = decoder_layers(model, attentions)
     assert {index: type(layer) for index, layer in found.items()} == {0: Layer, 1: Layer}
-    assert inputs_obstacle(config(), model, attentions) is None
+    assert inputs_obstacle(config(), model, attentions, uncompiled_steps=False) is None
 
 
 def test_what_cannot_be_watched_says_why() -> None:
     model, attentions = model_of(Layer)
-    reason = inputs_obstacle(config(CompilationMode.VLLM_COMPILE), model, attentions)
+    compiled = config(CompilationMode.VLLM_COMPILE)
+    reason = inputs_obstacle(compiled, model, attentions, uncompiled_steps=False)
     assert reason is not None and "--enforce-eager" in reason
-    assert "not found" in str(inputs_obstacle(config(), nn.Linear(1, 1), attentions))
-    assert "two parts" in str(inputs_obstacle(config(), *model_of(Whole)))
+    assert inputs_obstacle(compiled, model, attentions, uncompiled_steps=True) is None
+    for uncompiled_steps in (False, True):
+        of = {"uncompiled_steps": uncompiled_steps}
+        assert "not found" in str(inputs_obstacle(config(), nn.Linear(1, 1), attentions, **of))
+        assert "two parts" in str(inputs_obstacle(config(), *model_of(Whole), **of))
 
 
 def test_watchers_see_the_sum_of_both_parts_and_nobody_else_pays(
@@ -205,21 +221,59 @@ def test_watchers_see_the_sum_of_both_parts_and_nobody_else_pays(
 ) -> None:
     model, attentions = model_of(Layer)
     watch_inputs(model, attentions)
-    seen: list[tuple[int, torch.Tensor]] = []
+    seen: list[tuple[int, torch.Tensor, torch.Tensor]] = []
     settled: list[int] = []
     watcher = SimpleNamespace(
-        look=lambda layer, states: seen.append((layer, states)), settle=settled.append
+        tokens=slice(1, 3),
+        look=lambda layer, states, table: seen.append((layer, states, table)),
+        settle=lambda layer, table: settled.append(layer),
     )
-    metadata: dict[str, Any] = {Attention.layer_name: SimpleNamespace()}
-    context = SimpleNamespace(attn_metadata=metadata)
-    monkeypatch.setattr(layer_inputs, "is_forward_context_available", lambda: True)
-    monkeypatch.setattr(layer_inputs, "get_forward_context", lambda: context)
+    table = torch.zeros(2, 4, dtype=torch.int32)
+    metadata: dict[str, Any] = {Attention.layer_name: SimpleNamespace(block_table=table)}
+    stand_in(monkeypatch, metadata)
     first, second = (model.get_submodule(f"language_model.layers.{i}") for i in range(LAYERS))
-    x = torch.ones(3, 8)
+    x = torch.arange(32.0).view(4, 8)
     first(None, x, None)
     assert seen == []
     metadata[Attention.layer_name].edited = SimpleNamespace(watchers=(watcher,))
     first(None, x, None)
     second(None, hidden_states=x, residual=2 * x)
-    assert [layer for layer, _ in seen] == settled == [0, 1]
-    assert torch.equal(seen[0][1], x) and torch.equal(seen[1][1], 3 * x)
+    assert [layer for layer, _, _ in seen] == settled == [0, 1]
+    assert torch.equal(seen[0][1], x[1:3]) and torch.equal(seen[1][1], 3 * x[1:3])
+    assert all(given is table for _, _, given in seen)
+
+
+def stand_in(monkeypatch: pytest.MonkeyPatch, metadata: dict[str, Any]) -> Any:
+    """A forward of vLLM's with this metadata by layer; returns its context."""
+    context = SimpleNamespace(attn_metadata=metadata, skip_compiled=False)
+    monkeypatch.setattr(layer_inputs, "is_forward_context_available", lambda: True)
+    monkeypatch.setattr(layer_inputs, "get_forward_context", lambda: context)
+    return context
+
+
+class Outer(nn.Module):
+    """The outermost module of a model whose inner one is compiled."""
+
+    def forward(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("watchers", [(), ("some",)])
+def test_only_a_step_that_is_watched_leaves_the_compiled_code(
+    monkeypatch: pytest.MonkeyPatch, watchers: tuple[str, ...]
+) -> None:
+    model, attentions = Outer(), model_of(Layer)[1]
+    leave_compiled_code(model, attentions)
+    metadata: dict[str, Any] = {Attention.layer_name: SimpleNamespace()}
+    context = stand_in(monkeypatch, metadata)
+    model()
+    assert not context.skip_compiled
+    metadata[Attention.layer_name].edited = SimpleNamespace(watchers=watchers)
+    model()
+    assert context.skip_compiled is bool(watchers)
+
+
+def test_the_flag_that_leaves_compiled_code_is_vllm_s_own() -> None:
+    fields = {field.name: field.type for field in dataclasses.fields(ForwardContext)}
+    assert fields["skip_compiled"] in (bool, "bool")
+    assert "get_forward_context().skip_compiled" in inspect.getsource(decorators)

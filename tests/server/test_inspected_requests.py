@@ -15,6 +15,7 @@ from heed_kernels.table import EditTable
 from heed_server.engine import inspected_requests
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.inspected_requests import InspectedRequests
+from heed_server.engine.inspections_cpu import InspectingOnCPU
 from heed_server.engine.payload import Payload, pack, unpack
 from heed_server.engine.twins import Twins
 
@@ -28,7 +29,9 @@ def payload(report: str = "r", inspection: Inspection | None = ASKED) -> Payload
 
 def book() -> tuple[EditedRequests, Model]:
     requests = EditedRequests(EditTable(slots=3, layers=LAYERS, query_heads=4, kv_heads=2))
-    requests.inspected = InspectedRequests(requests.table, Twins())
+    requests.inspected = InspectedRequests(
+        requests.table, InspectingOnCPU(requests.table), Twins()
+    )
     return requests, Model(layout_of(32, 32), 4, 2, [LENGTH])
 
 

@@ -91,16 +91,14 @@ def test_without_edits_in_the_batch_the_stock_metadata_is_all() -> None:
     assert runner._build_attention_metadata(num_reqs=2) is None
 
 
-def test_a_request_enters_with_its_images_and_a_list_of_its_blocks_that_grows() -> None:
+def test_a_request_enters_with_its_images() -> None:
     runner, entered = Runner(), []
     runner.edited = SimpleNamespace(  # type: ignore[assignment]
         enter=lambda name, given, computed, **rest: entered.append((name, given, computed, rest))
     )
-    blocks, sent = [3, 4], payload("r", gain({0}))
-    request = SimpleNamespace(mm_features=["image"], block_ids=(blocks,))
+    sent, request = payload("r", gain({0})), SimpleNamespace(mm_features=["image"])
     runner.requests = {"n": request}  # type: ignore[attr-defined]
     params = SimpleNamespace(extra_args={RESERVED_KEY: pack(sent)}, max_tokens=7)
     runner._enter("n", params, 32)
-    rest = {"max_tokens": 7, "features": ["image"], "blocks": blocks}
+    rest = {"max_tokens": 7, "features": ["image"]}
     assert entered == [("n", sent, 32, rest)]
-    assert entered[0][3]["blocks"] is blocks

@@ -8,12 +8,12 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from heed_kernels.cpu.layout import Layout
-from heed_kernels.eviction.device import Half
+from heed_kernels.device import Half
 
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages of one layer that a request has, see `eviction.device.Pages`.
+    """The pages of one layer that a request has, see `device.Pages`.
 
     kv_cache: all pages of the layer, [blocks, local_kv_heads, block_size, 2 * head_dim] in `layout`;
     blocks: int32, the request's, in order; place k is token k % block_size of blocks[k // block_size].
@@ -29,7 +29,7 @@ class Pages:
         return cls(kv_cache, np.asarray(blocks, np.int32), layout)
 
     def read(self, places: NDArray[np.int64], half: Half) -> torch.Tensor:
-        """See `eviction.device.Pages`. Blocks without any of the places are not read."""
+        """See `device.Pages`. Blocks without any of the places are not read."""
         size, head_dim = self.layout.block_size, self.layout.head_dim
         block, token = places // size, places % size
         begins = np.diff(block, prepend=-1) > 0
@@ -48,7 +48,7 @@ class Pages:
         return rows.index_select(1, torch.from_numpy(at))
 
     def move(self, kept: Sequence[NDArray[np.int64]], targets: NDArray[np.int32]) -> None:
-        """See `eviction.device.Pages`."""
+        """See `device.Pages`."""
         target = Pages(self.kv_cache, targets, self.layout)
         for head, places in enumerate(kept):
             to = np.arange(len(places))

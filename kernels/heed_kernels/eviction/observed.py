@@ -4,6 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from heed_kernels.device import Pages, Summing, Sums
 from heed_kernels.errors import EditError
 from heed_kernels.evict import (
     ColumnScore,
@@ -15,7 +16,6 @@ from heed_kernels.evict import (
     QueryShare,
     WindowScore,
 )
-from heed_kernels.eviction.device import Pages, Summing, Sums
 from heed_kernels.eviction.scores import (
     QueryMoments,
     difference_scores,

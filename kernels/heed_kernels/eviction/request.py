@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from heed_kernels.device import Pages, Summing, Sums
 from heed_kernels.edits import OPEN
 from heed_kernels.errors import EditError
 from heed_kernels.events import EvictionEvents
 from heed_kernels.evict import ColumnScore, Evict, QueryShare, WindowScore
-from heed_kernels.eviction.device import Pages, Summing, Sums
 from heed_kernels.eviction.observed import KeyScorer
 from heed_kernels.eviction.threads import one_thread
 from heed_kernels.rope import Rope

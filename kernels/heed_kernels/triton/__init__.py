@@ -4,8 +4,9 @@ from heed_kernels.triton.columns import MOST_BYTES, ColumnWork, LayerInputs, Roo
 from heed_kernels.triton.device_table import DeviceTable
 from heed_kernels.triton.evicting import DeviceEvictions
 from heed_kernels.triton.launch import attend, warm_up
-from heed_kernels.triton.observing import find_keys, observe
+from heed_kernels.triton.observing import FoundOnDevice, find_keys, observe
 from heed_kernels.triton.pages import DevicePages
+from heed_kernels.triton.recording import DeviceRecordings
 from heed_kernels.triton.searching import DeviceSearches
 from heed_kernels.triton.step_work import StepWork
 
@@ -14,8 +15,10 @@ __all__ = [
     "ColumnWork",
     "DeviceEvictions",
     "DevicePages",
+    "DeviceRecordings",
     "DeviceSearches",
     "DeviceTable",
+    "FoundOnDevice",
     "LayerInputs",
     "Room",
     "StepWork",

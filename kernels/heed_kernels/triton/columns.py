@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from heed_kernels.device import Summed
 from heed_kernels.errors import EditError
-from heed_kernels.plan import Plan
+from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT, Plan
 from heed_kernels.rope import Rope
 from heed_kernels.triton.device_table import DeviceTable, sent
 from heed_kernels.triton.observing import UNITS, observe
@@ -120,28 +121,83 @@ class ColumnWork:
 
 
 class DeviceSums:
-    """Sums of weights of one request and layer, see `eviction.device.Sums`: int64 in units of 1 / UNITS."""
+    """Sums of weights of one request and layer, see `device.Sums`: int64 in units of 1 / UNITS.
 
-    def __init__(self, heads: int, capacity: int, device: torch.device) -> None:
-        self._sums = torch.zeros(heads, capacity, dtype=torch.int64, device=device)
+    heads: of this rank; wanted: those of them that are summed, by their local numbers, ascending.
+    """
+
+    def __init__(
+        self, heads: int, capacity: int, device: torch.device, wanted: Sequence[int] | None = None
+    ) -> None:
+        self._heads = heads
+        self._wanted = np.arange(heads) if wanted is None else np.array(wanted, np.int64)
+        shape = len(self._wanted), capacity
+        self._sums = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def addresses(self) -> NDArray[np.int64]:
-        """[heads]: where their sums lie."""
-        heads, capacity = self._sums.shape
-        return self._sums.data_ptr() + 8 * capacity * np.arange(heads)
+        """[heads]: where their sums lie, 0 for those that are not summed."""
+        places = np.zeros(self._heads, np.int64)
+        lines = np.arange(len(self._wanted))
+        places[self._wanted] = self._sums.data_ptr() + 8 * self._sums.shape[1] * lines
+        return places
 
     def grow(self, keys: int) -> None:
-        """See `eviction.device.Sums`."""
+        """See `device.Sums`."""
         more = keys - self._sums.shape[1]
         if more > 0:
             self._sums = torch.nn.functional.pad(self._sums, (0, more))
 
     def weights_at(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
-        """See `eviction.device.Sums`. Waits for the device."""
+        """See `device.Sums`. Waits for the device."""
         at = sent(places, self._sums.device)
         return np.asarray(self._sums[:, at].cpu().numpy() / UNITS)
 
     def keep(self, heads: slice, places: NDArray[np.int64]) -> None:
-        """See `eviction.device.Sums`."""
+        """See `device.Sums`."""
         at = sent(places, self._sums.device)
         self._sums[heads, : len(places)] = self._sums[heads][:, at]
+
+
+@dataclass(frozen=True)
+class DeviceSumming:
+    """See `device.Summing`. heads, wanted: as of `DeviceSums`."""
+
+    heads: int
+    device: torch.device
+    wanted: Sequence[int] | None = None
+
+    def __call__(self, layer: int, capacity: int) -> DeviceSums:
+        """See `device.Summing`."""
+        return DeviceSums(self.heads, capacity, self.device, self.wanted)
+
+
+class ColumnAdder:
+    """Adds rows of a step to the column sums of several requests."""
+
+    def __init__(self, table: DeviceTable, work: ColumnWork) -> None:
+        self._table, self._work = table, work
+
+    def load(self, plan: Plan, items: NDArray[np.int32]) -> None:
+        """Prepare a step in which these rows, `plan.Pattern.items`, are added to sums, before its forward."""
+        first = items[:, FIRST_POSITION].astype(np.int64)
+        self._work.load(plan, items[:, SLOT], np.column_stack([first, first + items[:, ROWS]]))
+
+    def observe(
+        self,
+        layer: int,
+        inputs: LayerInputs,
+        requests: Sequence[Summed],
+        items: NDArray[np.int32],
+    ) -> None:
+        """Add the rows of the step that was loaded in one layer, before its `attend`.
+
+        items: one for each of `requests`.
+        """
+        addresses = np.zeros((len(items), self._table.table.local_query_heads), np.int64)
+        for at, request, item in zip(addresses, requests, items, strict=True):
+            sums = request.columns(layer, int(item[FIRST_POSITION]), int(item[ROWS]))
+            if isinstance(sums, DeviceSums):
+                at[:] = sums.addresses()
+        if addresses.any():
+            self._work.place(slice(layer, layer + 1), items[:, SLOT], addresses[None])
+            self._work.add(layer, inputs)

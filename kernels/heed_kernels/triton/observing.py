@@ -124,16 +124,39 @@ def find_keys(
     best = best[:, :most]
     taken = flagged.gather(1, best)
     kept = torch.where(taken, best, rows_seen).sort(dim=1).values
-    record = table.records[slot]
-    starts = record[at.RANGE_START.value : at.RANGE_BITS.value]
-    unused = torch.arange(len(starts), device=device) >= record[at.RANGE_COUNT.value]
-    starts = starts.masked_fill(unused, torch.iinfo(torch.int32).max)
-    ranges = torch.searchsorted(starts, kept.int().contiguous(), right=True) - 1
-    found = torch.zeros(len(columns), at.FOUND_WORDS.value, dtype=torch.int32, device=device)
-    found[:, 0] = taken.sum(dim=1)
-    found[:, 1 : 1 + most] = kept
-    found[:, 1 + SOURCES : 1 + SOURCES + most] = ranges
+    found = found_lines(table, slot, kept, taken.sum(dim=1))
     table.found[slot].flatten(0, 1).index_copy_(0, lines, found)
+
+
+def found_lines(
+    table: DeviceTable, slot: int, keys: torch.Tensor, count: torch.Tensor
+) -> torch.Tensor:
+    """int32 [lines, FOUND_WORDS], as in `DeviceTable.found`, with the ranges in which the keys lie.
+
+    keys: integers [lines, at most SOURCES], of which the first `count` [lines] hold, ascending.
+    """
+    record, most = table.records[slot], keys.shape[1]
+    starts = record[at.RANGE_START.value : at.RANGE_BITS.value]
+    unused = torch.arange(len(starts), device=keys.device) >= record[at.RANGE_COUNT.value]
+    starts = starts.masked_fill(unused, torch.iinfo(torch.int32).max)
+    found = torch.zeros(len(keys), at.FOUND_WORDS.value, dtype=torch.int32, device=keys.device)
+    found[:, 0] = count
+    found[:, 1 : 1 + most] = keys
+    ranges = torch.searchsorted(starts, keys.int().contiguous(), right=True) - 1
+    found[:, 1 + SOURCES : 1 + SOURCES + most] = ranges
+    return found
+
+
+class FoundOnDevice:
+    """See `flags.FoundTable`: in the device's table, from which a replayed graph reads as well."""
+
+    def __init__(self, table: DeviceTable) -> None:
+        self._table = table
+
+    def write(self, slot: int, layer: int, keys: torch.Tensor, count: torch.Tensor) -> None:
+        """See `flags.FoundTable`."""
+        line = found_lines(self._table, slot, keys[None], count[None])
+        self._table.found[slot, layer].copy_(line.expand(self._table.found.shape[2], -1))
 
 
 def on_found(found: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.eviction.device import Half
+from heed_kernels.device import Half
 from heed_kernels.triton.device_table import sent
 
 
 @dataclass(frozen=True)
 class DevicePages:
-    """The pages of one layer that a request has, see `eviction.device.Pages`.
+    """The pages of one layer that a request has, see `device.Pages`.
 
     key_cache, value_cache: [all blocks, block_size, local_kv_heads, head_dim] with any strides; blocks: int32
     [blocks] on their device, the request's, in order.
@@ -24,12 +24,12 @@ class DevicePages:
     blocks: torch.Tensor
 
     def read(self, places: NDArray[np.int64], half: Half) -> torch.Tensor:
-        """See `eviction.device.Pages`."""
+        """See `device.Pages`."""
         cache = self.key_cache if half == "key" else self.value_cache
         return cache[self._at(self.blocks, places)].transpose(0, 1)
 
     def move(self, kept: Sequence[NDArray[np.int64]], targets: NDArray[np.int32]) -> None:
-        """See `eviction.device.Pages`. Memory: a copy of what survives, once for keys and once for values."""
+        """See `device.Pages`. Memory: a copy of what survives, once for keys and once for values."""
         counts = [len(places) for places in kept]
         device = self.key_cache.device
         heads = sent(np.repeat(np.arange(len(kept)), counts), device)

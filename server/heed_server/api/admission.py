@@ -137,6 +137,10 @@ class Admission:
         detailed = tuple(
             index for index, method in enumerate(exchange.methods) if method.report == "full"
         )
+        inspection, reported = exchange.inspection, False
+        if inspection is None and detailed:
+            inspection = self._on_images(prompt, request.prompt_length)
+            reported = inspection is not None
         payload = Payload(
             report=request.report_id,
             choices=params.n,
@@ -144,8 +148,8 @@ class Admission:
             publication_limit=resolution.publication_limit,
             edits=resolution.edits,
             detailed=detailed,
-            inspection=exchange.inspection,
-            on_images=self._on_images(prompt, request.prompt_length) if detailed else None,
+            inspection=inspection,
+            inspection_reported=reported,
         )
         twin = twin_of(prompt, resolution.edits, request.report_id, params.n, exchange.inspection)
         params = params.clone()

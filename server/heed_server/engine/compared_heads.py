@@ -7,19 +7,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.compare import Gather, HeadComparer
-from heed_kernels.cpu.search import LayerInputs
-from heed_kernels.cpu.shift import GazeShifter
+from heed_kernels.compare import Gather, HeadComparer
+from heed_kernels.device import LayerInputs
 from heed_kernels.edits import GazeShift, HeadChoice, HeadRanking
-from heed_kernels.plan import SLOT
+from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT
+from heed_kernels.shift import GazeShifter
 from heed_kernels.table import EditTable
 from heed_server.engine.payload import Payload
 from heed_server.engine.step import Comparer
 from heed_server.engine.twins import Outputs, Twins
 
-Known = dict[int, NDArray[Any]]
-"""By layer, what a comparison has found once and goes on with: bool [query_heads] of the whole model for a
-`HeadChoice`, the saliency of the keys for a `GazeShift`."""
+Known = dict[int, torch.Tensor]
+"""By layer, on the device, what a comparison has found once and goes on with: bool [query_heads] of the whole
+model for a `HeadChoice`, the saliency of the keys for a `GazeShift`."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ class ComparedHeads:
     """By slot of the edit table; what was found once is kept by request until it ends, so that one that was
     preempted goes on with the same. So is what its twin left, until the heads are chosen.
 
-    twins: the worker's book of them.
+    twins: the worker's book of them. device: of the model; None for the CPU.
     """
 
-    def __init__(self, table: EditTable, gather: Gather, twins: Twins) -> None:
-        self._table, self._gather = table, gather
+    def __init__(
+        self, table: EditTable, gather: Gather, twins: Twins, device: torch.device | None = None
+    ) -> None:
+        self._table, self._gather, self._device = table, gather, device
         self._by_slot: dict[int, HeadComparer | GazeShifter] = {}
         self._known: dict[str, Known] = {}
         self._taken: dict[str, Outputs] = {}
@@ -62,12 +64,16 @@ class ComparedHeads:
                 continue
             known = self._known.setdefault(request_id, {})
             if isinstance(edit, GazeShift):
-                self._by_slot[slot] = GazeShifter(self._table, slot, edit, self._gather, known)
+                self._by_slot[slot] = GazeShifter(
+                    self._table, slot, edit, self._gather, known, self._device
+                )
                 continue
             if isinstance(edit, HeadChoice) and edit.twin and request_id not in self._taken:
                 self._taken[request_id] = self._twins.take(payload.report)
             twin = self._taken.get(request_id)
-            self._by_slot[slot] = HeadComparer(self._table, slot, edit, self._gather, known, twin)
+            self._by_slot[slot] = HeadComparer(
+                self._table, slot, edit, self._gather, known, twin, self._device
+            )
 
     def leave(self, slot: int) -> None:
         """The slot's request left the batch."""
@@ -83,24 +89,31 @@ class ComparedHeads:
         """The API process has the reports of a request: what a twin left for it is of no use any more."""
         self._twins.drop(report)
 
+    def compares(self, slot: int, first: int, rows: int) -> bool:
+        """Whether any of a slot's rows [first, first + rows) is looked at or multiplied, layer by layer."""
+        comparer = self._by_slot.get(slot)
+        if comparer is not None and comparer.acts(first, rows):
+            return True
+        return self._twins.looks_at(slot, first, rows)
+
     def comparers(self, items: NDArray[np.int32]) -> tuple[Comparer, ...]:
         """What looks at outputs of a step or multiplies them.
 
         items: int32 [requests, 5], all rows that the step has of each edited request, see
         `plan.Pattern.items`.
         """
-        compared = tuple(
-            ComparedRows(self._by_slot[int(item[SLOT])], item)
-            for item in (items if self._by_slot else ())
-            if int(item[SLOT]) in self._by_slot
-        )
+        compared: list[ComparedRows] = []
+        for item in items if self._by_slot else ():
+            comparer = self._by_slot.get(int(item[SLOT]))
+            if comparer is not None and comparer.acts(int(item[FIRST_POSITION]), int(item[ROWS])):
+                compared.append(ComparedRows(comparer, item))
         return (*compared, *self._twins.rows(items))
 
     def told(self, slot: int) -> dict[int, dict[str, Any]]:
-        """The report's part, by intervention: by layer the heads that were chosen."""
+        """The report's part, by intervention: by layer the heads that were chosen. Waits for the device."""
         comparer = self._by_slot.get(slot)
         if comparer is None or not isinstance(comparer.edit, HeadChoice):
             return {}
         chosen = sorted(comparer.known.items())
-        heads = {str(layer): np.flatnonzero(mask).tolist() for layer, mask in chosen}
+        heads = {str(layer): mask.nonzero().flatten().tolist() for layer, mask in chosen}
         return {comparer.edit.source: {"chosen_heads": heads}}

@@ -62,14 +62,12 @@ class EditedRequests:
         slot: int | None = None,
         max_tokens: int | None = None,
         features: Sequence[Any] = (),
-        blocks: Sequence[int] = (),
     ) -> None:
         """Give a request that enters the batch (or comes back after preemption) its table row.
 
         computed_tokens: position of the first token that it will compute. slot: the row it gets
         where the runner numbers its requests itself; by default any free one.
         max_tokens: of its answer; None for no limit. features: vLLM's, of its images.
-        blocks: of its KV cache, in a list that the runner keeps up to date.
         An edit set that the table cannot take leaves the request without a row and with a failure
         in its report; the API process checks sets with the same code first, so this is a defect
         that must reach the client and not the worker's life.
@@ -93,7 +91,7 @@ class EditedRequests:
             if self.evicting is not None:
                 self.evicting.enter(slot, payload, max_tokens)
             if self.flagging is not None:
-                self.flagging.enter(slot, payload.edits, computed_tokens, blocks)
+                self.flagging.enter(slot, payload.edits, computed_tokens)
             if self.comparing is not None:
                 self.comparing.enter(slot, request_id, payload)
             for book in (self.inspected, self.sinks):
@@ -141,7 +139,7 @@ class EditedRequests:
             record.told |= self.flagging.told(slot, record.detailed)
         if self.comparing is not None:
             record.told |= self.comparing.told(slot)
-        if self.inspected is not None:
+        if self.inspected is not None and record.detailed:
             record.on_images = self.inspected.on_images(slot) or record.on_images
 
     def __contains__(self, request_id: str) -> bool:
@@ -191,7 +189,7 @@ class EditedRequests:
         )
 
     def looks_at(self, rows: Mapping[str, tuple[int, int]]) -> bool:
-        """Whether observers look at a step's layers while it is computed: it cannot be a replayed graph.
+        """Whether somebody looks at a step's layers while it is computed: it cannot be a replayed graph.
 
         rows: by request id the position of the step's first row, and how many rows it has.
         """
@@ -202,6 +200,12 @@ class EditedRequests:
             if self.searches is not None and self.searches.counts(slot, first):
                 return True
             if self.evicting is not None and self.evicting.scores(slot, first, count):
+                return True
+            if self.flagging is not None and self.flagging.watches(slot, first):
+                return True
+            if self.comparing is not None and self.comparing.compares(slot, first, count):
+                return True
+            if self.inspected is not None and self.inspected.sees(slot, first):
                 return True
         return False
 

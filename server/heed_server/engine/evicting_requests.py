@@ -6,16 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from heed_kernels.device import LayerInputs, Pages, Summing
 from heed_kernels.edits import Edit
 from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict
 from heed_kernels.eviction import Eviction, Gather, Moved
-from heed_kernels.eviction.device import Pages, Summing
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT, Plan
-from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 from heed_server.engine.eviction_events import rows_at_most
 from heed_server.engine.hidden_blocks import blocks_for
@@ -87,29 +85,6 @@ class LetGo:
         return {"kept": {str(layer): [keys.tolist() for keys in heads] for layer, heads in layers}}
 
 
-class Inputs(Protocol):
-    """What a layer's attention reads, on any device; the step's keys are in the cache."""
-
-    @property
-    def query(self) -> torch.Tensor:
-        """[tokens, local_query_heads, head_dim] of the whole batch."""
-        ...
-
-    @property
-    def scale(self) -> float:
-        """On the logits."""
-        ...
-
-    @property
-    def rope(self) -> Rope | None:
-        """The layer's rotary embedding."""
-        ...
-
-    def pages(self, row: int) -> Pages:
-        """The layer's, of the request in that row of the block table."""
-        ...
-
-
 @dataclass(frozen=True)
 class ScoredRows:
     """Rows of one request in one step that its eviction scores: an observer of the step.
@@ -123,7 +98,7 @@ class ScoredRows:
     def load(self, plan: Plan) -> None:
         """See `device_edits.DeviceObserver`: there is nothing to be prepared."""
 
-    def before_edits(self, layer: int, inputs: Inputs) -> None:
+    def before_edits(self, layer: int, inputs: LayerInputs) -> None:
         """See `step.Observer`."""
         first, start = int(self.item[FIRST_POSITION]), int(self.item[FIRST_TOKEN])
         count = int(self.item[ROWS])

@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.eviction import Summing
 from heed_kernels.cpu.layout import Layout
 from heed_kernels.cpu.observation import ColumnSums, add_columns
 from heed_kernels.cpu.pages import Pages
 from heed_kernels.cpu.search import LayerInputs
+from heed_kernels.cpu.summing import Summing
+from heed_kernels.device import Summed
 from heed_kernels.evict import Evict
 from heed_kernels.eviction import Eviction
 from heed_kernels.plan import FIRST_POSITION, ROWS
@@ -23,20 +24,20 @@ from heed_kernels.table import EditTable
 class SummedColumns:
     """Rows of a step that add to the column sums of several requests: an observer of the step.
 
-    items: int32 [requests, 5], as in `plan.Pattern.items`, one for each of `evictions`.
+    items: int32 [requests, 5], as in `plan.Pattern.items`, one for each of `requests`.
     calls: what the step's layers have in common, see `add_columns`.
     """
 
     table: EditTable
-    evictions: Sequence[Eviction]
+    requests: Sequence[Summed]
     items: NDArray[np.int32]
     calls: dict[object, Any] = field(default_factory=dict)
 
     def before_edits(self, layer: int, inputs: LayerInputs) -> None:
         """See `step.Observer`."""
         columns = [
-            eviction.columns(layer, int(item[FIRST_POSITION]), int(item[ROWS]))
-            for eviction, item in zip(self.evictions, self.items, strict=True)
+            request.columns(layer, int(item[FIRST_POSITION]), int(item[ROWS]))
+            for request, item in zip(self.requests, self.items, strict=True)
         ]
         wanted = [place for place, sums in enumerate(columns) if sums is not None]
         if not wanted:

@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from heed_kernels.device import Pages, Summed, Summing
 from heed_kernels.evict import Evict
 from heed_kernels.eviction import Eviction
-from heed_kernels.eviction.device import Pages, Summing
 from heed_kernels.plan import Plan
 
 if TYPE_CHECKING:  # Triton is not on every machine that serves
     from heed_kernels.triton import DeviceEvictions, LayerInputs
+    from heed_kernels.triton.columns import ColumnAdder
 
 Halves = tuple[torch.Tensor, torch.Tensor]
 """Key and value cache of a layer, [blocks, block_size, kv_heads, head_dim] each."""
@@ -25,11 +26,11 @@ class SummedColumns:
     """Rows of a step that add to the column sums of several requests: an observer of the step, see
     `device_edits.DeviceObserver`.
 
-    items: int32 [requests, 5], as in `plan.Pattern.items`, one for each of `evictions`.
+    items: int32 [requests, 5], as in `plan.Pattern.items`, one for each of `requests`.
     """
 
-    device: "DeviceEvictions"
-    evictions: Sequence[Eviction]
+    device: "ColumnAdder"
+    requests: Sequence[Summed]
     items: NDArray[np.int32]
 
     def load(self, plan: Plan) -> None:
@@ -38,7 +39,7 @@ class SummedColumns:
 
     def before_edits(self, layer: int, inputs: "LayerInputs") -> None:
         """See `step.Observer`."""
-        self.device.observe(layer, inputs, self.evictions, self.items)
+        self.device.observe(layer, inputs, self.requests, self.items)
 
 
 @dataclass(frozen=True)

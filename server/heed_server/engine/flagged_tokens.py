@@ -4,12 +4,13 @@ from collections.abc import Container, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from heed_kernels.cpu.flags import BlockFlags, KeyFlags
 from heed_kernels.edits import Edit, FlagKeys
 from heed_kernels.errors import EditError
-from heed_kernels.plan import SLOT
+from heed_kernels.flags import BlockFlags, FoundTable, KeyFlags
+from heed_kernels.plan import FIRST_POSITION, SLOT
 from heed_kernels.table import EditTable
 
 POSITIONS = 8
@@ -19,27 +20,36 @@ POSITIONS = 8
 class FlaggedTokens:
     """By slot of the edit table."""
 
-    def __init__(self, table: EditTable, flags: BlockFlags) -> None:
-        self._table, self._flags = table, flags
+    def __init__(
+        self,
+        table: EditTable,
+        flags: BlockFlags,
+        found: FoundTable,
+        device: torch.device | None = None,
+    ) -> None:
+        """device: of the model; None for the CPU."""
+        self._table, self._flags, self._found, self._device = table, flags, found, device
         self._by_slot: dict[int, KeyFlags] = {}
 
-    def enter(
-        self, slot: int, edits: Sequence[Edit], computed_tokens: int, blocks: Sequence[int]
-    ) -> None:
+    def enter(self, slot: int, edits: Sequence[Edit], computed_tokens: int) -> None:
         """A request has got its slot; after a preemption it starts again.
 
         Rows that come out of the prefix cache were flagged as this one's are: what is sought is in the salt.
-        blocks: of its KV cache, in a list that grows with them.
         """
         edit = next((edit for edit in edits if isinstance(edit, FlagKeys)), None)
         if edit is not None:
             self._by_slot[slot] = KeyFlags(
-                self._table, slot, edit, self._flags, blocks, computed_tokens
+                self._table, slot, edit, self._flags, self._found, computed_tokens, self._device
             )
 
     def leave(self, slot: int) -> None:
         """The slot's request is gone."""
         self._by_slot.pop(slot, None)
+
+    def watches(self, slot: int, first: int) -> bool:
+        """Whether hidden states of a slot's rows from `first` on are looked at, layer by layer."""
+        flags = self._by_slot.get(slot)
+        return flags is not None and flags.watches(first)
 
     def advance(self, items: NDArray[np.int32]) -> tuple[tuple[KeyFlags, ...], dict[int, str]]:
         """What looks at a step, and by slot why a request cannot go on.
@@ -53,18 +63,20 @@ class FlaggedTokens:
             flags = self._by_slot.get(slot)
             if flags is None:
                 continue
+            wanted = flags.watches(int(item[FIRST_POSITION]))
             try:
                 flags.advance(item)
             except EditError as error:
                 failures[slot] = str(error)
                 self.leave(slot)
                 continue
-            watchers.append(flags)
+            if wanted:
+                watchers.append(flags)
         return tuple(watchers), failures
 
     def told(self, slot: int, detailed: Container[int]) -> dict[int, dict[str, Any]]:
         """The report's part, by intervention: by layer how many sinks hold, the first positions of
-        them (all where detailed), and how many more there are than can hold."""
+        them (all where detailed), and how many more there are than can hold. Waits for the device."""
         flags = self._by_slot.get(slot)
         if flags is None:
             return {}

@@ -122,9 +122,7 @@ def model_support(
         observes=support.observation_obstacle(backend) is None,
         hidden_size=config.model_config.get_hidden_size(),
         model_type=config.model_config.hf_text_config.model_type,
-        inputs_obstacle=inputs_obstacle(config, model, layers)
-        if backend == "cpu"
-        else "hidden states are looked at on the CPU only as yet",
+        inputs_obstacle=inputs_obstacle(config, model, layers, uncompiled_steps=backend == "cuda"),
         patches=patches_of(model),
         tower_obstacle=tower_obstacle(config, model),
     )

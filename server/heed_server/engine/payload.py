@@ -36,7 +36,7 @@ class Payload:
         the prefix cache; None: no limit.
     detailed: interventions whose reports are to have their long parts.
     inspection: what is to be measured of its attention, if anything is.
-    on_images: what its own full reports say of its attention to images, if it has both.
+    inspection_reported: whether that is for the request's own reports: its attention to images.
     twin: whose twin it is, if it is one.
     """
 
@@ -47,13 +47,13 @@ class Payload:
     edits: tuple[Edit, ...]
     detailed: tuple[int, ...] = ()
     inspection: Inspection | None = None
-    on_images: Inspection | None = None
+    inspection_reported: bool = False
     twin: Twin | None = None
 
 
 def pack(payload: Payload) -> dict[str, Any]:
     """The payload as plain values that msgpack carries."""
-    twin = payload.twin
+    inspection, twin = payload.inspection, payload.twin
     return {
         "report": payload.report,
         "choices": payload.choices,
@@ -61,8 +61,8 @@ def pack(payload: Payload) -> dict[str, Any]:
         "publication_limit": payload.publication_limit,
         "edits": to_wire(payload.edits),
         "detailed": list(payload.detailed),
-        "inspection": _packed(payload.inspection),
-        "on_images": _packed(payload.on_images),
+        "inspection": None if inspection is None else inspection_to_wire(inspection),
+        "inspection_reported": payload.inspection_reported,
         "twin": [twin.report, twin.taken, list(twin.layers)] if twin is not None else None,
     }
 
@@ -79,7 +79,7 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         EditError: the edits are malformed.
     """
     edits: Sequence[Edit] = from_wire(packed["edits"])
-    twin = packed["twin"]
+    inspection, twin = packed["inspection"], packed["twin"]
     return Payload(
         report=packed["report"],
         choices=packed["choices"],
@@ -87,15 +87,8 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         publication_limit=packed["publication_limit"],
         edits=tuple(edits),
         detailed=tuple(packed["detailed"]),
-        inspection=_unpacked(packed["inspection"]),
-        on_images=_unpacked(packed["on_images"]),
+        inspection=None if inspection is None else inspection_from_wire(inspection),
+        inspection_reported=packed["inspection_reported"],
         twin=Twin(twin[0], twin[1], tuple(twin[2])) if twin is not None else None,
     )
 
-
-def _packed(inspection: Inspection | None) -> dict[str, Any] | None:
-    return None if inspection is None else inspection_to_wire(inspection)
-
-
-def _unpacked(packed: Mapping[str, Any] | None) -> Inspection | None:
-    return None if packed is None else inspection_from_wire(packed)

@@ -57,7 +57,6 @@ class EditsInRunner:
                 computed_tokens,
                 max_tokens=sampling_params.max_tokens,
                 features=request.mm_features,
-                blocks=request.block_ids[0],
             )
 
     def _determine_batch_execution_and_padding(self, *args: Any, **kwargs: Any) -> Any:

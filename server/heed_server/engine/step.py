@@ -23,10 +23,16 @@ class Observer(Protocol):
 class Watcher(Protocol):
     """Looks at a step's hidden states in each layer."""
 
-    def look(self, layer: int, states: torch.Tensor) -> None:
-        """states: float32 [tokens, hidden_size] of the whole batch, at the input of `layer`."""
+    @property
+    def tokens(self) -> slice:
+        """Those of the batch whose hidden states it looks at."""
+        ...
 
-    def settle(self, layer: int) -> None:
+    def look(self, layer: int, states: torch.Tensor, block_table: torch.Tensor) -> None:
+        """states: float32 [tokens, hidden_size] of its tokens, at the input of `layer`; block_table: int32
+        [requests, blocks] of the whole batch."""
+
+    def settle(self, layer: int, block_table: torch.Tensor) -> None:
         """All watchers of the step have looked."""
 
 

@@ -42,8 +42,8 @@ class TwinRows:
 
     def after_edits(self, layer: int, inputs: Any, output: torch.Tensor) -> None:
         """See `step.Comparer`."""
-        place = self.row - int(self.item[FIRST_POSITION])
-        if layer in self.left.layers and 0 <= place < int(self.item[ROWS]):
+        if layer in self.left.layers:
+            place = self.row - int(self.item[FIRST_POSITION])
             self.left.outputs[layer] = output[int(self.item[FIRST_TOKEN]) + place].clone()
 
 
@@ -69,16 +69,23 @@ class Twins:
         """The slot's request is gone; what a twin left stays."""
         self._by_slot.pop(slot, None)
 
+    def looks_at(self, slot: int, first: int, rows: int) -> bool:
+        """Whether the last row of the slot's twin is among the rows [first, first + rows)."""
+        twin = self._by_slot.get(slot)
+        return twin is not None and first <= twin[1] < first + rows
+
     def rows(self, items: NDArray[np.int32]) -> tuple[TwinRows, ...]:
-        """Which rows of a step are those of twins.
+        """Which rows of a step have the last one of a twin.
 
         items: int32 [requests, 5], all rows that the step has of each edited request, see
         `plan.Pattern.items`.
         """
-        if not self._by_slot:
-            return ()
-        found = [(self._by_slot.get(int(item[SLOT])), item) for item in items]
-        return tuple(TwinRows(twin[0], item, twin[1]) for twin, item in found if twin is not None)
+        found: list[TwinRows] = []
+        for item in items if self._by_slot else ():
+            slot = int(item[SLOT])
+            if self.looks_at(slot, int(item[FIRST_POSITION]), int(item[ROWS])):
+                found.append(TwinRows(self._by_slot[slot][0], item, self._by_slot[slot][1]))
+        return tuple(found)
 
     def take(self, report: str) -> Outputs:
         """For a comparison of the request with this report id: a copy that shares its tensors. With the last

@@ -144,12 +144,18 @@ def with_attributes(output: Any, told: dict[str, Any]) -> Any:
 
 
 def gathered(local: NDArray[Any]) -> NDArray[Any]:
-    """[local_kv_heads, ...] of every tensor-parallel rank, put together in the order of the ranks."""
+    """[local heads, ...] of every tensor-parallel rank, put together in the order of the ranks."""
+    return gathered_heads(torch.from_numpy(local)).numpy()
+
+
+def gathered_heads(local: torch.Tensor) -> torch.Tensor:
+    """As `gathered`, of a tensor wherever it is. On a GPU nothing waits for it."""
     group = get_tp_group()
     if group.world_size == 1:
         return local
-    mine = torch.from_numpy(local).contiguous()
+    mine = local.contiguous()
     parts = [torch.empty_like(mine) for _ in range(group.world_size)]
     # Not the group's own method: the one for shared memory takes no float64.
-    torch.distributed.all_gather(parts, mine, group=group.cpu_group)
-    return torch.cat(parts).numpy()
+    among = group.device_group if mine.is_cuda else group.cpu_group
+    torch.distributed.all_gather(parts, mine, group=among)
+    return torch.cat(parts)

@@ -6,7 +6,8 @@ from vllm.logger import init_logger
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
-from heed_kernels.cpu.flags import BlockFlags
+from heed_kernels.cpu.flags import FoundOnCPU
+from heed_kernels.flags import BlockFlags
 from heed_server.engine import warm_up
 from heed_server.engine.attention_times import Sample
 from heed_server.engine.backend_cpu import TIMES, HeedCPUImpl
@@ -17,6 +18,7 @@ from heed_server.engine.evictions_cpu import EvictingOnCPU
 from heed_server.engine.flagged_tokens import FlaggedTokens
 from heed_server.engine.image_tower import ClassToken
 from heed_server.engine.inspected_requests import InspectedRequests
+from heed_server.engine.inspections_cpu import InspectingOnCPU
 from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.layer_inputs import watch_inputs
 from heed_server.engine.longer_streams import (
@@ -30,7 +32,7 @@ from heed_server.engine.searches_cpu import SearchingOnCPU
 from heed_server.engine.seeded_chunks import SeededChunks
 from heed_server.engine.sink_samples import SinkSamples
 from heed_server.engine.twins import Twins
-from heed_server.engine.worker import EditsInWorker, gathered
+from heed_server.engine.worker import EditsInWorker, gathered, gathered_heads
 
 logger = init_logger("vllm.heed.worker")
 
@@ -96,16 +98,18 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
         table = self._new_table()
         self.edited = EditedRequests(table, KeySearches(SearchingOnCPU(table)))
         twins = Twins()
-        self.edited.inspected = InspectedRequests(table, twins)
+        self.edited.inspected = InspectedRequests(table, InspectingOnCPU(table), twins)
         self.edited.sinks = SinkSamples(table)
         if self._support.eviction_obstacle is None:
             caches = {index: layer.kv_cache for index, layer in layers.items()}
             size = self.vllm_config.cache_config.block_size
             device = EvictingOnCPU(table, caches, layout, size)
             self.edited.evicting = EvictingRequests(table, device, gathered)
-        self.edited.comparing = ComparedHeads(table, gathered, twins)
+        self.edited.comparing = ComparedHeads(table, gathered_heads, twins)
         if self._support.inputs_obstacle is None:
-            self.edited.flagging = FlaggedTokens(table, self._block_flags())
+            self.edited.flagging = FlaggedTokens(
+                table, self._block_flags(layers), FoundOnCPU(table)
+            )
             watch_inputs(self.model_runner.get_model(), layers)
         if self._support.tower_obstacle is None:
             token = ClassToken(self.model_runner.get_model(), gathered)
@@ -113,6 +117,6 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
         self.model_runner.edit_with(self.edited)
         return seconds
 
-    def _block_flags(self) -> BlockFlags:
-        blocks = self.model_runner.kv_cache_config.num_blocks
-        return BlockFlags(self._support.layers, blocks, self.vllm_config.cache_config.block_size)
+    def _block_flags(self, layers: dict[int, Any]) -> BlockFlags:
+        cache = layers[0].kv_cache
+        return BlockFlags(len(layers), len(cache), cache.shape[2])

@@ -1,4 +1,4 @@
-"""What eviction needs of a device: a request's keys and values by place, and sums of weights."""
+"""What code that is the same on every device needs of one: a layer's queries, keys and values, and sums of weights."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol
@@ -6,6 +6,8 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from heed_kernels.rope import Rope
 
 Half = Literal["key", "value"]
 
@@ -26,15 +28,39 @@ class Pages(Protocol):
         ...
 
 
+class LayerInputs(Protocol):
+    """What a layer's attention reads; the step's keys are in the cache."""
+
+    @property
+    def query(self) -> torch.Tensor:
+        """[tokens, local_query_heads, head_dim] of the whole batch."""
+        ...
+
+    @property
+    def scale(self) -> float:
+        """On the logits."""
+        ...
+
+    @property
+    def rope(self) -> Rope | None:
+        """The layer's rotary embedding."""
+        ...
+
+    def pages(self, row: int) -> Pages:
+        """The layer's, of the request in that row of the block table."""
+        ...
+
+
 class Sums(Protocol):
-    """Sums of weights by local query head and place, to which the device adds while rows come in."""
+    """Sums of weights by query head and place, to which the device adds while rows come in. heads: those of this
+    rank that are summed, ascending."""
 
     def grow(self, keys: int) -> None:
         """Make room for at least so many places."""
         ...
 
     def weights_at(self, places: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[local_query_heads, places], in units of weight."""
+        """[heads, places], in units of weight."""
         ...
 
     def keep(self, heads: slice, places: NDArray[np.int64]) -> None:
@@ -46,5 +72,14 @@ class Summing(Protocol):
     """Makes the sums of one request."""
 
     def __call__(self, layer: int, capacity: int) -> Sums:
-        """For every local query head of a layer."""
+        """Of a layer, for so many places."""
+        ...
+
+
+class Summed(Protocol):
+    """A request whose rows are added to sums."""
+
+    def columns(self, layer: int, first: int, rows: int) -> Sums | None:
+        """Where the next rows of a layer, from `first` on, are added, with room for their keys; None for
+        nowhere."""
         ...

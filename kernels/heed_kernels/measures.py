@@ -1,4 +1,4 @@
-"""What is taken from attention weights, tile by tile: slices, masses, entropies, distances.
+"""What is taken from attention weights, tile by tile, where they are: slices, masses, entropies, distances.
 
 Symbols: a_qk is the weight of row q on key k <= q, T the length, W `LOCAL_WINDOW`, [lo, hi] `AHEAD`,
 R the rows of the response.
@@ -14,8 +14,6 @@ R the rows of the response.
 Sums within a tile are taken in float32, over tiles in float64.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -24,22 +22,23 @@ from heed_kernels.inspection import AHEAD, LOCAL_WINDOW, Inspection
 
 
 class HeadMeasures:
-    """The quantities of one inspection that come from weights, for some heads; 0 for the others."""
+    """The quantities of one inspection that come from weights, for some heads; 0 for the others. They stay on
+    the device."""
 
-    def __init__(self, inspection: Inspection, heads: int) -> None:
+    def __init__(self, inspection: Inspection, heads: int, device: torch.device) -> None:
         self._asked = inspection
         self._rows = np.array(inspection.rows, np.int64)
-        self._arrays: dict[str, NDArray[Any]] = {}
+        self._arrays: dict[str, torch.Tensor] = {}
         for quantity in inspection.quantities:
-            dtype = np.float32 if quantity == "weights" else np.float64
+            dtype = torch.float32 if quantity == "weights" else torch.float64
             shape = (len(inspection.layers), heads, *inspection.shape(quantity))
-            self._arrays[quantity] = np.zeros(shape, dtype)
+            self._arrays[quantity] = torch.zeros(shape, dtype=dtype, device=device)
 
     def arrays(self) -> dict[str, NDArray[np.float32]]:
-        """float32 [layers, heads, …] by quantity."""
-        return {name: array.astype(np.float32) for name, array in self._arrays.items()}
+        """float32 [layers, heads, …] by quantity. Waits for the device."""
+        return {name: array.float().cpu().numpy() for name, array in self._arrays.items()}
 
-    def add(self, layer: int, heads: NDArray[np.intp], first: int, weights: torch.Tensor) -> None:
+    def add(self, layer: int, heads: slice, first: int, weights: torch.Tensor) -> None:
         """Take in all weights of the rows from `first` on: float32 [heads, rows, first + rows].
 
         layer, heads: places in the arrays. Rows that a quantity is not of do not count for it.
@@ -50,7 +49,7 @@ class HeadMeasures:
         if "entropy" in self._arrays or "dormancy" in self._arrays:
             logs = torch.xlogy(weights, weights)
         if low < high:
-            chosen = torch.from_numpy(self._rows[low:high] - first)
+            chosen = torch.from_numpy(self._rows[low:high] - first).to(weights.device)
             at = slice(int(low), int(high))
             self._add_chosen(layer, heads, at, weights[:, chosen], logs[:, chosen])
         if "columns" in self._arrays:
@@ -64,7 +63,7 @@ class HeadMeasures:
     def _add_chosen(
         self,
         layer: int,
-        heads: NDArray[np.intp],
+        heads: slice,
         at: slice,
         weights: torch.Tensor,
         logs: torch.Tensor,
@@ -72,7 +71,7 @@ class HeadMeasures:
         """logs: of the same rows a_qk ln a_qk, where entropies are wanted."""
         keys = weights.shape[2]
         if "weights" in self._arrays:
-            self._arrays["weights"][layer, heads, at, :keys] = weights.numpy()
+            self._arrays["weights"][layer, heads, at, :keys] = weights
         if "mass" in self._arrays:
             for index, ranges in enumerate(self._asked.key_sets):
                 mass = sum(_sum(weights[:, :, start:end], 2) for start, end in ranges)
@@ -80,22 +79,19 @@ class HeadMeasures:
         if "entropy" in self._arrays:
             self._arrays["entropy"][layer, heads, at] = -_sum(logs, 2)
 
-    def _add_dormancy(
-        self, layer: int, heads: NDArray[np.intp], first: int, logs: torch.Tensor
-    ) -> None:
+    def _add_dormancy(self, layer: int, heads: slice, first: int, logs: torch.Tensor) -> None:
         rows, keys = logs.shape[1:]
         sums = self._arrays["dormancy"]
         sums[layer, heads, 1 : 1 + keys] += _sum(logs, 1)
-        lengths = np.arange(first, first + rows) + 1
         begin = 1 if first == 0 else 0  # the entropy of row 0, with one key, says nothing
-        normalised = -_sum(logs, 2)[:, begin:] / np.log(lengths[begin:])
-        sums[layer, heads, 0] += normalised.sum(axis=1)
+        ends = torch.arange(first + begin, first + rows, device=logs.device) + 1
+        normalised = -_sum(logs, 2)[:, begin:] / ends.double().log()
+        sums[layer, heads, 0] += normalised.sum(dim=1)
 
-    def _add_response(
-        self, layer: int, heads: NDArray[np.intp], first: int, weights: torch.Tensor
-    ) -> None:
+    def _add_response(self, layer: int, heads: slice, first: int, weights: torch.Tensor) -> None:
         rows, keys = weights.shape[1:]
-        distance = torch.arange(first, first + rows)[:, None] - torch.arange(keys)
+        position = torch.arange(first + rows, device=weights.device)
+        distance = position[first:, None] - position[:keys]
         if "distance" in self._arrays:
             at = slice(first - self._asked.response, first - self._asked.response + rows)
             array = self._arrays["distance"]
@@ -107,5 +103,6 @@ class HeadMeasures:
             self._arrays["ahead"][layer, heads, :keys] += _sum(weights * inside, 1)
 
 
-def _sum(values: torch.Tensor, axis: int) -> NDArray[np.float64]:
-    return np.asarray(values.sum(dim=axis).double().numpy())
+def _sum(values: torch.Tensor, axis: int) -> torch.Tensor:
+    """float64."""
+    return values.sum(dim=axis).double()
