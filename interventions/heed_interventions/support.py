@@ -2,7 +2,7 @@
 
 A path is a device, a model runner and a scheduler. Most methods need nothing but edited rows; `act` also
 needs keys to be found by column sums, which is there wherever rows are edited. Some need more to be observed
-while the model runs, and some take keys out of the cache.
+while the model runs, and some take keys out of the cache: both can be had wherever rows are edited as well.
 """
 
 from dataclasses import asdict, dataclass
@@ -38,7 +38,7 @@ PATHS = tuple(
 def observation_obstacle(device: str | None) -> str | None:
     """Why attention weights cannot be observed on a device (None: one that edits nothing);
     None where they can."""
-    return None if device == "cpu" else NOT_OBSERVED
+    return None if device in get_args(Device) else NOT_OBSERVED
 
 
 def eviction_obstacle(device: str | None) -> str | None:

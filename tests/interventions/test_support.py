@@ -5,14 +5,12 @@ from itertools import product
 from typing import Any
 
 import pytest
-from evictors import EVICTORS
 from intervention_views import VISION
 
 from heed_interventions import METHODS, catalogue_entry
 from heed_interventions.support import PATHS, eviction_obstacle, observation_obstacle
 
 each_method = pytest.mark.parametrize("name", list(METHODS))
-OBSERVING = [name for name, method in METHODS.items() if method.observes]
 
 
 def cells(name: str) -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -37,10 +35,14 @@ def test_the_cpu_has_every_method_on_the_one_path_that_it_has(name: str) -> None
 
 
 @each_method
-def test_a_gpu_has_what_observes_nothing_beyond_the_search_for_keys(name: str) -> None:
-    there = {cell["available"] for path, cell in cells(name).items() if path[0] == "cuda"}
-    assert there == {name not in OBSERVING}
-    assert name not in (*EVICTORS, "act") or there == {True}
+def test_a_gpu_has_every_method_in_either_runner_under_either_scheduler(name: str) -> None:
+    there = [path for path, cell in cells(name).items() if path[0] == "cuda"]
+    assert len(there) == 4 and all(cells(name)[path]["available"] for path in there)
+
+
+@pytest.mark.parametrize("obstacle", [observation_obstacle, eviction_obstacle])
+def test_a_device_that_edits_nothing_observes_and_evicts_nothing(obstacle: Any) -> None:
+    assert obstacle(None) is not None and obstacle("cpu") is obstacle("cuda") is None
 
 
 @each_method

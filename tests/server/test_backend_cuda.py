@@ -19,13 +19,14 @@ from tests.server.cuda_standins import (
     new_table,
     payload,
 )
-from tests.server.fake_kernel import HEAD_DIM, HEADS, HEED, KV_HEADS, FakeKernel
+from tests.server.fake_kernel import HEAD_DIM, HEADS, HEED, KV_HEADS, LAYERS, FakeKernel
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
-from heed_kernels.edits import Rows
+from heed_kernels.edits import HeadRanking, HeadSet, KeyRanges, Rows
 from heed_server.engine import step
 from heed_server.engine.backend_cuda import EditingBuilder, EditingImpl, obstacles, split_cache
+from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.key_searches import KeySearches
@@ -184,6 +185,22 @@ def test_a_search_looks_before_the_edits_in_every_layer_that_the_step_computes(
     assert model.kernel.looked[1:] == [(0, [slot]), (1, [slot]), (2, [slot])]
 
 
+def test_heads_are_compared_after_the_edits_whichever_kernel_wrote_the_rows(model: Model) -> None:
+    weakened = HeadRanking(ranked({0, 1}), Rows(9), KeyRanges(((0, 2),)), 0, 0.5, 1)
+    model.book.comparing = ComparedHeads(model.book.table, lambda local: local, CPU)
+    model.book.enter("e", payload("r", gain({0}, Rows(10)), weakened), 0)
+    metadata = model.metadata(["p", "e"], [1, 4], [4, 8])
+    last = [(HEED + 10) / 2, (HEED + 11) / 2]
+    assert model.forward(metadata, layer_id=0) == [STOCK, STOCK, STOCK / 2, *last]
+    assert model.forward(metadata, layer_id=1) == [STOCK, STOCK] + [STOCK / 2] * 3
+    assert model.forward(metadata, layer_id=2) == [STOCK] * 5
+    assert len(model.kernel.calls) == 1
+
+
+def ranked(layers: set[int]) -> HeadSet:
+    return HeadSet(tuple((1 << HEADS) - 1 if index in layers else 0 for index in range(LAYERS)))
+
+
 def test_a_run_without_metadata_is_the_stock_one(model: Model) -> None:
     assert model.forward(None, tokens=3) == [0.0] * 3
     assert not model.stock_calls and not model.kernel.calls
@@ -273,8 +290,8 @@ def test_the_stand_in_has_the_signatures_of_the_kernel() -> None:
     kernels = pytest.importorskip("heed_kernels.triton")
     fake: Any = FakeKernel()
     for name in (
-        "attend", "warm_up", "DeviceTable", "StepWork", "DeviceSearches", "DeviceEvictions", "ColumnWork",
-        "Room", "LayerInputs",
+        "attend", "warm_up", "DeviceTable", "StepWork", "DeviceSearches", "DeviceEvictions",
+        "DeviceRecordings", "FoundOnDevice", "ColumnWork", "Room", "LayerInputs",
     ):  # fmt: skip
         assert list(inspect.signature(getattr(fake, name)).parameters) == list(
             inspect.signature(getattr(kernels, name)).parameters
@@ -288,6 +305,10 @@ def test_the_stand_in_has_the_signatures_of_the_kernel() -> None:
         *(("DeviceEvictions", method) for method in (
             "enter", "leave", "pages", "moved", "load", "observe",
         )),
+        *(("DeviceRecordings", method) for method in (
+            "enter", "leave", "summing", "found", "load", "observe",
+        )),
+        ("FoundOnDevice", "write"),
         ("ColumnWork", "warm_up"),
     ],
 )  # fmt: skip

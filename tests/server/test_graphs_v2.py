@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
+import torch
 from tests.server.cuda_standins import act, cache
-from tests.server.fake_kernel import HEAD_DIM, LAYERS
+from tests.server.fake_kernel import BLOCK, HEAD_DIM, HEADS, LAYERS
 from tests.server.server_v2 import Server, request, with_stand_ins
 from vllm.config import CUDAGraphMode
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
@@ -12,11 +13,28 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGra
 from vllm.v1.worker.gpu.dp_utils import dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
-from heed_kernels.edits import Rows
+from heed_kernels.edits import (
+    OPEN,
+    Edit,
+    FlagKeys,
+    GazeShift,
+    HeadChoice,
+    HeadRanking,
+    HeadSet,
+    KeyRanges,
+    Rows,
+)
 from heed_kernels.evict import ColumnScore, Evict, NormScore, Score, WindowScore
+from heed_kernels.flags import BlockFlags
+from heed_kernels.inspection import Inspection
 from heed_server.engine.backend_cuda import split_cache
+from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.evicting_requests import EvictingRequests
 from heed_server.engine.evictions_cuda import EvictingOnCUDA
+from heed_server.engine.flagged_tokens import FlaggedTokens
+from heed_server.engine.inspected_requests import InspectedRequests
+from heed_server.engine.inspections_cuda import InspectingOnCUDA
+from heed_server.engine.payload import Payload, Twin
 
 
 @pytest.fixture
@@ -98,3 +116,65 @@ def test_a_step_in_which_rows_are_scored_runs_without_a_graph(
     # Two chunks of the prompt, its first generated row, and the row that fills a block.
     steps = [("e", 5, 0), ("e", 5, 5), ("e", 1, 10), ("e", 1, 15)]
     assert [graphs(scheduled(step)) is CUDAGraphMode.NONE for step in steps] == looked_at
+
+
+EVERY = HeadSet(((1 << HEADS) - 1,) * LAYERS)
+LATER = HeadSet((0, *EVERY.masks[1:]))
+ANSWER = Rows(9, OPEN)
+IMAGE, QUESTION = KeyRanges(((2, 4),)), KeyRanges(((4, 9),))
+
+
+@pytest.mark.parametrize(
+    ("edit", "looked_at"),
+    [
+        (HeadRanking(EVERY, ANSWER, IMAGE, 2, 0.5, 0), [False, True, True]),
+        (HeadChoice(EVERY, ANSWER, IMAGE, 2, 2.0, True, 0), [False, True, True]),
+        (GazeShift(LATER, ANSWER, IMAGE, QUESTION, QUESTION, 0, 2, 5.0, 1.0, 0), [True] * 3),
+        (FlagKeys(EVERY, Rows(0, 10), (1,), 2.0, IMAGE, False, 0), [True, True, False]),
+    ],
+    ids=["spin", "vhr", "gift", "var"],
+)
+def test_a_step_beside_whose_kernel_something_is_done_runs_without_a_graph(
+    server: Server, graphs: Any, edit: Edit, looked_at: list[bool]
+) -> None:
+    table, found = server.book.table, server.on_device.found
+    server.book.comparing = ComparedHeads(table, lambda local: local)
+    server.book.flagging = FlaggedTokens(table, BlockFlags(LAYERS, 8, BLOCK), found)
+    server.step(("e", 5, 0), new=(request("e", edit),))
+    modes = []
+    for rows, first in (5, 0), (5, 5), (1, 10):
+        modes.append(graphs(scheduled(("e", rows, first), ("p", 1, 30))) is CUDAGraphMode.NONE)
+        if first:
+            server.step(("e", rows, first))
+        for flags in server.book.flagging._by_slot.values():
+            for layer in range(LAYERS):
+                flags.settle(layer, torch.zeros(2, 4, dtype=torch.int32))
+    assert modes == looked_at
+    assert graphs(scheduled(("p", 1, 31))) is CUDAGraphMode.FULL
+
+
+def test_only_the_row_that_a_twin_leaves_needs_a_step_without_a_graph(
+    server: Server, graphs: Any
+) -> None:
+    server.book.comparing = ComparedHeads(server.book.table, lambda local: local)
+    server.step(("t", 5, 0), new=(request("t"),))
+    twin = Payload("t", 1, 10, None, (), twin=Twin("r", 1, (0, 1)))
+    server.book.enter("t", twin, 0, server.slot("t"))
+    steps = [("t", 5, 0), ("t", 5, 5), ("t", 1, 10)]
+    modes = [graphs(scheduled(step)) is CUDAGraphMode.NONE for step in steps]
+    assert modes == [False, True, False]
+
+
+def test_rows_whose_attention_is_asked_for_are_computed_without_a_graph(
+    server: Server, graphs: Any
+) -> None:
+    inspecting = InspectingOnCUDA(server.on_device.recordings)
+    server.book.inspected = InspectedRequests(server.book.table, inspecting)
+    server.step(("i", 5, 0), new=(request("i"),))
+    asked = Inspection(10, (0,), (0,), (9,), (), 10, ("weights", "columns"))
+    server.book.enter("i", Payload("i", 1, 10, None, (), (), asked), 0, server.slot("i"))
+    steps = [("i", 5, 0), ("i", 5, 5), ("i", 1, 10)]
+    modes = [graphs(scheduled(step)) is CUDAGraphMode.NONE for step in steps]
+    assert modes == [True, True, False]
+    server.step(("i", 5, 0))
+    assert server.kernel.looked[-1] == ("load", [[server.slot("i"), 0, 5, 0, 0]])

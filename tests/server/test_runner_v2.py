@@ -8,13 +8,13 @@ from tests.server.cuda_standins import (
     act,
     gain,
 )
-from tests.server.fake_kernel import FakeKernel
+from tests.server.fake_kernel import LAYERS, FakeKernel
 from tests.server.server_v2 import SLOTS, Server, request, with_stand_ins
 from vllm.v1.worker.gpu import model_states
 from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
-from heed_kernels.edits import Rows
+from heed_kernels.edits import OPEN, HeadSet, KeyRanges, KeyScale, PatchKeys, Rows
 from heed_server.engine.backend_cuda import Captured, EditedStep
 from heed_server.engine.runner_v2 import EditsInModelState, EditsInRunner
 
@@ -174,3 +174,16 @@ def test_hooks_take_what_vllm_passes(method: str) -> None:
 def test_the_hook_into_a_step_takes_whatever_vllm_passes() -> None:
     parameters = inspect.signature(ModelState.prepare_attn).parameters
     assert list(parameters)[:2] == ["self", "input_batch"]
+
+
+def test_the_images_of_a_request_reach_the_book_with_it(server: Server) -> None:
+    image: Any = object()
+    entered: list[Any] = []
+    server.book.class_attention = lambda features: entered.extend(features) or ()
+    patches = KeyScale(
+        HeadSet((1,) * LAYERS), Rows(9, OPEN), PatchKeys(KeyRanges(()), False, 1), 1.0, 0.5, 0
+    )
+    new = request("e", patches)
+    new.mm_features = [image]
+    server.step(("e", 10, 0), new=(new,))
+    assert entered == [image]

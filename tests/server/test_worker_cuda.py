@@ -6,6 +6,7 @@ import pytest
 import torch
 from tests.server.cuda_standins import BACKENDS, act, cache, payload
 from tests.server.fake_kernel import HEAD_DIM, HEADS, KV_HEADS, LAYERS, FakeKernel
+from vllm.config import CompilationMode
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
@@ -162,6 +163,7 @@ class Loaded:
             compilation_config=SimpleNamespace(
                 static_forward_context=self.layers,
                 pass_config=SimpleNamespace(fuse_attn_quant=fused),
+                mode=CompilationMode.VLLM_COMPILE,
             ),
             speculative_config=None,
             kv_transfer_config=None,
@@ -211,6 +213,42 @@ def test_tables_are_made_when_the_model_is_loaded_and_used_once_the_kernel_is_co
         assert (layer.impl.layer_id, layer.impl.edits) == (index, worker._on_device)
     assert loaded.runner.model_state.edited is worker.edited
     assert loaded.kernel.looked == [("warm", [key_cache.shape, dtype, scale, ropes])]
+
+
+class Decoder(torch.nn.Module):
+    """A decoder layer as vLLM's are."""
+
+    def __init__(self, attention: Any) -> None:
+        super().__init__()
+        self.attn = attention
+
+    def forward(self, hidden_states: torch.Tensor, residual: torch.Tensor | None) -> None:
+        pass
+
+
+def test_a_worker_can_look_at_hidden_states_outputs_and_weights(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loaded = Loaded(monkeypatch)
+    layers = torch.nn.ModuleList([Decoder(layer) for layer in loaded.layers.values()])
+    model = torch.nn.ModuleDict({"layers": layers})
+    loaded.runner.get_model = lambda: model
+    for name, layer in loaded.layers.items():
+        layer.layer_name = name
+
+    def compile_model(worker: Any) -> None:
+        assert not any(part._forward_pre_hooks for part in (model, *layers)), "compiled along"
+
+    monkeypatch.setattr(gpu_worker.Worker, "compile_or_warm_up_model", compile_model)
+    worker = loaded.worker
+    worker.load_model()
+    worker.compile_or_warm_up_model()
+    answer, edited = worker.heed_describe(), worker.edited
+    assert answer["observes"] and answer["inputs_obstacle"] is None
+    assert edited.flagging is not None and edited.comparing is not None
+    assert edited.inspected is not None and edited.class_attention is None
+    assert edited.flagging._flags._flags.shape == (LAYERS, 8, 16)
+    assert all(len(part._forward_pre_hooks) == 1 for part in (model, *layers))
 
 
 def test_an_event_moves_keys_in_the_caches_of_the_layers_and_is_told_with_the_answer(
@@ -302,7 +340,7 @@ def test_the_worker_describes_the_length_that_vllm_fitted_to_the_memory(
     worker.vllm_config.model_config.max_model_len = 1000
     answer = worker.heed_describe()
     assert (answer["max_length"], answer["backend"], answer["unsupported"]) == (1000, "cuda", None)
-    assert (answer["longest_step"], answer["observes"]) == (64, False)
+    assert (answer["longest_step"], answer["observes"]) == (64, True)
     assert (answer["query_heads"], answer["local_query_heads"]) == (HEADS, HEADS)
     nothing = {"edit_table_rows": 0, "attention_seconds": [], "sink_mass": []}
     assert worker.heed_gauges() == nothing and worker.heed_reports(["x"]) == {}

@@ -10,11 +10,11 @@ What a step runs:
 - No edited row: the stock call with the stock metadata, and nothing else.
 - Edited rows in an eager step (piecewise graphs run attention eagerly): the stock call over the
   whole batch with its metadata untouched, then the step's observers, then Heed's kernel, which
-  overwrites the edited rows. A layer with no active row skips Heed's kernel; a layer in which every
-  row of the batch is active skips the stock one.
+  overwrites the edited rows, then comparers of heads, which multiply outputs. A layer with no active
+  row skips Heed's kernel; a layer in which every row of the batch is active skips the stock one.
 - A captured step: both launches are in the graph. Heed's reads its work from buffers that are
-  filled before each replay and finds none in a plain step. Observers are not in a graph: runners
-  compute steps that have some without (`EditedRequests.looks_at`).
+  filled before each replay and finds none in a plain step. Observers, watchers and comparers are not
+  in a graph: runners compute steps that have some without (`EditedRequests.looks_at`).
 
 Edited requests are not cut out of the stock call, although their part of it is wasted. Plain rows
 must keep their bits, and stock kernels decide how to split the keys of one request by what the whole
@@ -33,11 +33,10 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8StaticTensorSym
 
-from heed_kernels.plan import Plan
 from heed_kernels.rope import Rope
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits
-from heed_server.engine.step import Observer
+from heed_server.engine.step import Comparer, Observer, StepEdits, Watcher
 
 HEAD_DIMS = range(32, 257)
 """Head dimensions that Heed's kernel is made for."""
@@ -47,6 +46,8 @@ class Edited(Protocol):
     """What the stock metadata carries as its attribute `edited` where a step may have edited rows."""
 
     observers: Sequence[Observer]
+    watchers: Sequence[Watcher]
+    comparers: Sequence[Comparer]
 
     def kernels(self, layer: int) -> tuple[bool, bool]:
         """Whether the stock kernel and Heed's have to run in `layer`."""
@@ -56,8 +57,10 @@ class Edited(Protocol):
 class EditedStep:
     """An eager step with edited rows. alone: no request of its batch is without edits."""
 
-    def __init__(self, plan: Plan, *, alone: bool, observers: Sequence[Observer] = ()) -> None:
-        self._plan, self._alone, self.observers = plan, alone, observers
+    def __init__(self, edits: StepEdits, *, alone: bool) -> None:
+        self._plan, self._alone = edits.plan, alone
+        self.observers, self.watchers = edits.observers, edits.watchers
+        self.comparers = edits.comparers
         self._known: dict[int, tuple[bool, bool]] = {}
 
     def kernels(self, layer: int) -> tuple[bool, bool]:
@@ -74,6 +77,8 @@ class Captured:
     """A step that is captured in a graph: what a replay will hold is not known yet."""
 
     observers: Sequence[Observer] = ()
+    watchers: Sequence[Watcher] = ()
+    comparers: Sequence[Comparer] = ()
 
     def kernels(self, layer: int) -> tuple[bool, bool]:
         """See `Edited`."""
@@ -95,7 +100,7 @@ class EditingBuilder:
         edits = step.current()
         if edits is not None:
             alone = common_attn_metadata.num_reqs == len(edits.rows)
-            metadata.edited = EditedStep(edits.plan, alone=alone, observers=edits.observers)
+            metadata.edited = EditedStep(edits, alone=alone)
         return metadata
 
     def build_for_cudagraph_capture(self, common_attn_metadata: Any) -> Any:
@@ -140,14 +145,18 @@ class EditingImpl:
                 layer, query, key, value, kv_cache, attn_metadata, output,
                 output_scale, output_block_scale,
             )  # fmt: skip
-        if edited is not None and self.edits is not None and (heed or edited.observers):
-            key_cache, value_cache = split_cache(kv_cache)
-            tensors = query, key_cache, value_cache, attn_metadata.block_table
-            of_layer = {"layer": self.layer_id, "scale": self.scale, "rope": self.rope}  # type: ignore[attr-defined]
+        if edited is not None and self.edits is not None:
+            looked_at = edited.observers or edited.comparers
+            if heed or looked_at:
+                key_cache, value_cache = split_cache(kv_cache)
+                tensors = query, key_cache, value_cache, attn_metadata.block_table
+                of_layer = {"layer": self.layer_id, "scale": self.scale, "rope": self.rope}  # type: ignore[attr-defined]
             if edited.observers:
                 self.edits.observe(edited.observers, *tensors, **of_layer)
             if heed:
                 self.edits.attend(*tensors, output, **of_layer)
+            if edited.comparers:
+                self.edits.compare(edited.comparers, *tensors, output, **of_layer)
         return output
 
 

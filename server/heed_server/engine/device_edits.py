@@ -11,10 +11,15 @@ import torch
 from heed_kernels.plan import Plan
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
-from heed_server.engine.step import Observer, StepEdits
+from heed_server.engine.step import Comparer, Observer, StepEdits
 
 if TYPE_CHECKING:  # Triton is not on every machine that serves
-    from heed_kernels.triton import DeviceEvictions, DeviceSearches
+    from heed_kernels.triton import (
+        DeviceEvictions,
+        DeviceRecordings,
+        DeviceSearches,
+        FoundOnDevice,
+    )
 
 
 class DeviceObserver(Observer, Protocol):
@@ -27,7 +32,8 @@ class DeviceObserver(Observer, Protocol):
 class DeviceEdits:
     """Buffers at fixed addresses, so that a CUDA graph which was captured once meets each step's edits.
 
-    most_tokens, most_requests: upper bounds of a step. searches, evictions: what these share.
+    most_tokens, most_requests: upper bounds of a step. searches, evictions, recordings: what these share.
+    found: where keys are written that were found elsewhere.
     """
 
     def __init__(
@@ -38,13 +44,17 @@ class DeviceEdits:
         self._table = triton.DeviceTable(table, device)
         self._work = triton.StepWork(self._table, most_tokens, most_requests)
         bounds = self._table, most_tokens, most_requests
-        # Requests of one step may do both, so they have buffers of their own, and one room.
-        self._columns = [triton.ColumnWork(*bounds) for _ in range(2)]
+        # Requests of one step may do all of them, so they have buffers of their own, and one room.
+        self._columns = [triton.ColumnWork(*bounds) for _ in range(3)]
         room = triton.Room(triton.MOST_BYTES)
         self.searches: DeviceSearches = triton.DeviceSearches(self._table, self._columns[0], room)
         self.evictions: DeviceEvictions = triton.DeviceEvictions(
             self._table, self._columns[1], room
         )
+        self.recordings: DeviceRecordings = triton.DeviceRecordings(
+            self._table, self._columns[2], room
+        )
+        self.found: FoundOnDevice = triton.FoundOnDevice(self._table)
         self._attend, self._warm_up = triton.attend, triton.warm_up
         self._inputs = triton.LayerInputs
         self._work.fill(None)
@@ -82,6 +92,24 @@ class DeviceEdits:
         inputs = self._inputs(query, key_cache, value_cache, block_table, scale, rope)
         for observer in observers:
             observer.before_edits(layer, inputs)
+
+    def compare(
+        self,
+        comparers: Sequence[Comparer],
+        query: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        block_table: torch.Tensor,
+        output: torch.Tensor,
+        *,
+        layer: int,
+        scale: float,
+        rope: Rope | None,
+    ) -> None:
+        """Let a step's comparers look at the outputs of `layer`, after `attend`, whose arguments these are."""
+        inputs = self._inputs(query, key_cache, value_cache, block_table, scale, rope)
+        for comparer in comparers:
+            comparer.after_edits(layer, inputs, output)
 
     def attend(
         self,

@@ -46,6 +46,7 @@ class EditsInModelState:
                 new_req_data.num_computed_tokens,
                 req_index,
                 max_tokens=params.max_tokens,
+                features=new_req_data.mm_features,
             )
 
     def remove_request(self, req_id: str) -> None:

@@ -7,16 +7,23 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.v1.worker import gpu_worker
 
+from heed_kernels.flags import BlockFlags
 from heed_server.engine import backend_cuda, runner_v1, runner_v2
 from heed_server.engine.backend_cuda import EditingImpl, split_cache
+from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.evicting_requests import EvictingRequests
-from heed_server.engine.evictions_cuda import EvictingOnCUDA
+from heed_server.engine.evictions_cuda import EvictingOnCUDA, Halves
+from heed_server.engine.flagged_tokens import FlaggedTokens
+from heed_server.engine.image_tower import ClassToken
+from heed_server.engine.inspected_requests import InspectedRequests
+from heed_server.engine.inspections_cuda import InspectingOnCUDA
 from heed_server.engine.key_searches import KeySearches
+from heed_server.engine.layer_inputs import leave_compiled_code, watch_inputs
 from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
 from heed_server.engine.searches_cuda import SearchingOnCUDA
-from heed_server.engine.worker import EditsInWorker, gathered
+from heed_server.engine.worker import EditsInWorker, gathered, gathered_heads
 
 logger = init_logger("vllm.heed.worker")
 
@@ -65,7 +72,13 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
             self._start_editing()
         if self._support.unsupported is not None:
             logger.info("Heed: edited requests are refused: %s", self._support.unsupported)
-        return super().compile_or_warm_up_model()
+        times = super().compile_or_warm_up_model()
+        if self.edited is not None and self.edited.flagging is not None:
+            # Hooks that are there while vLLM compiles would be compiled along.
+            layers = attention_layers(self.vllm_config)
+            watch_inputs(self.get_model(), layers)
+            leave_compiled_code(self.get_model(), layers)
+        return times
 
     def _backend(self) -> str | None:
         editing = (runner_v1.EditsInRunner, runner_v2.EditsInRunner)
@@ -97,9 +110,22 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
             assert isinstance(impl, EditingImpl)
             impl.rope, impl.layer_id, impl.edits = ropes.get(index), index, self._on_device
         assert self.edited is not None
-        if self._support.eviction_obstacle is None:
-            caches = {index: split_cache(layer.kv_cache) for index, layer in layers.items()}
-            device = EvictingOnCUDA(self._on_device.evictions, caches)
-            self.edited.evicting = EvictingRequests(self.edited.table, device, gathered)
+        caches = {index: split_cache(layer.kv_cache) for index, layer in layers.items()}
+        self._open_books(self.edited, caches)
         self.model_runner.edit_with(self.edited, self._on_device)
         logger.info("Heed: worker warmed up in %.1f s", time.perf_counter() - start)
+
+    def _open_books(self, edited: EditedRequests, caches: dict[int, Halves]) -> None:
+        """What requests may do here beside editing rows. caches: keys and values by layer."""
+        table, shared = edited.table, self._on_device
+        edited.inspected = InspectedRequests(table, InspectingOnCUDA(shared.recordings))
+        edited.comparing = ComparedHeads(table, gathered_heads, self.device)
+        if self._support.eviction_obstacle is None:
+            device = EvictingOnCUDA(shared.evictions, caches)
+            edited.evicting = EvictingRequests(table, device, gathered)
+        if self._support.inputs_obstacle is None:
+            blocks, block_size = caches[0][0].shape[:2]
+            flags = BlockFlags(len(caches), blocks, block_size, self.device)
+            edited.flagging = FlaggedTokens(table, flags, shared.found, self.device)
+        if self._support.tower_obstacle is None:
+            edited.class_attention = ClassToken(self.get_model(), gathered).attention
