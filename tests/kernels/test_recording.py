@@ -209,7 +209,8 @@ def test_rows_before_the_first_one_that_is_needed_may_be_missing() -> None:
 
     def seen(first: int, **changed: object) -> Recording:
         table = made.table()
-        recording = Recording(asked(**changed), (), table, table.insert(()))
+        slot = table.insert(())
+        recording = Recording(asked(**changed), (), table, slot, RecordingOnCPU(table))
         for layer in LAYERS:
             rows = LayerRows(made.query[0][first:], pages, first, made.scale, made.rope)
             recording.observe(layer, rows)
@@ -220,7 +221,10 @@ def test_rows_before_the_first_one_that_is_needed_may_be_missing() -> None:
     assert whole.failure is None and hit.failure is None
     np.testing.assert_allclose(hit.arrays()["mass"], whole.arrays()["mass"], atol=1e-6)
     assert seen(100, rows=(99,), quantities=("mass",)).failure is not None
-    assert seen(100, rows=(LENGTH - 1,), quantities=("mass", "columns")).failure is not None
+    assert (
+        seen(100, rows=(LENGTH - 1,), quantities=("mass", "entropy", "distance")).failure
+        is not None
+    )
 
 
 def test_work_counts_the_weights_that_are_made_again() -> None:

@@ -27,6 +27,7 @@ from heed_server.attention import routes
 from heed_server.attention.service import Diagnostics
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.inspected_requests import InspectedRequests
+from heed_server.engine.inspections_cpu import InspectingOnCPU
 from heed_server.engine.payload import RESERVED_KEY, unpack
 from heed_server.engine.twins import Twins
 from heed_server.metrics import Metrics
@@ -44,7 +45,9 @@ class StandIn:
     def __init__(self) -> None:
         self.renderer = SimpleNamespace(tokenizer=None)
         self.book = EditedRequests(EditTable(2, LAYERS, QUERY_HEADS, KV_HEADS))
-        self.book.inspected = InspectedRequests(self.book.table, Twins())
+        self.book.inspected = InspectedRequests(
+            self.book.table, InspectingOnCPU(self.book.table), Twins()
+        )
         self.model = Model(layout_of(32, 32), QUERY_HEADS, KV_HEADS, [LENGTH])
         self.params: Any = None
         self.prompt: Any = None

@@ -35,6 +35,7 @@ from heed_server.engine.flagged_tokens import FlaggedTokens
 from heed_server.engine.inspected_requests import InspectedRequests
 from heed_server.engine.inspections_cuda import InspectingOnCUDA
 from heed_server.engine.payload import Payload, Twin
+from heed_server.engine.twins import Twins
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_a_step_beside_whose_kernel_something_is_done_runs_without_a_graph(
     server: Server, graphs: Any, edit: Edit, looked_at: list[bool]
 ) -> None:
     table, found = server.book.table, server.on_device.found
-    server.book.comparing = ComparedHeads(table, lambda local: local)
+    server.book.comparing = ComparedHeads(table, lambda local: local, Twins())
     server.book.flagging = FlaggedTokens(table, BlockFlags(LAYERS, 8, BLOCK), found)
     server.step(("e", 5, 0), new=(request("e", edit),))
     modes = []
@@ -156,7 +157,7 @@ def test_a_step_beside_whose_kernel_something_is_done_runs_without_a_graph(
 def test_only_the_row_that_a_twin_leaves_needs_a_step_without_a_graph(
     server: Server, graphs: Any
 ) -> None:
-    server.book.comparing = ComparedHeads(server.book.table, lambda local: local)
+    server.book.comparing = ComparedHeads(server.book.table, lambda local: local, Twins())
     server.step(("t", 5, 0), new=(request("t"),))
     twin = Payload("t", 1, 10, None, (), twin=Twin("r", 1, (0, 1)))
     server.book.enter("t", twin, 0, server.slot("t"))
@@ -169,7 +170,7 @@ def test_rows_whose_attention_is_asked_for_are_computed_without_a_graph(
     server: Server, graphs: Any
 ) -> None:
     inspecting = InspectingOnCUDA(server.on_device.recordings)
-    server.book.inspected = InspectedRequests(server.book.table, inspecting)
+    server.book.inspected = InspectedRequests(server.book.table, inspecting, Twins())
     server.step(("i", 5, 0), new=(request("i"),))
     asked = Inspection(10, (0,), (0,), (9,), (), 10, ("weights", "columns"))
     server.book.enter("i", Payload("i", 1, 10, None, (), (), asked), 0, server.slot("i"))

@@ -29,9 +29,7 @@ def payload(report: str = "r", inspection: Inspection | None = ASKED) -> Payload
 
 def book() -> tuple[EditedRequests, Model]:
     requests = EditedRequests(EditTable(slots=3, layers=LAYERS, query_heads=4, kv_heads=2))
-    requests.inspected = InspectedRequests(
-        requests.table, InspectingOnCPU(requests.table), Twins()
-    )
+    requests.inspected = InspectedRequests(requests.table, InspectingOnCPU(requests.table), Twins())
     return requests, Model(layout_of(32, 32), 4, 2, [LENGTH])
 
 

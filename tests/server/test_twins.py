@@ -24,6 +24,7 @@ from heed_server.engine import twins
 from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.inspected_requests import InspectedRequests
+from heed_server.engine.inspections_cpu import InspectingOnCPU
 from heed_server.engine.payload import RESERVED_KEY, Payload, Twin, pack, unpack
 from heed_server.engine.twins import Twins
 
@@ -42,7 +43,7 @@ def book() -> EditedRequests:
     requests = EditedRequests(table)
     kept = Twins()
     requests.comparing = ComparedHeads(table, lambda local: local, kept)
-    requests.inspected = InspectedRequests(table, kept)
+    requests.inspected = InspectedRequests(table, InspectingOnCPU(table), kept)
     return requests
 
 

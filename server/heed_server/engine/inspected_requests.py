@@ -167,9 +167,7 @@ class InspectedRequests:
 
     def comparers(self, items: NDArray[np.int32]) -> tuple[InspectedRows, ...]:
         """Which rows of a step hold outputs that are compared; items as in `observers`."""
-        return tuple(
-            rows for rows in self._rows(items) if rows.recording.without is not None
-        )
+        return tuple(rows for rows in self._rows(items) if rows.recording.without is not None)
 
     def sees(self, slot: int, first: int) -> bool:
         """Whether any of a slot's rows from `first` on is inspected."""

@@ -91,4 +91,3 @@ def unpack(packed: Mapping[str, Any]) -> Payload:
         inspection_reported=packed["inspection_reported"],
         twin=Twin(twin[0], twin[1], tuple(twin[2])) if twin is not None else None,
     )
-
