@@ -14,11 +14,16 @@ from heed_interventions.method import Method
 Device = Literal["cpu", "cuda"]
 Runner = Literal["v1", "v2"]
 Scheduler = Literal["sync", "async"]
+Verified = Literal["on_device", "simulated"]
+"""How it is known that a method works on a device. on_device: it has run there, and its answers were compared with the
+reference. simulated: kernels under Triton's interpreter, runners and workers with stand-ins for the device, schedulers
+on a simulator; nothing has run on such a device."""
 
 NOT_OBSERVED = "edited attention on this server's device cannot observe attention weights yet"
 NOT_EVICTED = "nothing on this server's device can take keys out of the cache"
 _NO_SECOND_RUNNER = "on the CPU requests are edited in vLLM's V1 runner only as yet"
 _NO_RUNNING_AHEAD = "vLLM schedules synchronously on the CPU, whatever it is asked for"
+_VERIFIED: dict[Device, Verified] = {"cpu": "on_device", "cuda": "simulated"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +65,11 @@ def obstacle(method: type[Method], path: Path) -> str | None:
 
 
 def support_matrix(method: type[Method]) -> list[dict[str, Any]]:
-    """Every path with whether the method can be had there, and why not."""
-    reasons = ((path, obstacle(method, path)) for path in PATHS)
-    return [
-        {**asdict(path), "available": reason is None, "reason": reason} for path, reason in reasons
-    ]
+    """Every path with whether the method can be had there, why not, and how that was verified (None
+    where it cannot)."""
+    return [_cell(path, obstacle(method, path)) for path in PATHS]
+
+
+def _cell(path: Path, reason: str | None) -> dict[str, Any]:
+    verified = _VERIFIED[path.device] if reason is None else None
+    return {**asdict(path), "available": reason is None, "reason": reason, "verified": verified}

@@ -2,20 +2,24 @@
 
 import asyncio
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from tests.scoring.stand_in import Rule, StandIn, two_way
 
 from heed_server.calibrate import emphasis, kept_heads, zerotuning
-from heed_server.calibrate.bench import Bench, Choice, Objective
+from heed_server.calibrate.bench import Bench, Choice, Objective, Sweep
 from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.evaluation import evaluate, tables, warnings
+from heed_server.calibrate.heat_map import gain_map
 from heed_server.calibrate.journal import Journal
 from heed_server.calibrate.runner import Runner
+from heed_server.calibrate.sensitivity import write_map
 from heed_server.progress import Progress
 from heed_server.scoring.calls import Kind
 from heed_server.scoring.data import Item
@@ -113,13 +117,38 @@ def test_emphasis_takes_what_is_best_on_every_task(tmp_path: Path) -> None:
     assert set(choice.account["sweeps"]) == {"one", "two"}
 
 
+def kept(
+    method: str, parameters: dict[str, Any], level: float, maps: list[Sweep] | None = None
+) -> Callable[[Bench], Any]:
+    mapped = [].append if maps is None else maps.append
+    return lambda bench: kept_heads.choose(bench, method, parameters, level, mapped)
+
+
 def test_heads_are_kept_when_they_help_beyond_the_noise(tmp_path: Path) -> None:
-    choice: Choice = run(
-        tmp_path, lambda bench: kept_heads.choose(bench, "head_gain", {"gain": 2.0}, 0.9)
-    )
+    maps: list[Sweep] = []
+    choice: Choice = run(tmp_path, kept("head_gain", {"gain": 2.0}, 0.9, maps))
     assert choice.parameters == {"gain": 2.0, "heads": {"0": [0, 1], "1": [2]}}
     with pytest.raises(CalibrationError, match="layer  1:"):
-        run(tmp_path, lambda bench: kept_heads.choose(bench, "head_gain", {"gain": 4.0}, 0.9999))
+        run(tmp_path, kept("head_gain", {"gain": 4.0}, 0.9999, maps))
+    assert [sweep.gains.shape for sweep in maps] == [SHAPE, SHAPE]
+
+
+def test_a_map_is_written_as_numbers_and_as_a_picture(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    maps: list[Sweep] = []
+    run(tmp_path, kept("head_gain", {"gain": 2.0}, 0.9, maps), layers=[1])
+    write_map(tmp_path / "out", "mine", "likelihood", {"method": "head_gain"}, maps[0])
+    written = json.loads((tmp_path / "out" / "mine.map.json").read_text())
+    assert (written["method"], written["objective"]) == ("head_gain", "likelihood")
+    assert written["layers"] == [1]
+    assert written["gains"] == [[round(gain, 5) for gain in maps[0].gains[0]]]
+    assert len(written["lower"][0]) == SHAPE[1]
+    picture = ElementTree.fromstring((tmp_path / "out" / "mine.map.svg").read_text())
+    titles = [title.text for title in picture.iter("{http://www.w3.org/2000/svg}title")]
+    assert titles == [f"1:{head}: {gain:+.5f}" for head, gain in enumerate(maps[0].gains[0])]
+    assert "mine.map.svg" in capsys.readouterr().out
+    assert "NaN" not in gain_map([0], np.zeros((1, 2)), "accuracy")
 
 
 def test_only_the_heads_of_the_layers_that_were_asked_for_are_tried(tmp_path: Path) -> None:
@@ -131,7 +160,7 @@ def test_only_the_heads_of_the_layers_that_were_asked_for_are_tried(tmp_path: Pa
 
     choice: Choice = run(
         tmp_path,
-        lambda bench: kept_heads.choose(bench, "head_gain", {"gain": 2.0}, 0.9),
+        kept("head_gain", {"gain": 2.0}, 0.9),
         answers=answers,
         layers=[1],
     )
@@ -224,26 +253,24 @@ def test_what_rounding_adds_to_every_item_keeps_no_head(tmp_path: Path) -> None:
         }
 
     with pytest.raises(CalibrationError, match="no head alone"):
-        run(tmp_path, lambda bench: kept_heads.choose(bench, "act", {}, 0.9), answers=rounded)
+        run(tmp_path, kept("act", {}, 0.9), answers=rounded)
     with pytest.raises(CalibrationError, match="no head alone"):
         run(tmp_path, tuned(), answers=rounded)
 
 
 @pytest.mark.parametrize(
-    ("mended", "level", "kept"),
+    ("mended", "level", "helps"),
     [(1, 0.9, False), (2, 0.9, False), (3, 0.9, False), (3, 0.85, True), (4, 0.9, True)],
 )
 def test_by_accuracy_a_head_is_kept_when_chance_would_not_mend_as_many(
-    tmp_path: Path, mended: int, level: float, kept: bool
+    tmp_path: Path, mended: int, level: float, helps: bool
 ) -> None:
     def answers(prompt: list[int], edits: list[dict[str, Any]]) -> dict[int, float]:
         number = int(bytes(prompt).decode().split(":")[0])
         return two_way(0.9 if edits and number < mended else 0.1)
 
-    def choose(bench: Bench) -> Any:
-        return kept_heads.choose(bench, "head_gain", {"gain": 2.0}, level)
-
-    if kept:
+    choose = kept("head_gain", {"gain": 2.0}, level)
+    if helps:
         choice = run(tmp_path, choose, objective="accuracy", answers=answers)
         assert "sign test" in choice.account["rule"]
         return

@@ -4,6 +4,11 @@ import asyncio
 import io
 import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +126,50 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
     nothing = StandIn(rule)
     measure(nothing, journal, items(nothing))
     assert nothing.prompts == 0
+
+
+KILLED = """
+import asyncio, sys
+from pathlib import Path
+from tests.calibrate.stand_in import StandIn
+from tests.calibrate.test_runner import items, measure, rule
+
+class OneAtATime(StandIn):
+    turn = asyncio.Lock()
+
+    async def complete(self, body):
+        async with self.turn:
+            await asyncio.sleep(0.02)
+            return await super().complete(body)
+
+client = OneAtATime(rule)
+measure(client, Path(sys.argv[1]), items(client, count=200), batch=1)
+"""
+
+
+def test_a_sweep_whose_process_was_killed_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    journal = tmp_path / "j"
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(journal)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        cwd=Path(__file__).parents[2],
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (journal.exists() and journal.read_text().count("\n") >= 5):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.kill()
+    assert process.wait() == -signal.SIGKILL
+    measured = journal.read_text().count("\n")
+    again, whole = StandIn(rule), StandIn(rule)
+    resumed = measure(again, journal, items(again, count=200))
+    assert again.prompts == 400 - measured > 0
+    for one, other in zip(
+        resumed, measure(whole, tmp_path / "k", items(whole, count=200)), strict=True
+    ):
+        np.testing.assert_array_equal(one.likelihood, other.likelihood)
 
 
 def test_what_was_measured_of_something_else_is_not_taken(tmp_path: Path) -> None:

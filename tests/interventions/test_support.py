@@ -8,7 +8,7 @@ import pytest
 from intervention_views import VISION
 
 from heed_interventions import METHODS, catalogue_entry
-from heed_interventions.support import PATHS, eviction_obstacle, observation_obstacle
+from heed_interventions.support import PATHS, Path, eviction_obstacle, observation_obstacle
 
 each_method = pytest.mark.parametrize("name", list(METHODS))
 
@@ -29,6 +29,14 @@ def test_every_path_has_a_cell_and_what_is_not_there_a_reason(name: str) -> None
 
 
 @each_method
+def test_only_what_has_run_on_its_device_says_so(name: str) -> None:
+    """No GPU has been at hand: whatever a GPU is said to have was simulated."""
+    for path, cell in cells(name).items():
+        verified = {"cpu": "on_device", "cuda": "simulated"}[path[0]]
+        assert cell["verified"] == (verified if cell["available"] else None)
+
+
+@each_method
 def test_the_cpu_has_every_method_on_the_one_path_that_it_has(name: str) -> None:
     there = [path for path, cell in cells(name).items() if path[0] == "cpu" and cell["available"]]
     assert there == [("cpu", "v1", "sync")]
@@ -46,13 +54,16 @@ def test_a_device_that_edits_nothing_observes_and_evicts_nothing(obstacle: Any) 
 
 
 @each_method
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_the_catalogue_of_a_server_says_the_same_of_its_own_path(name: str, device: str) -> None:
+@pytest.mark.parametrize(
+    "path", [path for path in PATHS if path.device == "cuda" or path == PATHS[0]], ids=str
+)
+def test_the_catalogue_of_a_server_says_the_same_of_its_own_path(name: str, path: Path) -> None:
+    """A server that edits requests is on the CPU's one path, or on any of the four with CUDA."""
     model = replace(
         VISION,
-        observes=observation_obstacle(device) is None,
-        eviction_obstacle=eviction_obstacle(device),
+        observes=observation_obstacle(path.device) is None,
+        eviction_obstacle=eviction_obstacle(path.device),
     )
     entry = catalogue_entry(METHODS[name], model)
-    own = cells(name)[device, "v1", "sync"]
+    own = cells(name)[path.device, path.runner, path.scheduler]
     assert (entry["available"], entry["reason"]) == (own["available"], own["reason"])

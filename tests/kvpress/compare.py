@@ -35,7 +35,7 @@ from heed_server.models import bundled_model
 
 LENGTHS = (150, 400, 700)
 SHARES = (0.2, 0.5)
-NEAR = 1e-4
+NEAR = 1e-5
 
 
 @dataclass(frozen=True)

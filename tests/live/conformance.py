@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from eviction_cases import EVICTION_CASES
+from eviction_cases import EVICTION_CASES, WINDOW
 from live_server import Completion, LiveServer
 from reference_results import Result
 from transformers_reference import generate
@@ -120,6 +120,15 @@ CASES: dict[str, Case] = {
         {"method": "attention_scale", "q_scale": 1.5, "heads": {"1": [0, 1, 2]}},
         {"method": "zerotuning", "gamma": 3},
         {"method": "zerotuning", "gamma": 2, "layers": [2]},
+    ],
+    # Scores are those of the re-weighted rows; and those of rows before sinks give weight away.
+    "snapkv of emphasised prompt rows": lambda n: [
+        {"method": "emphasis", "alpha": 0.05, "spans": [inner(n)], "rows": "prompt"},
+        {"method": "snapkv", "report": "full", "keep": 0.3, **WINDOW},
+    ],
+    "snapkv of calibrated prompt rows": lambda n: [
+        {**ACT, "decode": "off", "alpha_over_n": 2, "beta": 0.1, "layers": "all"},
+        {"method": "snapkv", "report": "full", "keep": 0.3, **WINDOW},
     ],
     **EVICTION_CASES,
 }

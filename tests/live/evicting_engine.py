@@ -11,15 +11,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from streaming_engine import POOL, Engine, prompt
+from streaming_engine import BLOCK, Engine, prompt
 
 KINDS = ("window", "heads", "again")
 KEEP = 0.25
 WINDOW = 32
 
+PROMPT, ANSWER, REQUESTS = 800, 120, 6
+POOL = 3 * -(-(PROMPT + ANSWER) // BLOCK)
+"""Blocks of three such requests that keep everything."""
+STREAMING = {"sinks": 4, "window": 256}
+
 
 def evict(kind: str, length: int, keep: float = KEEP) -> Any:
-    """window: as SnapKV. heads: as Ada-KV. again: as H2O, over all rows and on through the answer."""
+    """window: SnapKV. heads: as Ada-KV. again: as H2O, over all rows and on through the answer."""
     from heed_kernels.edits import OPEN, Rows
     from heed_kernels.evict import ColumnScore, Evict, HeadShare, WindowScore
 
@@ -30,8 +35,8 @@ def evict(kind: str, length: int, keep: float = KEEP) -> Any:
         share=HeadShare(0.2) if kind == "heads" else None,
         counts=(count,) * 6,
         most=min(length, 3 * count) if kind == "heads" else count,
-        sinks=4,
-        recent=8 if again else WINDOW - 4,
+        sinks=4 if again else 0,
+        recent=8 if again else WINDOW,
         again=again,
         together=1 if again else WINDOW,
         every_row=again,
@@ -41,11 +46,11 @@ def evict(kind: str, length: int, keep: float = KEEP) -> Any:
 
 
 class EvictingEngine(Engine):
-    """Requests are (prompt, tokens) or (prompt, tokens, kind)."""
+    """Requests are (prompt, tokens), or (prompt, tokens, kind of eviction or window of streaming)."""
 
-    def add(self, prompt: list[int], tokens: int, kind: str | None = None) -> str:
-        if kind is None:
-            return super().add(prompt, tokens)
+    def add(self, prompt: list[int], tokens: int, kind: str | dict[str, Any] | None = None) -> str:
+        if not isinstance(kind, str):
+            return super().add(prompt, tokens, kind)
         from vllm import SamplingParams
 
         from heed_server.engine.payload import RESERVED_KEY, Payload, pack
@@ -111,16 +116,24 @@ def engine_peak(found: dict[str, Any]) -> int:
 
 
 def concurrency(engine: EvictingEngine, schedules: int) -> dict[str, Any]:
-    """Requests of 400 + 40 tokens in a pool that holds three: four plain ones, six that keep a quarter."""
+    """Equal requests, all at once, in a pool that holds three plain ones: plain, streaming, and with
+    `snapkv` that keeps a quarter."""
+    edits: dict[str, tuple[Any, ...]] = {
+        "plain": (),
+        "streaming": (STREAMING,),
+        "snapkv": ("window",),
+    }
     runs = {
-        "plain": engine.in_pool(POOL, [(0, (prompt(400, i), 40)) for i in range(4)]),
-        "evicting": engine.in_pool(POOL, [(0, (prompt(400, i), 40, "window")) for i in range(6)]),
+        name: engine.in_pool(
+            POOL, [(0, (prompt(PROMPT, i), ANSWER, *edit)) for i in range(REQUESTS)]
+        )
+        for name, edit in edits.items()
     }
     for found in runs.values():
         del found["answers"], found["names"]
         for report in found["reports"]:
             if report is not None:
-                del report["kept"]
+                report.pop("kept", None)
     return runs
 
 

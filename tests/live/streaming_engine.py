@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-BLOCK, CHUNK, POOL = 32, 128, 3 * 14
+BLOCK, CHUNK = 32, 128
 SHORT = {"sinks": 4, "window": 64}
 
 
@@ -91,7 +91,7 @@ class Engine:
         names: list[str] = []
         answers: dict[str, Any] = {}
         waiting = sorted(arrivals, key=lambda pair: pair[0])
-        step = peak = running = 0
+        step = peak = running = decoding = 0
         preempted: dict[str, int] = {}
         while waiting or self.engine.has_unfinished_requests():
             while waiting and waiting[0][0] <= step:
@@ -113,6 +113,7 @@ class Engine:
                     }
             peak = max(peak, self.blocks - self.pool.get_num_free_blocks())
             running = max(running, len(self.scheduler.running))
+            decoding = max(decoding, sum(map(is_decoding, self.scheduler.running)))
             for request in self.scheduler.requests.values():
                 preempted[request.request_id] = request.num_preemptions
             step += 1
@@ -122,9 +123,15 @@ class Engine:
             "steps": step,
             "peak": peak,
             "running": running,
+            "decoding": decoding,
             "preemptions": sum(preempted.values()),
             "idle": self.idle,
         }
+
+
+def is_decoding(request: Any) -> bool:
+    """Whether its whole prompt has been computed."""
+    return bool(request.num_computed_tokens >= request.num_prompt_tokens)
 
 
 def prompt(length: int, seed: int) -> list[int]:
@@ -171,19 +178,6 @@ def neighbours(engine: Engine, schedules: int) -> dict[str, Any]:
     return {"reused": reused, "freed": freed, "kept": keeping(engine, partial(engine.run, crowd()))}
 
 
-def concurrency(engine: Engine, schedules: int) -> dict[str, Any]:
-    """Requests of 400 + 40 tokens in a pool that holds three: four plain ones, six streaming ones."""
-    engine.resize(POOL)
-    try:
-        plain = engine.run([(0, (prompt(400, i), 40)) for i in range(4)])
-        streaming = engine.run([(0, (prompt(400, i), 40, SHORT)) for i in range(6)])
-    finally:
-        engine.resize(engine.blocks + len(engine.held))
-    for run in (plain, streaming):
-        del run["answers"], run["names"]
-    return {"plain": plain, "streaming": streaming}
-
-
 def longer_than_the_pool(engine: Engine, schedules: int) -> dict[str, Any]:
     """A prompt of 1,500 tokens in a pool of 20 blocks, beside a plain request, and in a large one."""
     arrivals = [(0, (prompt(80, 1), 40)), (1, (prompt(1500, 2), 100, SHORT))]
@@ -220,7 +214,7 @@ def schedules(engine: Engine, schedules: int) -> list[dict[str, Any]]:
 
 
 EXPERIMENTS: dict[str, Callable[[Engine, int], Any]] = {
-    run.__name__: run for run in (neighbours, concurrency, longer_than_the_pool, schedules)
+    run.__name__: run for run in (neighbours, longer_than_the_pool, schedules)
 }
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from live_server import LiveServer
 
@@ -65,7 +66,20 @@ def test_a_calibration_that_is_repeated_measures_nothing_twice(
     assert "all from the journal" in capsys.readouterr().out
     assert server.metric("vllm:prompt_tokens_total") == before
     assert first == second
-    assert len(first["calibration"]["sweep"]["gains"]) == 6
+    gains = first["calibration"]["sweep"]["gains"]
+    assert len(gains) == 6
+    assert json.loads((tmp_path / "map.map.json").read_text())["gains"] == gains
+    assert (tmp_path / "map.map.svg").read_text().startswith("<svg")
+
+
+def test_a_map_is_kept_where_no_head_helps(server: LiveServer, tmp_path: Path) -> None:
+    command = ["calibrate", "head_gain", *SMALL, "--layers", "2", "--gain", "1.00001"]
+    with pytest.raises(SystemExit):
+        main([*command, "--name", "none", "--url", server.url, "--out", str(tmp_path)])
+    assert not (tmp_path / "none").exists()
+    found = json.loads((tmp_path / "none.map.json").read_text())
+    assert found["layers"] == [2] and found["parameters"] == {"gain": 1.00001}
+    assert found["gains"] == [[0.0] * 6] and (tmp_path / "none.map.svg").is_file()
 
 
 def test_act_is_calibrated_with_what_the_command_says(
@@ -124,3 +138,19 @@ def test_emphasis_is_calibrated_on_the_items_own_spans(server: LiveServer, tmp_p
     )  # fmt: skip
     assert "spans" not in profile["parameters"]
     assert sum(map(len, profile["parameters"]["heads"].values())) == 15
+
+
+@pytest.mark.slow
+def test_without_a_url_a_server_is_started_and_ended(tmp_path: Path) -> None:
+    before = set(psutil.Process().children(recursive=True))
+    main(
+        [
+            "calibrate", "emphasis", "--task", "emphasis", "--limit", "4", "--layers", "5",
+            "--alpha", "0.1", "--objective", "likelihood", "--name", "own", "--out", str(tmp_path),
+        ]
+    )  # fmt: skip
+    profile = json.loads((tmp_path / "own" / "profile.json").read_text())
+    assert profile["model"]["id"] == "heed-tiny"
+    assert set(profile["parameters"]["heads"]) == {"5"}
+    assert profile["evaluation"]["emphasis"]["items"] == 2
+    assert set(psutil.Process().children(recursive=True)) <= before

@@ -96,12 +96,21 @@ def test_eviction_goes_on_in_decode_while_the_answer_grows(server: LiveServer, m
         assert all(len(positions) == 40 and positions[-1] < last for positions in heads)
 
 
-def test_choices_of_one_prompt_each_keep_the_same_keys(server: LiveServer) -> None:
-    body = {"n": 3, "temperature": 0.8, "seed": 5, "max_tokens": 8}
-    interventions = [edit("snapkv", report="full")]
-    answer = server.raw_completion(server.prompt(P), interventions=interventions, **body).json()
-    kept = [choice["interventions"][0]["kept"] for choice in answer["choices"]]
+@pytest.mark.parametrize("method", ["snapkv", "adakv", "h2o"])
+def test_choices_of_one_prompt_keep_the_same_keys_and_free_its_blocks_once(
+    cramped_server: LiveServer, method: str
+) -> None:
+    """200 tokens in blocks of 32, and no block gets full in the 8 of the answer."""
+    body = {"n": 3, "temperature": 0.8, "seed": 5, "max_tokens": 8, "ignore_eos": True}
+    body["interventions"] = [edit(method, report="full")]
+    answer = cramped_server.raw_completion(cramped_server.prompt(200, start=17), **body).json()
+    reports = [choice["interventions"][0] for choice in answer["choices"]]
+    kept = [report["kept"] for report in reports]
     assert len(kept) == 3 and kept[0] == kept[1] == kept[2]
+    blocks = 200 // 32
+    # They hold one prompt together; but with `h2o`, which has to see every row, each holds its own.
+    held = 3 * blocks if method == "h2o" else blocks
+    assert 0 < sum(report["freed_blocks"] for report in reports) <= held
 
 
 def test_what_was_let_go_is_counted_by_method(server: LiveServer) -> None:

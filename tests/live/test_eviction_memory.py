@@ -43,19 +43,28 @@ def test_evicting_requests_have_the_same_bits_in_a_pool_that_preempts_them(
     assert [report and report["kept"] for report in found["small"]["reports"]] == kept
 
 
-def test_a_pool_that_holds_three_plain_requests_decodes_six_that_keep_a_quarter(
-    engine: dict[str, Any],
+@pytest.mark.parametrize("edit", ["streaming", "snapkv"])
+def test_a_pool_that_holds_three_plain_requests_holds_six_that_let_keys_go(
+    engine: dict[str, Any], edit: str
 ) -> None:
-    """400 + 40 tokens, blocks of 32, chunks of 128, 42 blocks, 100 keys kept."""
-    plain, evicting = engine["concurrency"]["plain"], engine["concurrency"]["evicting"]
-    assert plain["running"] == 3
-    assert evicting["running"] == 6 and evicting["preemptions"] == 0
-    for report in evicting["reports"]:
-        assert report["evicted_tokens"] == 300
-        # 12 full blocks of prompt; 100 survivors take 4.
-        assert report["freed_blocks"] == 8
-        assert report["freed_bytes"] == 8 * BLOCK * LAYERS * bytes_per_token_and_layer()
-        assert "realised_saving" not in report
+    """800 + 120 tokens, blocks of 32, chunks of 128, 87 blocks; streaming with 4 sinks and a window of
+    256, `snapkv` with 200 keys kept, and as many plain requests."""
+    plain, edited = engine["concurrency"]["plain"], engine["concurrency"][edit]
+    assert plain["decoding"] == 3
+    assert edited["decoding"] == edited["running"] == 6 and edited["preemptions"] == 0
+    assert edited["steps"] < plain["steps"]
+    assert edited["peak"] < plain["peak"]
+
+
+def test_what_six_requests_gave_back_is_counted_in_blocks_and_bytes(engine: dict[str, Any]) -> None:
+    # The last row is 918: its window begins at 663, in block 20; block 0 is kept. Of 25 full blocks of
+    # prompt, 200 survivors of `snapkv` take 7.
+    expected = {"streaming": (19, 19 * BLOCK), "snapkv": (18, 600)}
+    for name, (blocks, tokens) in expected.items():
+        for report in engine["concurrency"][name]["reports"]:
+            assert (report["freed_blocks"], report["evicted_tokens"]) == (blocks, tokens)
+            assert report["freed_bytes"] == blocks * BLOCK * LAYERS * bytes_per_token_and_layer()
+            assert "realised_saving" not in report
 
 
 def bytes_per_token_and_layer() -> int:

@@ -9,6 +9,7 @@ from vllm.model_executor.layers.attention import (
     ChunkedLocalAttention,
     CrossAttention,
 )
+from vllm.model_executor.layers.mamba.mamba_mixer2 import MambaMixer2
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 from vllm.model_executor.layers.rotary_embedding.dynamic_ntk_scaling_rope import (
     DynamicNTKScalingRotaryEmbedding,
@@ -51,7 +52,7 @@ def obstacle(
             decode_context_parallel_size=changed.pop("context", 1),
         ),
         cache_config=SimpleNamespace(cache_dtype=changed.pop("cache_dtype", "auto")),
-        compilation_config=SimpleNamespace(static_forward_context={}),
+        compilation_config=SimpleNamespace(static_forward_context=changed.pop("context_of", {})),
         speculative_config=changed.pop("speculative", None),
         kv_transfer_config=changed.pop("connector", None),
     )
@@ -74,6 +75,7 @@ def test_standard_decoder_attention_can_be_edited() -> None:
         ({"encoder": True}, "cross-attention"),
         ({"layers": {0: layer(kind=CrossAttention)}}, "CrossAttention"),
         ({"layers": {0: layer(kind=ChunkedLocalAttention)}}, "ChunkedLocalAttention"),
+        ({"context_of": {"layers.2": object.__new__(MambaMixer2)}}, "MambaMixer2 layers besides"),
         ({"pipeline": 2}, "pipeline"),
         ({"context": 2}, "context parallelism"),
         ({"speculative": object()}, "speculative"),

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from heed_server.calibrate.evaluation import evaluate, tables, warnings
 from heed_server.calibrate.journal import Journal, digest
 from heed_server.calibrate.parts import split
 from heed_server.calibrate.runner import Runner
+from heed_server.calibrate.sensitivity import write_map
 from heed_server.profiles.identity import ModelIdentity, Serving
 from heed_server.profiles.profile import SCHEMA, Profile, ProfileError, is_profile_name
 from heed_server.profiles.writing import write_profile
@@ -180,7 +182,10 @@ async def _choose(options: argparse.Namespace, bench: Bench) -> Choice:
     if options.method == "emphasis":
         wanted = emphasis.EmphasisOptions(options.alpha, options.top_share, options.level)
         return await emphasis.choose(bench, wanted)
-    return await kept_heads.choose(bench, options.method, method_parameters(options), options.level)
+    tried = method_parameters(options)
+    what = {"method": options.method, "parameters": tried}
+    mapped = partial(write_map, options.out, options.name, bench.objective, what)
+    return await kept_heads.choose(bench, options.method, tried, options.level, mapped)
 
 
 def method_parameters(options: argparse.Namespace) -> dict[str, Any]:

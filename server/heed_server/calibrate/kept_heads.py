@@ -8,6 +8,7 @@ level. The level holds for each head by itself: of many heads that change scores
 through, which is why the set is measured again as a whole, on held-out items.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,14 +17,23 @@ from heed_server.calibrate.bench import Bench, Choice, Sweep, on_heads
 from heed_server.calibrate.errors import CalibrationError
 
 
-async def choose(bench: Bench, method: str, parameters: dict[str, Any], level: float) -> Choice:
+async def choose(
+    bench: Bench,
+    method: str,
+    parameters: dict[str, Any],
+    level: float,
+    mapped: Callable[[Sweep], None],
+) -> Choice:
     """Sweep `method` with `parameters` over all heads, and keep those that help.
+
+    mapped: takes the sweep, whatever comes of it.
 
     Raises:
         CalibrationError: none does; the message carries the map.
     """
     intervention = {"method": method, **parameters}
     sweep = await bench.sweep("one head at a time", intervention, level)
+    mapped(sweep)
     kept = sweep.ranked(_helps(sweep, level))
     if not kept:
         raise CalibrationError(

@@ -10,6 +10,8 @@ from tests.kernels.triton.test_primitives import everything
 
 from heed_kernels.edits import (
     ALL_KEYS,
+    FindKeys,
+    FoundKeys,
     Gate,
     HeadGain,
     HeadSet,
@@ -20,6 +22,7 @@ from heed_kernels.edits import (
     TrailingKeys,
     VisibleKeys,
 )
+from heed_kernels.triton import find_keys
 
 ALL = HeadSet((0b111, 0b111))
 
@@ -84,6 +87,28 @@ def test_heads_that_are_not_selected_are_the_kernels_result_without_the_edit_bit
         (without,) = model.run(table, [(0, other, *work)])
         assert torch.equal(with_edits[:, 1], without[:, 1])
         assert not torch.equal(with_edits[:, 0], without[:, 0])
+
+
+def test_heads_in_which_no_key_is_sought_keep_their_bits_when_others_have_found_some():
+    model = Model([300], 3, 1)
+    some = HeadSet((0b101, 0))
+    bias = KeyBias(some, Rows(), KeyRanges(((0, 1), (7, 30))), 0.1, 0)
+    find = FindKeys(some, Rows(0, 300), 0.1, 1, 8, KeyRanges(()), False, 1)
+    moved = MassTransfer(some, Rows(), FoundKeys(), ALL_KEYS, 0.6, Gate(), 1)
+    columns = torch.zeros(2, 300, dtype=torch.int64)
+    columns[:, [3, 20, 55]] = 2**31 * 200
+    table = model.table()
+    lines = torch.from_numpy(table.table.own_heads(some, 0))
+    for work, prompt in (((60, 100), 100), ((299, 300), 10)):
+        one = model.slot(table, [bias, find, moved], prompt)
+        other = model.slot(table, [bias], prompt)
+        find_keys(table, one, find, lines, columns, 300)
+        assert table.found[one, 0, :, 0].tolist() == [3, 0, 3]
+        (with_found,) = model.run(table, [(0, one, *work)])
+        (without,) = model.run(table, [(0, other, *work)])
+        assert torch.equal(with_found[:, 1], without[:, 1])
+        assert not torch.equal(with_found[:, 0], without[:, 0])
+        table.table.release(one)
 
 
 @pytest.mark.parametrize("prompt_length", [400, 0])
