@@ -131,7 +131,7 @@ def test_an_interrupted_sweep_goes_on_where_it_stopped(tmp_path: Path) -> None:
 KILLED = """
 import asyncio, sys
 from pathlib import Path
-from tests.calibrate.stand_in import StandIn
+from tests.scoring.stand_in import StandIn
 from tests.calibrate.test_runner import items, measure, rule
 
 class OneAtATime(StandIn):
