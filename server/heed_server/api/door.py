@@ -21,6 +21,7 @@ from heed_server.api.context_length import context_length
 from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange, RehearsalOver
 from heed_server.api.reports import ReportCollector, count_edited_tokens
+from heed_server.api.request_spans import RequestSpans
 from heed_server.api.twins import TwinRunner
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
@@ -50,15 +51,19 @@ class Door(Admission):
         self._reports = reports
         self._activity = activity
         self._engine_client: Any = None
+        self._spans: RequestSpans | None = None
 
     @cached_property
     def _twins(self) -> TwinRunner:
         """Made when the first twin is to run: until then nobody stands before the engine's statistics."""
         return TwinRunner(self._engine_client)
 
-    def stand_before(self, engine_client: Any) -> None:
-        """Put the door in front of `engine_client.generate`."""
-        self._engine_client = engine_client
+    def stand_before(self, engine_client: Any, spans: RequestSpans | None = None) -> None:
+        """Put the door in front of `engine_client.generate`.
+
+        spans: of its requests, where the server writes traces.
+        """
+        self._engine_client, self._spans = engine_client, spans
         engine_client.generate = partial(self.generate, engine_client.generate)
 
     def generate(
@@ -99,7 +104,11 @@ class Door(Admission):
             return generator
         if admitted.length is not None:
             generator = submitted(generator, admitted.length)
-        return self._observed(generator, request, request.report_id, params.output_kind, run_twin)
+        kind = params.output_kind
+        outputs = self._observed(generator, request, request.report_id, kind, run_twin)
+        if self._spans is not None:
+            return self._spans.of(outputs, request_id, request)
+        return outputs
 
     def _rehearse(
         self, exchange: Exchange, prompt: Any, params: SamplingParams, adapter: str | None

@@ -22,6 +22,7 @@ from heed_server.api.leaving import leave_with_the_engine, note_failures
 from heed_server.api.other_doors import OtherDoors
 from heed_server.api.playground_routes import playground_router
 from heed_server.api.reports import ReportCollector, of_workers
+from heed_server.api.request_spans import spans_of
 from heed_server.api.served_model import (
     no_support,
     profiles_for,
@@ -93,7 +94,7 @@ class HeedEndpointPlugin:
             activity=activity,
             cache=CacheRoom(support.kv_blocks, support.block_size),
         )
-        state.heed_door.stand_before(engine_client)
+        state.heed_door.stand_before(engine_client, spans_of(engine_client))
         state.heed_diagnostics = Diagnostics(engine_client, state.heed_door, engines.inspection)
         if state.heed_door.settings.max_streaming_length is not None:
             let_requests_differ(engine_client.model_config)

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from heed_interventions.vhr import COMPANION
@@ -110,22 +110,32 @@ def count_edited_tokens(
         return
     tokens_evicted: dict[str, float] = {}
     blocks_freed: Counter[str] = Counter()
-    for choice, worker in answer.result().items():
-        tokens = request.completion_tokens.get(choice, 0)
-        for source, measured in worker.get("interventions", {}).items():
-            method = request.resolution.reports[source]["method"]
-            rows = row_counts(measured, request.prompt_length, tokens)
-            metrics.edited(
-                method,
-                prompt=rows["prompt_rows"] - rows["cached_rows"],
-                generated=rows["generated_rows"],
-            )
-            if "freed_blocks" in measured:
-                evicted = tokens_evicted.get(method, 0) + measured["evicted_tokens"]
-                tokens_evicted[method] = evicted
-                blocks_freed[method] += measured["freed_blocks"]
+    for source, measured, rows in measured_rows(request, answer.result()):
+        method = request.resolution.reports[source]["method"]
+        metrics.edited(
+            method,
+            prompt=rows["prompt_rows"] - rows["cached_rows"],
+            generated=rows["generated_rows"],
+        )
+        if "freed_blocks" in measured:
+            evicted = tokens_evicted.get(method, 0) + measured["evicted_tokens"]
+            tokens_evicted[method] = evicted
+            blocks_freed[method] += measured["freed_blocks"]
     for method, evicted in tokens_evicted.items():
         metrics.released(method, tokens=evicted, blocks=blocks_freed[method])
+
+
+def measured_rows(
+    request: EngineRequest, ran: Mapping[int, Report]
+) -> Iterator[tuple[int, Mapping[str, Any], dict[str, int]]]:
+    """What ran of each intervention in each choice: its place in the request, what the workers measured, its rows.
+
+    ran: by choice.
+    """
+    for choice, worker in ran.items():
+        tokens = request.completion_tokens.get(choice, 0)
+        for source, measured in worker.get("interventions", {}).items():
+            yield source, measured, row_counts(measured, request.prompt_length, tokens)
 
 
 def row_counts(
