@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all test-browser kernels-check lint format client bench release-check clean
+.PHONY: help install serve test test-all test-browser kernels-check lint format client docs bench release-check clean
 
 help: ## Show this list
 	@echo "Heed: make TARGET [NAME=value …]"
@@ -52,8 +52,12 @@ format: install ## Put the code into shape
 	$(BIN)/ruff check --fix --exit-zero .
 	$(BIN)/ruff format .
 
-client: install ## Write the Python client's methods from their schemas
-	$(BIN)/python clients/python/generate.py
+client: install ## Write the methods of the clients from their schemas
+	$(BIN)/python scripts/make_clients.py
+
+docs: install ## Build the documentation site into build/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
+	$(BIN)/python -m mkdocs build --strict
 
 bench: install ## Measure speed and effects on this machine (a quarter of an hour)
 	$(BIN)/python benchmarks/host.py

@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import quote
 
 import pytest
 from chromium import ready
-from pydantic import Field
 from stand_in import StandIn, refusal
+from tests.dummy_method import Dummy
 
-from heed_interventions.method import CacheClass, Method
 from heed_interventions.registry import METHODS
-from heed_interventions.selectors import Heads, Layers
-from heed_interventions.views import ModelView, RequestView
-from heed_kernels.edits import Edit
 
 Opened = Callable[..., AbstractContextManager[Any]]
-
-
-class Dummy(Method):
-    """A method that nobody has told the playground of."""
-
-    title = "Dummy"
-    summary = "Does nothing, in a way of its own."
-    paper = "none"
-    cache = CacheClass.SHARED
-
-    method: Literal["dummy"] = "dummy"
-    strength: float = Field(ge=-3, le=3, description="How much of nothing.", examples=[0.5])
-    colour: Literal["red", "green"] = "red"
-    loud: bool = False
-    note: str | None = Field(default=None, max_length=20)
-    order: list[int] = Field(default=[1, 2], description="Some numbers.")
-    layers: Layers = "all"
-    heads: Heads = "all"
-
-    def is_neutral(self, model: ModelView) -> bool:
-        return True
-
-    def edits(self, request: RequestView) -> Iterator[Edit]:
-        yield from ()
 
 
 def choose(page: Any, method: str, at: int = 0) -> Any:

@@ -1,14 +1,13 @@
-"""The client's builders are those of the served schemas, and a new method needs nothing by hand."""
+"""The client's builders are those of the served schemas."""
 
-import importlib.util
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import pytest
-from pydantic import Field, ValidationError
+from from_schemas import python_client, typescript
+from pydantic import ValidationError
 
 import heed_client
 import heed_client.methods
@@ -16,12 +15,7 @@ import heed_server.version
 from heed_client import Intervention, bodies, extra_body, from_profile
 from heed_client.methods import ACT, SPIN, Emphasis, PositionSpan, SnapKV, TextSpan, ZeroTuning
 from heed_interventions import METHODS, method_schema
-from heed_interventions.method import CacheClass, Method
-from heed_interventions.selectors import Heads, Layers
-from heed_interventions.views import ModelView, RequestView
-from heed_kernels.edits import Edit
 
-CLIENT = Path(__file__).parents[2] / "clients" / "python"
 BUILDERS: dict[str, type[Intervention]] = {
     value.model_fields["method"].default: value
     for value in vars(heed_client.methods).values()
@@ -29,22 +23,10 @@ BUILDERS: dict[str, type[Intervention]] = {
 }
 
 
-def module(name: str, path: Path) -> ModuleType:
-    found = importlib.util.spec_from_file_location(name, path)
-    assert found is not None and found.loader is not None
-    made = importlib.util.module_from_spec(found)
-    found.loader.exec_module(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def generator() -> ModuleType:
-    return module("heed_client_generator", CLIENT / "generate.py")
-
-
-def test_the_file_is_what_the_schemas_make(generator: ModuleType) -> None:
-    made = generator.render(method_schema(method) for method in METHODS.values())
-    assert generator.TARGET.read_text() == made, "run `make client`"
+@pytest.mark.parametrize("client", [python_client, typescript])
+def test_the_file_is_what_the_schemas_make(client: ModuleType) -> None:
+    made = client.render(method_schema(method) for method in METHODS.values())
+    assert client.TARGET.read_text() == made, "run `make client`"
 
 
 def test_the_client_is_of_the_servers_version() -> None:
@@ -107,36 +89,3 @@ def test_builders_and_plain_objects_mix() -> None:
 def test_a_wrong_value_is_refused_where_it_is_built(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         ZeroTuning(**wrong)
-
-
-class Dimming(Method):
-    """A method that the client has never heard of."""
-
-    title = "Dimming"
-    summary = "Takes a little of everything."
-    paper = ""
-    cache = CacheClass.SALTED
-
-    method: Literal["dimming"] = "dimming"
-    share: float = Field(gt=0, lt=1, description="How much.")
-    layers: Layers = "all"
-    heads: Heads = "all"
-
-    def is_neutral(self, model: ModelView) -> bool:
-        return False
-
-    def edits(self, request: RequestView) -> Iterator[Edit]:
-        yield from ()
-
-
-def test_a_new_method_gets_its_builder_by_itself(generator: ModuleType, tmp_path: Path) -> None:
-    path = tmp_path / "methods.py"
-    path.write_text(generator.render([method_schema(Dimming)]))
-    made = module("methods_with_dimming", path)
-    assert made.Dimming(share=0.5, heads=[1]).body() == {
-        "method": "dimming",
-        "share": 0.5,
-        "heads": [1],
-    }
-    with pytest.raises(ValidationError):
-        made.Dimming(share=1)

@@ -1,18 +1,23 @@
-"""Writes `heed_client/methods.py` from the methods' JSON Schemas; `make client` runs it.
+"""The Python client's builders: a pydantic class for each method."""
 
-python clients/python/generate.py
-"""
-
-import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from keyword import iskeyword
 from pathlib import Path
-from typing import Any
 
-TARGET = Path(__file__).parent / "heed_client" / "methods.py"
+from from_schemas.reading import (
+    SHARED,
+    Schema,
+    alternatives,
+    bounded,
+    class_name,
+    of_values,
+    one_line,
+)
+
+TARGET = Path(__file__).parents[2] / "clients" / "python" / "heed_client" / "methods.py"
 
 _HEADER = '''"""The methods and their parameters. Made by `make client` from the schemas of a server's catalogue."""
 
@@ -24,8 +29,6 @@ from heed_client.intervention import Intervention, Parameters
 
 # ruff: noqa: E501
 '''
-_SHARED = ("profile", "report")
-"""Fields of every method, which stand in `Intervention`."""
 _BOUNDS = {
     "exclusiveMinimum": "gt", "minimum": "ge", "exclusiveMaximum": "lt", "maximum": "le",
     "minLength": "min_length", "maxLength": "max_length",
@@ -36,14 +39,9 @@ _TYPES = {
     "integer": "int", "number": "float", "boolean": "bool", "string": "str", "null": "None",
 }  # fmt: skip
 
-Schema = Mapping[str, Any]
-
 
 def render(schemas: Iterable[Schema]) -> str:
-    """The module's text.
-
-    schemas: of one intervention each, self-contained, as in `GET /v1/interventions`.
-    """
+    """The module's text."""
     parts: dict[str, str] = {}
     methods: list[str] = []
     names: list[str] = []
@@ -56,12 +54,6 @@ def render(schemas: Iterable[Schema]) -> str:
     return _formatted(text)
 
 
-def class_name(title: str) -> str:
-    """A method's title, or a part's, as the name of a class; what stands in brackets is left out."""
-    words = re.findall(r"\w+", title.partition("(")[0])
-    return "".join(word[0].upper() + word[1:] for word in words)
-
-
 def _class(name: str, base: str, schema: Schema, parts: dict[str, str]) -> str:
     fields: dict[str, Schema] = dict(schema["properties"])
     required = set(schema.get("required", ()))
@@ -70,7 +62,7 @@ def _class(name: str, base: str, schema: Schema, parts: dict[str, str]) -> str:
     if method is not None:
         lines.append(f"    method: {_annotation(method, parts)} = {method['const']!r}")
     for written, of in fields.items():
-        if base == "Intervention" and written in _SHARED:
+        if base == "Intervention" and written in SHARED:
             continue
         field = f"{written}_" if iskeyword(written) else written
         arguments = _arguments(of, written in required)
@@ -85,11 +77,7 @@ def _class(name: str, base: str, schema: Schema, parts: dict[str, str]) -> str:
 
 def _arguments(schema: Schema, required: bool) -> list[str]:
     arguments = [] if required else [f"default={schema.get('default')!r}"]
-    holder: Schema = schema
-    if "type" not in schema:
-        # An optional value: its bounds stand in the one alternative that is not null.
-        others = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
-        holder = others[0] if len(others) == 1 else {}
+    holder = bounded(schema)
     arguments += [
         f"{ours}={holder[theirs]!r}" for theirs, ours in _BOUNDS.items() if theirs in holder
     ]
@@ -103,9 +91,8 @@ def _annotation(schema: Schema, parts: dict[str, str]) -> str:
         return f"Literal[{schema['const']!r}]"
     if "enum" in schema:
         return f"Literal[{', '.join(map(repr, schema['enum']))}]"
-    alternatives = schema.get("anyOf") or schema.get("oneOf")
-    if alternatives:
-        return " | ".join(dict.fromkeys(_annotation(each, parts) for each in alternatives))
+    if several := alternatives(schema):
+        return " | ".join(dict.fromkeys(_annotation(each, parts) for each in several))
     kind = schema.get("type")
     if kind == "array":
         return f"list[{_annotation(schema.get('items', {}), parts)}]"
@@ -120,13 +107,11 @@ def _object(schema: Schema, parts: dict[str, str]) -> str:
         if name not in parts:
             parts[name] = _class(name, "Parameters", schema, parts)
         return name
-    values = [schema.get("additionalProperties"), *schema.get("patternProperties", {}).values()]
-    inner = next((value for value in values if isinstance(value, Mapping)), {})
-    return f"dict[str, {_annotation(inner, parts)}]"
+    return f"dict[str, {_annotation(of_values(schema), parts)}]"
 
 
 def _docstring(text: str) -> str:
-    plain = re.sub(r"\s+", " ", text).strip().replace("\\", "/")
+    plain = one_line(text).replace("\\", "/")
     lines = textwrap.wrap(f'"""{plain}', 92, initial_indent="    ", subsequent_indent="    ")
     return "\n".join(lines) + ('"""' if len(lines) == 1 else '\n    """')
 
@@ -139,14 +124,3 @@ def _formatted(text: str) -> str:
         )  # fmt: skip
         text = done.stdout
     return text
-
-
-def main() -> None:
-    """Write the module for the methods of the repository."""
-    from heed_interventions import METHODS, method_schema
-
-    TARGET.write_text(render(method_schema(method) for method in METHODS.values()))
-
-
-if __name__ == "__main__":
-    main()
