@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 from live_server import LiveServer
+from pages import blocks, page, run_script
 
 from heed_client import AsyncHeed, Heed, HeedError, reports, with_interventions
 from heed_client.methods import HeadGain, LocoRE, ZeroTuning
 
-ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "clients" / "python" / "README.md").read_text(encoding="utf-8")
+PAGE = page("clients/python/README.md")
 EDIT = ZeroTuning(gamma=3)
 HELLO: Any = [{"role": "user", "content": "Hello"}]
 
@@ -34,16 +31,7 @@ def edited(server: LiveServer) -> openai.OpenAI:
 
 
 def test_the_examples_of_the_page_run(server: LiveServer) -> None:
-    printed = []
-    for example in re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL):
-        script = "import sys; sys.path.insert(0, 'clients/python')\n" + example.replace(
-            "http://127.0.0.1:8000", server.url
-        ).replace('"heed-tiny"', repr(server.model))
-        done = subprocess.run(
-            [sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False
-        )
-        assert done.returncode == 0, done.stderr
-        printed.append(done.stdout.strip())
+    printed = [run_script(each, server).strip() for each in blocks(PAGE, "python")]
     assert printed[0] == "- dog applied [[16, 22]]"
     assert re.fullmatch(r"6 \(1, 6, (\d+), \1\) \[.*\]", printed[1])
 

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from live_server import ROOT, LiveServer, assert_ends_cleanly, free_port, started
+from live_server import LiveServer, assert_ends_cleanly, free_port, started
+from pages import ADDRESS, blocks, page, run
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-ADDRESS = "http://127.0.0.1:8000"
-
-
-def blocks(language: str) -> list[str]:
-    """The README's fenced blocks of one language, in order."""
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def run(command: list[str], timeout: float = 120) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+README = page("README.md")
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +34,24 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 
 def test_the_first_command_serves_on_the_address_that_the_others_use() -> None:
-    assert blocks("sh")[0].strip() == "make serve"
+    assert blocks(README, "sh")[0].strip() == "make serve"
     recipe = run(["make", "--dry-run", "--no-print-directory", "serve"])
     assert "heed serve" in recipe
     assert "--host 127.0.0.1 --port 8000" in recipe
 
 
 def test_the_curl_command_gives_the_report_that_is_printed_below_it(made: LiveServer) -> None:
-    command = shlex.split(blocks("sh")[1].replace(ADDRESS, made.url))
+    command = shlex.split(blocks(README, "sh")[1].replace(ADDRESS, made.url))
     answer: dict[str, Any] = json.loads(run(command))
-    printed = json.loads("{" + blocks("json")[0] + "}")
+    printed = json.loads("{" + blocks(README, "json")[0] + "}")
     assert answer["interventions"] == printed["interventions"]
     assert answer["choices"][0]["message"]["content"] == "positive"
 
 
 def test_the_openai_example_prints_an_answer_and_its_report(made: LiveServer) -> None:
-    printed = run([sys.executable, "-c", blocks("python")[0].replace(ADDRESS, made.url)])
+    printed = run([sys.executable, "-c", blocks(README, "python")[0].replace(ADDRESS, made.url)])
     assert printed.startswith("- dog ")
     assert "'method': 'emphasis', 'status': 'applied'" in printed and "[[16, 22]]" in printed
-
-
-@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\(([^)#]+)[^)]*\)", README))))
-def test_every_link_of_the_readme_leads_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
 
 
 def test_every_served_method_has_a_row_and_a_page(made: LiveServer) -> None:
