@@ -7,7 +7,7 @@ from xml.sax.saxutils import escape
 from heed_server.evaluate.report import Found
 from heed_server.evaluate.settings import NONE
 
-_ROW, _TOP, _PANEL, _GAP, _LETTER = 18, 44, 260, 36, 6.2
+_ROW, _TOP, _PANEL, _GAP, _LETTER = 18, 44, 260, 60, 6.2
 _COLOURS = "#0072b2 #d55e00 #009e73 #cc79a7 #e69f00 #56b4e9 #8c6d31".split()
 _ENDS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Where an axis of differences may end."""
