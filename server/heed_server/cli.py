@@ -42,6 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.command == "calibrate":
         _calibrate(options)
     elif options.command == "eval":
+        evaluate_arguments.check(options, parser.error)
         _evaluate(options)
     elif options.command in ("bench", "verify"):
         _measure(options)

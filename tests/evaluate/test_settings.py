@@ -65,10 +65,23 @@ def test_what_cannot_be_used_is_named(
     ("arguments", "words"),
     [
         ([], "give a --task or --data"),
+        (["--task", "copy", "--url", "http://none", "--", "--dtype", "float16"], "what follows --"),
+    ],
+)
+def test_arguments_that_do_not_fit_together_end_with_2(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        main(["eval", "--interventions", json.dumps(TUNED), *arguments])
+    assert left.value.code == 2 and words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
         (["--task", "sentimint"], "there is no task 'sentimint'"),
         (["--data", "absent.jsonl"], "absent.jsonl"),
         (["--task", "copy", "--json", "absent/found.json"], "no directory absent"),
-        (["--task", "copy", "--url", "http://none", "--", "--dtype", "float16"], "what follows --"),
     ],
 )
 def test_what_cannot_be_evaluated_ends_with_1_before_a_server_starts(

@@ -1,7 +1,9 @@
 """The command line of `heed eval`."""
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from heed_server.argument_types import natural, positive
 from heed_server.evaluate.settings import Named, named_settings
@@ -48,6 +50,14 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     out = parser.add_argument_group("outcome")
     out.add_argument("--json", type=Path, metavar="FILE", help="also write what was measured there")
     out.add_argument("--plot", type=Path, metavar="FILE", help="also draw it there, as SVG")
+
+
+def check(options: argparse.Namespace, fail: Callable[[str], NoReturn]) -> None:
+    """What the arguments come to together. fail: the parser's, which ends with 2."""
+    if not (options.task or options.data):
+        fail("eval: there is nothing to evaluate on: give a --task or --data")
+    if options.url is not None and options.flags:
+        fail("eval: what follows -- is for a server that is started, not for a running one")
 
 
 def _settings(text: str) -> list[Named]:

@@ -38,8 +38,6 @@ def evaluate(options: argparse.Namespace) -> None:
     for file in (options.json, options.plot):
         if file is not None and not file.parent.is_dir():
             raise ScoringError(f"there is no directory {file.parent}")
-    if options.url is not None and options.flags:
-        raise ScoringError("what follows -- is for a server that is started, not for a running one")
     # Its own server is for nobody else.
     flags = ["--allow-privileged-interventions", *options.flags]
     with server_at(options.url, options.model, flags) as url:

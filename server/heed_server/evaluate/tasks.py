@@ -34,16 +34,13 @@ def files_of(options: argparse.Namespace) -> Mapping[str, Path]:
     """The files of items by task.
 
     Raises:
-        ScoringError: there are none, or one of them twice, or no such set.
+        ScoringError: one of them is there twice, or no such set.
     """
     model = options.model if task_files(options.model) else WITH_SETS
     asked = [name for name in options.task if name != ALL]
     if ALL in options.task:
         asked = list(task_files(model))
-    found = by_task([*options.data, *(task_file(name, model) for name in asked)])
-    if not found:
-        raise ScoringError("there is nothing to evaluate on: give a --task or --data")
-    return found
+    return by_task([*options.data, *(task_file(name, model) for name in asked)])
 
 
 def read(files: Mapping[str, Path], seed: int, limit: int | None) -> dict[str, list[Item]]:
