@@ -55,12 +55,18 @@ def differences(output: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
     return torch.stack([distance, without.square().sum(dim=1)], dim=1)
 
 
+Multiply = Callable[[int, int, torch.Tensor], None]
+"""Has kernels multiply generated rows of a slot, in a layer, by factors [local_query_heads], from the next step
+on; see `EditTable.multiplies`."""
+
+
 class HeadComparer:
     """One request's comparison of heads. All of it stays on the device, for which nothing waits.
 
     known: what was chosen already, by layer; it is added to.
     twin: for a `HeadChoice` with `twin`, by layer the [local_query_heads, head_dim] that are compared with;
         each is needed once, and let go.
+    multiply: takes over from the step in which heads were chosen, where the choice `lasts`.
 
     Every rank has to come through the same layers and steps, because `gather` waits for all.
     """
@@ -74,9 +80,14 @@ class HeadComparer:
         known: dict[int, torch.Tensor],
         twin: dict[int, torch.Tensor] | None = None,
         device: torch.device | None = None,
+        multiply: Multiply | None = None,
     ) -> None:
         self.edit = edit
         self.known = known
+        lasts = isinstance(edit, HeadChoice) and edit.lasts(int(table.prompt_length[slot]))
+        self._multiply = multiply if lasts else None
+        self._waiting = {layer for layer, mask in enumerate(edit.on.masks) if mask}
+        """Layers in which no kernel multiplies as yet."""
         self._twin = {} if twin is None else twin
         self._table, self._slot, self._gather = table, slot, gather
         self._keys = keys_of(edit.keys)
@@ -84,8 +95,9 @@ class HeadComparer:
         self._key_sums: dict[int, torch.Tensor] = {}
 
     def acts(self, first: int, rows: int) -> bool:
-        """Whether any of the rows [first, first + rows) is multiplied."""
-        return first + rows > self.edit.rows.start and first < self.edit.rows.end
+        """Whether any of the rows [first, first + rows) is multiplied here."""
+        reached = first + rows > self.edit.rows.start and first < self.edit.rows.end
+        return reached and bool(self._waiting)
 
     def carry_out(
         self, item: NDArray[np.int32], layer: int, inputs: LayerInputs, output: torch.Tensor
@@ -95,7 +107,7 @@ class HeadComparer:
         item: int32 [5], its rows as in `plan.Pattern.items`.
         """
         first, rows = int(item[FIRST_POSITION]), int(item[ROWS])
-        if not self.edit.on.masks[layer] or not self.acts(first, rows):
+        if layer not in self._waiting or not self.acts(first, rows):
             return
         skipped = max(self.edit.rows.start - first, 0)
         count = min(rows, self.edit.rows.end - first) - skipped
@@ -120,6 +132,9 @@ class HeadComparer:
             )
         own = gains[self._table.head_start :][: self._table.local_query_heads]
         outputs.mul_(own.T[:, :, None].to(outputs.dtype))
+        if self._multiply is not None:
+            self._multiply(self._slot, layer, own[:, 0])
+            self._waiting.discard(layer)
 
     def _scores(
         self, layer: int, queries: torch.Tensor, pages: Pages, scale: float

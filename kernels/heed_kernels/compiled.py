@@ -89,9 +89,14 @@ class Compiled:
 
 
 def compile_edits(
-    edits: Sequence[Edit], layers: int, query_heads: int, head_dim: int | None = None
+    edits: Sequence[Edit],
+    layers: int,
+    query_heads: int,
+    head_dim: int | None = None,
+    multiplied: Sequence[HeadChoice] = (),
 ) -> Compiled:
-    """head_dim: needed by `HeadMix` alone.
+    """head_dim: needed by `HeadMix` alone. multiplied: those of the edits whose rows a kernel multiplies by
+    what was chosen, and has to compute for that.
 
     Raises `EditError` for edits that are malformed, do not fit the model, or exceed a cap.
     """
@@ -140,6 +145,8 @@ def compile_edits(
     if evict is not None:
         hidden |= _held(evict.rows, phase_start)
     active = (vectors != plain).any(axis=(2, 3)) | (mix != 0).any(axis=2) | hidden
+    for choice in multiplied:
+        active |= np.array(choice.on.masks, bool)[:, None] & _held(choice.rows, phase_start)
     sources = np.zeros(0, np.int32)
     if transfers and isinstance(transfers[0].sources, KeyRanges):
         runs = [np.arange(start, end) for start, end in transfers[0].sources.ranges]

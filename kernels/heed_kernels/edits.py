@@ -242,6 +242,10 @@ class HeadChoice:
     source: int
     twin: bool = False
 
+    def lasts(self, prompt_length: int) -> bool:
+        """Whether it holds for one row of the prompt at most, and for all generated ones."""
+        return self.rows.start + 1 >= prompt_length and self.rows.end == OPEN
+
 
 @dataclass(frozen=True)
 class GazeShift:

@@ -59,7 +59,7 @@ from heed_kernels.compiled import (
     Compiled,
     compile_edits,
 )
-from heed_kernels.edits import OPEN, SOURCES, Edit, HeadSet, Observation
+from heed_kernels.edits import OPEN, SOURCES, Edit, HeadChoice, HeadSet, Observation
 from heed_kernels.errors import EditError
 from heed_kernels.plan import Plan, make_plan
 from heed_kernels.pool import Pool
@@ -104,6 +104,7 @@ class EditTable:
     requests can need at most, so that a set which fits a table of one slot fits every later table of
     the same model that has a free slot, whoever else is in it, and on every tensor-parallel rank (a
     rank's shares of different vectors may coincide, never the other way round).
+    multiplies: whether kernels multiply generated rows by what a `HeadChoice` that `lasts` has chosen.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class EditTable:
         vector_capacity: int | None = None,
         line_capacity: int | None = None,
         mix_capacity: int | None = None,
+        multiplies: bool = False,
     ) -> None:
         local = query_heads - head_start if local_query_heads is None else local_query_heads
         if query_heads % kv_heads or not 0 <= head_start < head_start + local <= query_heads:
@@ -126,7 +128,7 @@ class EditTable:
                 f"heads [{head_start}, {head_start + local}) of {query_heads} query heads and"
                 f" {kv_heads} KV heads do not make a rank"
             )
-        self.slots, self.layers = slots, layers
+        self.slots, self.layers, self._multiplies = slots, layers, multiplies
         self.query_heads, self.kv_heads = query_heads, kv_heads
         self.head_start, self.local_query_heads = head_start, local
         group_heads = query_heads // kv_heads
@@ -192,7 +194,12 @@ class EditTable:
         Raises `EditError` for edits that are malformed, do not fit the model or exceed a cap, for an
         occupied slot and for a full table; the table is then as it was.
         """
-        compiled = compile_edits(edits, self.layers, self.query_heads, self.head_dim)
+        multiplied = [
+            edit
+            for edit in (edits if self._multiplies else ())
+            if isinstance(edit, HeadChoice) and edit.lasts(prompt_length)
+        ]
+        compiled = compile_edits(edits, self.layers, self.query_heads, self.head_dim, multiplied)
         if slot is None:
             if not self._free:
                 raise EditError(f"all {self.slots} slots of the edit table are occupied")

@@ -101,6 +101,9 @@ class FakeKernel:
                 kernel.tables.append(self)
                 self.sync()
 
+            def multiply(self, slot: int, layer: int, factors: torch.Tensor) -> None:
+                kernel.looked.append(("multiply", [slot, layer, factors.tolist()]))
+
             def sync(self) -> None:
                 self.syncs += 1
                 self.active = self.host.active.copy()

@@ -1,7 +1,9 @@
 """Which steps of the V2 runner are not replayed graphs."""
 
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tests.server.cuda_standins import act, cache
@@ -129,7 +131,7 @@ IMAGE, QUESTION = KeyRanges(((2, 4),)), KeyRanges(((4, 9),))
     ("edit", "looked_at"),
     [
         (HeadRanking(EVERY, ANSWER, IMAGE, 2, 0.5, 0), [False, True, True]),
-        (HeadChoice(EVERY, ANSWER, IMAGE, 2, 2.0, True, 0), [False, True, True]),
+        (HeadChoice(EVERY, ANSWER, IMAGE, 2, 2.0, True, 0), [False, True, False]),
         (GazeShift(LATER, ANSWER, IMAGE, QUESTION, QUESTION, 0, 2, 5.0, 1.0, 0), [True] * 3),
         (FlagKeys(EVERY, Rows(0, 10), (1,), 2.0, IMAGE, False, 0), [True, True, False]),
     ],
@@ -139,7 +141,8 @@ def test_a_step_beside_whose_kernel_something_is_done_runs_without_a_graph(
     server: Server, graphs: Any, edit: Edit, looked_at: list[bool]
 ) -> None:
     table, found = server.book.table, server.on_device.found
-    server.book.comparing = ComparedHeads(table, lambda local: local, Twins())
+    multiply = server.on_device.multiply
+    server.book.comparing = ComparedHeads(table, lambda local: local, Twins(), None, multiply)
     server.book.flagging = FlaggedTokens(table, BlockFlags(LAYERS, 8, BLOCK), found)
     server.step(("e", 5, 0), new=(request("e", edit),))
     modes = []
@@ -147,6 +150,15 @@ def test_a_step_beside_whose_kernel_something_is_done_runs_without_a_graph(
         modes.append(graphs(scheduled(("e", rows, first), ("p", 1, 30))) is CUDAGraphMode.NONE)
         if first:
             server.step(("e", rows, first))
+        for rows_of in server.book.comparing.comparers(
+            np.array([[server.slot("e"), 0, rows, first, 0]])
+        ):
+            for layer in range(LAYERS):
+                known = rows_of.comparer.known
+                if isinstance(edit, HeadChoice):
+                    known[layer] = torch.ones(HEADS, dtype=torch.bool)
+                    output = torch.zeros(rows, HEADS, HEAD_DIM)
+                    rows_of.after_edits(layer, SimpleNamespace(query=output), output)
         for flags in server.book.flagging._by_slot.values():
             for layer in range(LAYERS):
                 flags.settle(layer, torch.zeros(2, 4, dtype=torch.int32))

@@ -25,6 +25,8 @@ class DeviceTable:
     records: int32 [slots, words], see `layout`; lines, vectors, mix_heads, mixes: as in the table;
     found: int32 [slots, layers, local_query_heads, FOUND_WORDS], written during forward passes and
     reset when a slot is taken. find: whether requests may have found keys; without, `found` takes no memory.
+    factors: float32 [slots, layers, local_query_heads], by which outputs of generated rows are multiplied;
+    written by `multiply`, and 1 when a slot is taken.
     """
 
     def __init__(self, table: EditTable, device: torch.device | str, *, find: bool = True) -> None:
@@ -34,6 +36,8 @@ class DeviceTable:
         shape = (table.slots, table.layers, table.local_query_heads) if find else (1, 1, 1)
         self.records = self._zeros((table.slots, self.words))
         self.found = self._zeros((*shape, at.FOUND_WORDS.value))
+        by_head = table.slots, table.layers, table.local_query_heads
+        self.factors = torch.ones(by_head, dtype=torch.float32, device=self.device)
         self.lines, self.vectors = self._whole(table.lines), self._whole(table.vectors)
         self.mix_heads, self.mixes = self._whole(table.mix_heads), self._whole(table.mixes)
         self._transfers = np.zeros(table.slots, bool)
@@ -54,8 +58,10 @@ class DeviceTable:
                 raise EditError("no room was set aside for keys that are found on the device")
             self._put(self.records, slots, records)
             self._transfers[slots] = records[:, at.TRANSFER.value] != 0
+            taken = self.sent(slots)
+            self.factors.index_fill_(0, taken, 1)
             if self.find:
-                self.found.index_fill_(0, self.sent(slots), 0)
+                self.found.index_fill_(0, taken, 0)
             table.changed.clear()
         pairs = (
             (table.lines, self.lines), (table.vectors, self.vectors),
@@ -71,6 +77,10 @@ class DeviceTable:
         """An eviction has moved keys of a slot, and the table says which places rows read from now on."""
         slots = np.array([slot])
         self._put(self.records, slots, records_of(self.table, slots))
+
+    def multiply(self, slot: int, layer: int, factors: torch.Tensor) -> None:
+        """Multiply generated rows of a slot by these, [local_query_heads], from the next step on."""
+        self.factors[slot, layer].copy_(factors)
 
     def has_transfers(self, slots: NDArray[np.int32]) -> bool:
         """Whether any of these slots has a transfer, as of the last `sync`."""

@@ -132,8 +132,8 @@ def _launch(
         )  # fmt: skip
         merge_splits[(min((tokens if everything else work.rows) * heads, 2 * most),)](
             query, output, key_cache, value_cache, block_table,
-            work.buffer, table.records, table.lines, table.vectors, table.mix_heads, table.mixes,
-            table.found, rotation, partial, sums,
+            work.buffer, table.records, table.lines, table.vectors, table.factors, table.mix_heads,
+            table.mixes, table.found, rotation, partial, sums,
             query.stride(0), query.stride(1), output.stride(0), output.stride(1),
             key[0], key[1], key[2], value[0], value[1], value[2],
             block_table.stride(0), table.words, table.table.layers, layer, wave, blocks, logits,

@@ -131,13 +131,14 @@ def attend_splits(
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=["block_table"])
 def merge_splits(
     query, output, key_cache, value_cache, block_table,
-    work, records, lines, vectors, mix_heads, mixes, found, rotation, partial, sums,
+    work, records, lines, vectors, factors, mix_heads, mixes, found, rotation, partial, sums,
     query_token, query_head, output_token, output_head, key_block, key_token, key_head,
     value_block, value_token, value_head, table_row, record_words, layers, layer, wave, blocks, scale,
     KV_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, DIMS: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, ROTARY: tl.constexpr, TRANSFERS: tl.constexpr,
 ):  # fmt: skip
-    """One program per row and query head. Vectors over splits, [SPLITS], keep their order in every sum."""
+    """One program per row and query head. Vectors over splits, [SPLITS], keep their order in every sum.
+    factors: `DeviceTable.factors`."""
     HEADS: tl.constexpr = KV_HEADS * GROUP
     PARTS: tl.constexpr = 2 if TRANSFERS else 1
     d = tl.arange(0, DIMS)
@@ -230,6 +231,7 @@ def merge_splits(
                 acc[None, :], l + none, line, vectors, mix_heads, mixes, heads, d,
                 HEADS, HEAD_DIM,
             )  # fmt: skip
+            o *= tl.load(factors + (slot * layers + layer) * HEADS + head)
             to = output + (token * output_token + heads * output_head)[:, None] + d[None, :]
             tl.store(to, o.to(output.dtype.element_ty), mask=(d < HEAD_DIM)[None, :])
 

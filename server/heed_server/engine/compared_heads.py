@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.compare import Gather, HeadComparer
+from heed_kernels.compare import Gather, HeadComparer, Multiply
 from heed_kernels.device import LayerInputs
 from heed_kernels.edits import GazeShift, HeadChoice, HeadRanking
 from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT
@@ -41,13 +41,20 @@ class ComparedHeads:
     """By slot of the edit table; what was found once is kept by request until it ends, so that one that was
     preempted goes on with the same. So is what its twin left, until the heads are chosen.
 
-    twins: the worker's book of them. device: of the model; None for the CPU.
+    twins: the worker's book of them. device: of the model; None for the CPU. multiply: where
+    kernels of the device do so.
     """
 
     def __init__(
-        self, table: EditTable, gather: Gather, twins: Twins, device: torch.device | None = None
+        self,
+        table: EditTable,
+        gather: Gather,
+        twins: Twins,
+        device: torch.device | None = None,
+        multiply: Multiply | None = None,
     ) -> None:
-        self._table, self._gather, self._device = table, gather, device
+        self._table, self._gather = table, gather
+        self._device, self._multiply = device, multiply
         self._by_slot: dict[int, HeadComparer | GazeShifter] = {}
         self._known: dict[str, Known] = {}
         self._taken: dict[str, Outputs] = {}
@@ -72,7 +79,7 @@ class ComparedHeads:
                 self._taken[request_id] = self._twins.take(payload.report)
             twin = self._taken.get(request_id)
             self._by_slot[slot] = HeadComparer(
-                self._table, slot, edit, self._gather, known, twin, self._device
+                self._table, slot, edit, self._gather, known, twin, self._device, self._multiply
             )
 
     def leave(self, slot: int) -> None:

@@ -55,6 +55,8 @@ class DeviceEdits:
             self._table, self._columns[2], room
         )
         self.found: FoundOnDevice = triton.FoundOnDevice(self._table)
+        self.multiply = self._table.multiply
+        """Has the kernel multiply generated rows, see `compare.Multiply`."""
         self._attend, self._warm_up = triton.attend, triton.warm_up
         self._inputs = triton.LayerInputs
         self._work.fill(None)

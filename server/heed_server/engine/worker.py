@@ -124,7 +124,8 @@ class EditsInWorker:
         ranks: int = self.vllm_config.parallel_config.tensor_parallel_size
         return int(group.kv_cache_spec.page_size_bytes) * len(group.layer_names) * ranks
 
-    def _new_table(self) -> EditTable:
+    def _new_table(self, *, multiplies: bool = False) -> EditTable:
+        """multiplies: see `EditTable`."""
         support = self._support
         return EditTable(
             slots=self.vllm_config.scheduler_config.max_num_seqs,
@@ -133,6 +134,7 @@ class EditsInWorker:
             kv_heads=support.kv_heads,
             head_start=support.head_start,
             local_query_heads=support.local_query_heads,
+            multiplies=multiplies,
         )
 
 

@@ -57,7 +57,7 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
         )
         if self._support.unsupported is None:
             scheduling = self.vllm_config.scheduler_config
-            table = self._new_table()
+            table = self._new_table(multiplies=True)
             self._on_device = DeviceEdits(
                 table,
                 self.device,
@@ -121,7 +121,7 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
         table, shared = edited.table, self._on_device
         twins = Twins()
         edited.inspected = InspectedRequests(table, InspectingOnCUDA(shared.recordings), twins)
-        edited.comparing = ComparedHeads(table, gathered_heads, twins, self.device)
+        edited.comparing = ComparedHeads(table, gathered_heads, twins, self.device, shared.multiply)
         if self._support.eviction_obstacle is None:
             device = EvictingOnCUDA(shared.evictions, caches)
             edited.evicting = EvictingRequests(table, device, gathered)

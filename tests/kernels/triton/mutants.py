@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
 P, S, B, O = "test_primitives.py", "test_scheduling.py", "test_bounds.py", "test_observe.py"
-E, F, V = "test_evicted.py", "test_searching.py", "test_evicting.py"
+E, F, V, C = "test_evicted.py", "test_searching.py", "test_evicting.py", "test_factors.py"
 
 MUTANTS = [
     # file, what stands there, what stands there instead, tests that must notice
@@ -80,6 +80,10 @@ MUTANTS = [
     ("split.py", "exponent(m_split, m)", "exponent(m, m)", P, "generated_rows and gain"),
     ("split.py", "there = split * length <= position", "there = split * length < position - 256", P, "generated_rows and gain"),
     ("split.py", "acc + more * destination", "acc + more * acc", P, "generated_rows and var or generated_rows and scaled"),
+    ("split.py", "(slot * layers + layer) * HEADS + head)\n            to", "slot * layers * HEADS + head)\n            to", C, "factors_hold"),
+    ("split.py", "(slot * layers + layer) * HEADS + head)\n            to", "layer * HEADS + head)\n            to", C, "factors_hold"),
+    ("split.py", "o *= tl.load(factors", "o += 0 * tl.load(factors", C, "factors_hold"),
+    ("device_table.py", "self.factors.index_fill_(0, taken, 1)", "pass", C, "next_request"),
     ("split.py", "(kinds & DENOMINATOR) != 0", "(kinds & DENOMINATOR) == 0", P, "generated_rows and gate"),
     ("split.py", "turns[None, :], shift[:, None]", "turns[None, :], -shift[:, None]", P, "generated_rows and scaled"),
     ("split.py", "tl.load(unit + at.FIRST_SPLIT)", "tl.load(unit + at.FIRST_SPLIT) * 0", S, "replay"),
@@ -101,7 +105,7 @@ MUTANTS = [
     ("observing.py", "flagged.cumsum(dim=1) > 1", "flagged.cumsum(dim=1) > 0", O, "ties"),
     ("observing.py", "right=True) - 1", "right=True)", O, "sources_of_its_transfer"),
     ("step_work.py", "tile = first // tile_rows", "tile = first * 0", S, "chunks_change"),
-    ("device_table.py", "self.found.index_fill_(0, self._sent(slots), 0)", "pass", O, "sources_of_its_transfer"),
+    ("device_table.py", "self.found.index_fill_(0, taken, 0)", "pass", O, "sources_of_its_transfer"),
     ("device_table.py", "kind << at.CLASS_AT.value", "kind << at.VISIBLE_AT.value", P, "prompt_rows and holes"),
 ]  # fmt: skip
 

@@ -74,7 +74,7 @@ class OnCPU:
 
     def __init__(self, tokens: Tokens) -> None:
         self.tokens, self.layout, self.row = tokens, layout_of(SIZE, HEAD_DIM), ROW.copy()
-        self.table = EditTable(3, LAYERS, HEADS, KV_HEADS)
+        self.table = EditTable(3, LAYERS, HEADS, KV_HEADS, multiplies=isinstance(self, OnDevice))
         self.book = self.new_book()
 
     def new_book(self) -> EditedRequests:
@@ -162,7 +162,7 @@ class OnDevice(OnCPU):
         book.evicting = EvictingRequests(self.table, evicting, lambda local: local)
         flags = BlockFlags(LAYERS, 9, SIZE, device)
         book.flagging = FlaggedTokens(self.table, flags, self.edits.found, device)
-        book.comparing = ComparedHeads(self.table, lambda local: local, device)
+        book.comparing = ComparedHeads(self.table, lambda local: local, device, self.edits.multiply)
         inspecting = InspectingOnCUDA(self.edits.recordings)
         book.inspected = InspectedRequests(self.table, inspecting)
         return book
