@@ -56,8 +56,8 @@ client: install ## Write the methods of the clients from their schemas
 	$(BIN)/python scripts/make_clients.py
 
 docs: install ## Build the documentation site into build/site
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[docs]"
-	$(BIN)/python -m mkdocs build --strict
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r docs/requirements.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: install ## Measure speed and effects on this machine (a quarter of an hour)
 	$(BIN)/python benchmarks/host.py

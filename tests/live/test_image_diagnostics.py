@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from live_server import LiveServer
+from live_server import ROOT, LiveServer
+from PIL import Image
 from vision_server import QUESTIONS, ask, message, picture
 
 from heed_server.cli import main
 from heed_server.profiles.profile import read_profile
+
+EXAMPLE = ROOT / "docs" / "examples" / "picture_attention.py"
 
 
 def test_calibration_finds_the_dimensions_and_tries_them_on_images(
@@ -53,3 +58,25 @@ def test_a_full_report_says_what_the_last_row_gives_to_the_images(
     assert answer.completion.cached_tokens
     summary = ask(vision_server, QUESTIONS[0], seen, [edit | {"report": "summary"}])
     assert "image_mass" not in (summary.completion.report or [{}])[0]
+
+
+@pytest.mark.parametrize(
+    "compared",
+    [
+        ["--intervention", '{"method": "pai", "alpha": 0.5}'],
+        ["--against", "Describe the picture."],
+    ],
+)
+def test_the_example_draws_where_the_model_looks(
+    vision_server: LiveServer, tmp_path: Path, compared: list[str]
+) -> None:
+    shown, drawn = tmp_path / "shown.png", tmp_path / "drawn.png"
+    shown.write_bytes(picture(7))
+    command = [sys.executable, str(EXAMPLE), str(shown), str(drawn), "--url", vision_server.url]
+    done = subprocess.run(
+        [*command, "--question", QUESTIONS[1], *compared], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("attention on the image: 0.") == 2
+    with Image.open(drawn) as sheet:
+        assert sheet.width > 4 * 256 > sheet.height
