@@ -219,7 +219,7 @@ export interface SnapKV extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 0 where it is left out.
    */
   sinks?: number;
-  /** At least 0. */
+  /** Last tokens that are always kept; null: the method's own. At least 0. */
   recent?: number | null;
   /**
    * Last prompt rows that are observed; their keys are kept. At least 1, at most 256. 32 where it
@@ -249,7 +249,7 @@ export interface H2O extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 0 where it is left out.
    */
   sinks?: number;
-  /** At least 0. */
+  /** Last tokens that are always kept; null: the method's own. At least 0. */
   recent?: number | null;
   /** Go on evicting while the answer is generated. true where it is left out. */
   decode?: boolean;
@@ -269,7 +269,7 @@ export interface TOVA extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 0 where it is left out.
    */
   sinks?: number;
-  /** At least 0. */
+  /** Last tokens that are always kept; null: the method's own. At least 0. */
   recent?: number | null;
   /** Go on evicting while the answer is generated. true where it is left out. */
   decode?: boolean;
@@ -289,7 +289,7 @@ export interface PyramidKV extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 0 where it is left out.
    */
   sinks?: number;
-  /** At least 0. */
+  /** Last tokens that are always kept; null: the method's own. At least 0. */
   recent?: number | null;
   /**
    * Last prompt rows that are observed; their keys are kept. At least 1, at most 256. 32 where it
@@ -324,7 +324,7 @@ export interface AdaKV extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 0 where it is left out.
    */
   sinks?: number;
-  /** At least 0. */
+  /** Last tokens that are always kept; null: the method's own. At least 0. */
   recent?: number | null;
   /**
    * Last prompt rows that are observed; their keys are kept. At least 1, at most 256. 32 where it
@@ -359,7 +359,7 @@ export interface KeyDiff extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 0 where it is left out.
    */
   sinks?: number;
-  /** At least 0. */
+  /** Last tokens that are always kept; null: the method's own. At least 0. */
   recent?: number | null;
 }
 
@@ -374,7 +374,7 @@ export interface Knorm extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 0 where it is left out.
    */
   sinks?: number;
-  /** At least 0. */
+  /** Last tokens that are always kept; null: the method's own. At least 0. */
   recent?: number | null;
 }
 
@@ -392,7 +392,7 @@ export interface ExpectedAttention extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 4 where it is left out.
    */
   sinks?: number;
-  /** At least 0. */
+  /** Last tokens that are always kept; null: the method's own. At least 0. */
   recent?: number | null;
   /**
    * Positions over which the rotation is averaged. At least 1, at most 8192. 512 where it is left
@@ -423,7 +423,9 @@ export interface TaskKV extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 16 where it is left out.
    */
   sinks?: number;
-  /** At least 0. 256 where it is left out. */
+  /**
+   * Last tokens that are always kept; null: the method's own. At least 0. 256 where it is left out.
+   */
   recent?: number | null;
   /**
    * Last prompt rows that are observed; their keys are kept. At least 1, at most 256. 32 where it
@@ -462,7 +464,7 @@ export interface TAPPA extends Shared {
    * Initial prompt tokens that are always kept. At least 0, at most 256. 0 where it is left out.
    */
   sinks?: number;
-  /** At least 0. */
+  /** Last tokens that are always kept; null: the method's own. At least 0. */
   recent?: number | null;
   /**
    * Last prompt rows that are observed; their keys stay. At least 2, at most 256. 32 where it is

@@ -13,6 +13,7 @@ from from_schemas.reading import (
     alternatives,
     bounded,
     class_name,
+    description,
     of_values,
     one_line,
 )
@@ -81,8 +82,8 @@ def _arguments(schema: Schema, required: bool) -> list[str]:
     arguments += [
         f"{ours}={holder[theirs]!r}" for theirs, ours in _BOUNDS.items() if theirs in holder
     ]
-    if "description" in schema:
-        arguments.append(f"description={schema['description']!r}")
+    if said := description(schema):
+        arguments.append(f"description={said!r}")
     return arguments
 
 

@@ -46,8 +46,14 @@ def of_values(schema: Schema) -> Schema:
     return next((value for value in values if isinstance(value, Mapping)), {})
 
 
+def description(schema: Schema) -> str:
+    """What is said of a value, in one line: of an optional value it may be said of the one that is not null."""
+    said = schema.get("description") or bounded(schema).get("description", "")
+    return one_line(said)
+
+
 def one_line(text: str) -> str:
-    """A description without its line breaks."""
+    """A text without its line breaks."""
     return re.sub(r"\s+", " ", text).strip()
 
 

@@ -10,8 +10,8 @@ from from_schemas.reading import (
     bounded,
     bounds_in_words,
     class_name,
+    description,
     of_values,
-    one_line,
 )
 
 FOLDER = "reference"
@@ -58,7 +58,7 @@ def _page(entry: Entry) -> str:
         ("needs `--allow-privileged-interventions`", permission),
     ]
     blocks = [
-        f"# `{name}`\n\n{one_line(schema['description'])}\n",
+        f"# `{name}`\n\n{description(schema)}\n",
         _table(("", ""), about),
         f"## Parameters\n\n{parameters}",
         # A part may name another, which then comes after it.
@@ -74,8 +74,7 @@ def _part_blocks(parts: dict[str, Schema]) -> Iterable[str]:
     while waiting := [name for name in parts if name not in done]:
         name = waiting[0]
         done.add(name)
-        said = one_line(parts[name].get("description", ""))
-        yield f"### {name}\n\n{said}\n\n{_fields(parts[name], parts)}"
+        yield f"### {name}\n\n{description(parts[name])}\n\n{_fields(parts[name], parts)}"
 
 
 def _fields(schema: Schema, parts: dict[str, Schema]) -> str:
@@ -85,7 +84,7 @@ def _fields(schema: Schema, parts: dict[str, Schema]) -> str:
             f"`{field}`",
             _values(of, parts),
             "required" if field in required else _default(of),
-            one_line(of.get("description", "")),
+            description(of),
         )
         for field, of in schema["properties"].items()
     ]
@@ -96,17 +95,20 @@ def _default(schema: Schema) -> str:
     return f"`{json.dumps(schema['default'])}`" if schema.get("default") is not None else ""
 
 
-def _values(schema: Schema, parts: dict[str, Schema]) -> str:
-    """What a value may be, in words."""
+def _values(schema: Schema, parts: dict[str, Schema], other: str = "; or ") -> str:
+    """What a value may be, in words.
+
+    other: between alternatives; shorter where they are those of the items of a list.
+    """
     if "const" in schema:
         return f"`{json.dumps(schema['const'])}`"
     if "enum" in schema:
         return " or ".join(f"`{json.dumps(value)}`" for value in schema["enum"])
     if several := alternatives(schema):
-        return "; or ".join(dict.fromkeys(_values(each, parts) for each in several))
+        return other.join(dict.fromkeys(_values(each, parts) for each in several))
     kind, bounds = str(schema.get("type")), bounds_in_words(bounded(schema))
     if kind == "array":
-        return f"a list{_of(bounds)}, each {_values(schema.get('items', {}), parts)}"
+        return f"a list{_of(bounds)}, each {_values(schema.get('items', {}), parts, ' or ')}"
     if kind == "object" and "properties" in schema:
         part = class_name(schema["title"])
         parts[part] = schema

@@ -12,6 +12,7 @@ from from_schemas.reading import (
     bounded,
     bounds_in_words,
     class_name,
+    description,
     of_values,
     one_line,
 )
@@ -97,7 +98,7 @@ def _said(schema: Schema, optional: str) -> str:
     """A field's description, its bounds and its default, as sentences."""
     bounds = bounds_in_words(bounded(schema))
     sentences = [
-        schema.get("description", ""),
+        description(schema),
         f"{bounds[:1].upper()}{bounds[1:]}." if bounds else "",
     ]
     if optional and schema.get("default") is not None:

@@ -34,7 +34,7 @@ def run(command: list[str], timeout: float = 120) -> str:
     return done.stdout
 
 
-def run_script(script: str, server: LiveServer) -> str:
+def run_script(script: str, server: LiveServer, python: str = sys.executable) -> str:
     """What a page's Python prints; the client of the repository can be imported."""
     start = "import sys; sys.path.insert(0, 'clients/python')\n"
-    return run([sys.executable, "-c", start + addressed(script, server)])
+    return run([python, "-c", start + addressed(script, server)])

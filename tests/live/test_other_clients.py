@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import shutil
 
 import pytest
-from live_server import LiveServer
+from live_server import ROOT, LiveServer
 from pages import blocks, page, run_script
 from served_profiles import profile_of, reload
 
 from heed_server.models import bundled_model
 
 LANGCHAIN, LITELLM, NAMED = blocks(page("docs/clients.md"), "python")
+PYTHON = ROOT / ".venv-clients" / "bin" / "python"
+needs_libraries = pytest.mark.skipif(
+    not PYTHON.exists(), reason="there is no .venv-clients: docs/clients.md says how to make it"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -22,39 +25,28 @@ def without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 
-def needed(module: str) -> None:
-    if importlib.util.find_spec(module) is None:
-        pytest.skip(f"{module} is not installed: pip install -r tests/client/requirements.txt")
+@needs_libraries
+@pytest.mark.parametrize("example", [LANGCHAIN, LITELLM], ids=["LangChain", "LiteLLM"])
+def test_a_client_sends_interventions_and_reads_reports(server: LiveServer, example: str) -> None:
+    assert run_script(example, server, str(PYTHON)).strip() == "- dog applied [[16, 22]]"
 
 
-@pytest.mark.parametrize(
-    ("module", "example"),
-    [("langchain_openai", LANGCHAIN), ("litellm", LITELLM)],
-    ids=["LangChain", "LiteLLM"],
-)
-def test_a_client_sends_interventions_and_reads_reports(
-    server: LiveServer, module: str, example: str
-) -> None:
-    needed(module)
-    assert run_script(example, server).strip() == "- dog applied [[16, 22]]"
-
-
+@needs_libraries
 def test_langchain_takes_other_interventions_for_one_call(server: LiveServer) -> None:
-    needed("langchain_openai")
-    other = '[{"method": "zerotuning", "gamma": 1}]'
     script = f"""{LANGCHAIN}
-bound = chat.bind(extra_body={{"interventions": {other}}})
+bound = chat.bind(extra_body={{"interventions": [{{"method": "zerotuning", "gamma": 1}}]}})
 print(bound.invoke(question).response_metadata["interventions"][0]["status"])
 """
-    assert run_script(script, server).split()[-1] == "neutral"
+    assert run_script(script, server, str(PYTHON)).split()[-1] == "neutral"
 
 
-def test_litellm_says_what_was_refused(server: LiveServer) -> None:
-    needed("litellm")
-    script = LITELLM.replace('"alpha": 0.1', '"alpha": 7')
-    script = "import litellm\ntry:\n" + re.sub("^", "    ", script, flags=re.MULTILINE)
-    script += "\nexcept litellm.BadRequestError as error:\n    print('interventions.0.alpha' in str(error))"
-    assert run_script(script, server).split()[-1] == "True"
+@needs_libraries
+def test_litellm_passes_on_why_a_request_was_refused(server: LiveServer) -> None:
+    script = re.sub("^", "    ", LITELLM.replace('"alpha": 0.1', '"alpha": 7'), flags=re.MULTILINE)
+    script = f"import litellm\ntry:\n{script}\nexcept litellm.BadRequestError as error:\n    print(error)"
+    edit = {"method": "emphasis", "spans": [{"text": "dash"}], "alpha": 7}
+    refused = server.chat("dash", interventions=[edit]).json()["error"]
+    assert refused["message"] in run_script(script, server, str(PYTHON))
 
 
 def test_a_profile_is_asked_for_as_a_model(server: LiveServer) -> None:

@@ -244,7 +244,12 @@ class SnapKV(Intervention):
     sinks: int = Field(
         default=0, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=None, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
     window: int = Field(
         default=32,
         ge=1,
@@ -275,7 +280,12 @@ class H2O(Intervention):
     sinks: int = Field(
         default=0, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=None, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
     decode: bool = Field(default=True, description="Go on evicting while the answer is generated.")
 
 
@@ -297,7 +307,12 @@ class TOVA(Intervention):
     sinks: int = Field(
         default=0, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=None, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
     decode: bool = Field(default=True, description="Go on evicting while the answer is generated.")
 
 
@@ -319,7 +334,12 @@ class PyramidKV(Intervention):
     sinks: int = Field(
         default=0, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=None, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
     window: int = Field(
         default=32,
         ge=1,
@@ -353,7 +373,12 @@ class AdaKV(Intervention):
     sinks: int = Field(
         default=0, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=None, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
     window: int = Field(
         default=32,
         ge=1,
@@ -387,7 +412,12 @@ class KeyDiff(Intervention):
     sinks: int = Field(
         default=0, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=None, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
 
 
 class Knorm(Intervention):
@@ -406,7 +436,12 @@ class Knorm(Intervention):
     sinks: int = Field(
         default=0, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=None, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
 
 
 class ExpectedAttention(Intervention):
@@ -427,7 +462,12 @@ class ExpectedAttention(Intervention):
     sinks: int = Field(
         default=4, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=None, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
     n_future_positions: int = Field(
         default=512, ge=1, le=8192, description="Positions over which the rotation is averaged."
     )
@@ -458,7 +498,12 @@ class TaskKV(Intervention):
     sinks: int = Field(
         default=16, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=256, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=256,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
     window: int = Field(
         default=32,
         ge=1,
@@ -494,7 +539,12 @@ class TAPPA(Intervention):
     sinks: int = Field(
         default=0, ge=0, le=256, description="Initial prompt tokens that are always kept."
     )
-    recent: int | None = Field(default=None, ge=0, lt=2147483647)
+    recent: int | None = Field(
+        default=None,
+        ge=0,
+        lt=2147483647,
+        description="Last tokens that are always kept; null: the method's own.",
+    )
     window: int = Field(
         default=32, ge=2, le=256, description="Last prompt rows that are observed; their keys stay."
     )
