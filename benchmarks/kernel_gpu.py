@@ -97,7 +97,7 @@ class Batch:
             edited, 1, self.query_heads, self.kv_heads, head_dim=head_dim, mix_capacity=2,
             vector_capacity=2048, line_capacity=1024,
         )  # fmt: skip
-        self.table = DeviceTable(host, "cuda", find=False)
+        self.table = DeviceTable(host, "cuda")
         prompt = context - rows if generated else context
         slots = [
             host.insert(
@@ -297,7 +297,7 @@ def host(quick: bool) -> list[dict[str, Any]]:
     rows = []
     for number in (1, 64, 256):
         table = EditTable(number, 32, 32, 8, head_dim=128, mix_capacity=2)
-        device = Table(table, "cuda" if GPU else "cpu", find=False)
+        device = Table(table, "cuda" if GPU else "cpu")
         on = HeadSet((0x55555555,) * 32)
         began = time.perf_counter()
         for i in range(number):

@@ -27,6 +27,9 @@ def magnitudes(states: torch.Tensor, dimensions: torch.Tensor) -> torch.Tensor:
 class FoundTable(Protocol):
     """Where attention on a device reads the keys that were found."""
 
+    def reserve(self, slot: int) -> None:
+        """A request that flags keys has got a slot. Raises `EditError` where there is no room for them."""
+
     def write(self, slot: int, layer: int, keys: torch.Tensor, count: torch.Tensor) -> None:
         """The same ones for all local heads of a layer.
 
@@ -92,6 +95,7 @@ class KeyFlags:
         for start, end in ranges:
             needed[start:end] = True
         self._needed = needed.to(device)
+        found.reserve(slot)
         self._found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """By layer int64 [SOURCES], the first flagged keys, and how many there are."""
 

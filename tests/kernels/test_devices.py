@@ -107,6 +107,9 @@ class NoTable:
     def __init__(self) -> None:
         self.written: list[tuple[int, int]] = []
 
+    def reserve(self, slot: int) -> None:
+        pass
+
     def write(self, slot: int, layer: int, keys: torch.Tensor, count: torch.Tensor) -> None:
         assert keys.device == count.device == META and not count.shape
         self.written.append((slot, layer))

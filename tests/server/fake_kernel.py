@@ -94,9 +94,7 @@ class FakeKernel:
         kernel = self
 
         class DeviceTable:
-            def __init__(
-                self, table: EditTable, device: torch.device, *, find: bool = True
-            ) -> None:
+            def __init__(self, table: EditTable, device: torch.device) -> None:
                 self.host, self.syncs = table, 0
                 kernel.tables.append(self)
                 self.sync()
@@ -234,6 +232,9 @@ class FakeKernel:
 
             def __init__(self, table: DeviceTable) -> None:
                 pass
+
+            def reserve(self, slot: int) -> None:
+                kernel.looked.append(("reserve", [slot]))
 
             def write(self, slot: int, layer: int, keys: torch.Tensor, count: torch.Tensor) -> None:
                 kernel.looked.append(("found", [slot, layer, keys[: int(count)].tolist()]))

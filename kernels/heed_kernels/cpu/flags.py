@@ -14,6 +14,9 @@ class FoundOnCPU:
 
     table: EditTable
 
+    def reserve(self, slot: int) -> None:
+        """See `flags.FoundTable`: the edit table has room for all slots."""
+
     def write(self, slot: int, layer: int, keys: torch.Tensor, count: torch.Tensor) -> None:
         """See `flags.FoundTable`."""
         table, held = self.table, keys[: int(count)].numpy()

@@ -23,19 +23,21 @@ class DeviceTable:
     """Mirrors `table`, of which it is the only mirror.
 
     records: int32 [slots, words], see `layout`; lines, vectors, mix_heads, mixes: as in the table;
-    found: int32 [slots, layers, local_query_heads, FOUND_WORDS], written during forward passes and
-    reset when a slot is taken. find: whether requests may have found keys; without, `found` takes no memory.
+    found: by slot int32 [layers, local_query_heads, FOUND_WORDS], written during forward passes: memory of
+    the requests that have found keys, from `reserve` on; found_at: int64 [slots], where it lies, 0 for none.
     factors: float32 [slots, layers, local_query_heads], by which outputs of generated rows are multiplied;
     written by `multiply`, and 1 when a slot is taken.
     """
 
-    def __init__(self, table: EditTable, device: torch.device | str, *, find: bool = True) -> None:
-        self.table, self.device, self.find = table, torch.device(device), find
+    def __init__(self, table: EditTable, device: torch.device | str) -> None:
+        self.table, self.device = table, torch.device(device)
         self.words = at.LINE.value + table.layers * (PHASES + table.local_kv_heads)
         self.pinned = self.device.type == "cuda"
-        shape = (table.slots, table.layers, table.local_query_heads) if find else (1, 1, 1)
         self.records = self._zeros((table.slots, self.words))
-        self.found = self._zeros((*shape, at.FOUND_WORDS.value))
+        self.found: dict[int, torch.Tensor] = {}
+        self._reserved: set[int] = set()
+        """Slots whose room was made since they were taken."""
+        self.found_at = torch.zeros(table.slots, dtype=torch.int64, device=self.device)
         by_head = table.slots, table.layers, table.local_query_heads
         self.factors = torch.ones(by_head, dtype=torch.float32, device=self.device)
         self.lines, self.vectors = self._whole(table.lines), self._whole(table.vectors)
@@ -54,14 +56,11 @@ class DeviceTable:
         if table.changed:
             slots = np.fromiter(sorted(table.changed), np.int64)
             records = records_of(table, slots)
-            if not self.find and (table.source_count[slots] == FOUND).any():
-                raise EditError("no room was set aside for keys that are found on the device")
             self._put(self.records, slots, records)
             self._transfers[slots] = records[:, at.TRANSFER.value] != 0
             taken = self.sent(slots)
             self.factors.index_fill_(0, taken, 1)
-            if self.find:
-                self.found.index_fill_(0, taken, 0)
+            self.found_at.index_copy_(0, taken, self.sent(self._found_at(slots)))
             table.changed.clear()
         pairs = (
             (table.lines, self.lines), (table.vectors, self.vectors),
@@ -77,6 +76,28 @@ class DeviceTable:
         """An eviction has moved keys of a slot, and the table says which places rows read from now on."""
         slots = np.array([slot])
         self._put(self.records, slots, records_of(self.table, slots))
+
+    def reserve(self, slot: int) -> None:
+        """Room for the found keys of the request that has got a slot. Raises `EditError` where there is none."""
+        shape = self.table.layers, self.table.local_query_heads, at.FOUND_WORDS.value
+        try:
+            self.found[slot] = self._zeros(shape)
+            self._reserved.add(slot)
+        except torch.OutOfMemoryError:
+            raise EditError("the device has no memory left for the keys that are found") from None
+
+    def _found_at(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """int64, of slots that were taken. Room of slots that are free now is given back."""
+        for slot in {*slots[self.table.source_count[slots] == FOUND].tolist()} - self._reserved:
+            self.reserve(slot)
+        for slot in {*self.found} - self._reserved:
+            if not self.table.occupied[slot] or slot in slots:
+                del self.found[slot]
+        self._reserved.clear()
+        known = [
+            self.found[slot].data_ptr() if slot in self.found else 0 for slot in slots.tolist()
+        ]
+        return np.array(known, np.int64)
 
     def multiply(self, slot: int, layer: int, factors: torch.Tensor) -> None:
         """Multiply generated rows of a slot by these, [local_query_heads], from the next step on."""

@@ -90,7 +90,7 @@ def _launch(
         if transfers:
             score_tiles[(min(tiles * kv_heads, most),)](
                 query, key_cache, value_cache, block_table,
-                work.buffer, table.records, table.lines, table.vectors, table.found, rotation,
+                work.buffer, table.records, table.lines, table.vectors, table.found_at, rotation,
                 scratch, scores, row_sums,
                 query.stride(0), query.stride(1), key[0], key[1], key[2], value[0], value[1], value[2],
                 block_table.stride(0), table.words, table.table.layers, layer, blocks, logits,
@@ -102,7 +102,7 @@ def _launch(
         attend_tiles[(min(tiles * kv_heads, most),)](
             query, output, key_cache, value_cache, block_table,
             work.buffer, table.records, table.lines, table.vectors, table.mix_heads, table.mixes,
-            table.found, rotation, scratch, scores, row_sums,
+            table.found_at, rotation, scratch, scores, row_sums,
             query.stride(0), query.stride(1), output.stride(0), output.stride(1),
             key[0], key[1], key[2], value[0], value[1], value[2],
             block_table.stride(0), table.words, table.table.layers, layer, blocks, logits,
@@ -120,7 +120,7 @@ def _launch(
     for wave in range(waves):
         attend_splits[(min(splits * kv_heads, most),)](
             query, key_cache, value_cache, block_table,
-            work.buffer, table.records, table.lines, table.vectors, table.found, rotation, scratch,
+            work.buffer, table.records, table.lines, table.vectors, table.found_at, rotation, scratch,
             partial, sums,
             query.stride(0), query.stride(1),
             key[0], key[1], key[2], value[0], value[1], value[2],
@@ -133,7 +133,7 @@ def _launch(
         merge_splits[(min((tokens if everything else work.rows) * heads, 2 * most),)](
             query, output, key_cache, value_cache, block_table,
             work.buffer, table.records, table.lines, table.vectors, table.factors, table.mix_heads,
-            table.mixes, table.found, rotation, partial, sums,
+            table.mixes, table.found_at, rotation, partial, sums,
             query.stride(0), query.stride(1), output.stride(0), output.stride(1),
             key[0], key[1], key[2], value[0], value[1], value[2],
             block_table.stride(0), table.words, table.table.layers, layer, wave, blocks, logits,

@@ -11,7 +11,7 @@ One line of `DeviceTable.records` per slot:
     LINE            int32 [layers, PHASES]  `EditTable.line`, with ACTIVE set where rows are active
     and after it    int32 [layers, local_kv_heads]  `EditTable.kept`
 
-One line of `DeviceTable.found` per (slot, layer, local query head): a count, then keys, then ranges.
+One line of a slot's `DeviceTable.found` per (layer, local query head): a count, then keys, then ranges.
 """
 
 from triton.language import constexpr

@@ -69,7 +69,7 @@ def observe(
     shape = shapes.tile_shape(head_dim, query.dtype, capability)
     tensors = (
         query, key_cache, key_cache, block_table, work.buffer, table.records, table.lines,
-        table.vectors, table.found, rotation, scratch, log_sum_exp,
+        table.vectors, table.found_at, rotation, scratch, log_sum_exp,
     )  # fmt: skip
     numbers = (
         query.stride(0), query.stride(1), *key_cache.stride()[:3], block_table.stride(0), table.words,
@@ -106,8 +106,6 @@ def find_keys(
     rows_seen], as `observe` leaves them for these. Everything stays on the device; equal columns find equal
     keys.
     """
-    if not table.find:
-        raise EditError("no room was set aside for keys that are found on the device")
     device = columns.device
     k = torch.arange(rows_seen, device=device)
     first, end = edit.rows.start, min(edit.rows.end, rows_seen)
@@ -153,10 +151,15 @@ class FoundOnDevice:
     def __init__(self, table: DeviceTable) -> None:
         self._table = table
 
+    def reserve(self, slot: int) -> None:
+        """See `flags.FoundTable`."""
+        self._table.reserve(slot)
+
     def write(self, slot: int, layer: int, keys: torch.Tensor, count: torch.Tensor) -> None:
         """See `flags.FoundTable`."""
         line = found_lines(self._table, slot, keys[None], count[None])
-        self._table.found[slot, layer].copy_(line.expand(self._table.found.shape[2], -1))
+        found = self._table.found[slot][layer]
+        found.copy_(line.expand(len(found), -1))
 
 
 def on_found(found: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

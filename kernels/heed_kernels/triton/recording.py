@@ -31,7 +31,7 @@ class DeviceRecordings(ColumnAdder):
 
     def found(self, slot: int, layer: int) -> Found:
         """See `recording.RecordingDevice`."""
-        lines = self._table.found[slot, layer].tolist()
+        lines = self._table.found[slot][layer].tolist()
         return [line[1 : 1 + line[0]] for line in lines]
 
     @staticmethod

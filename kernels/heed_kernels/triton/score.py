@@ -12,13 +12,12 @@ import triton.language as tl
 from heed_kernels.triton import layout as at
 from heed_kernels.triton.layout import (
     DENOMINATOR,
-    FOUND_WORDS,
     SOURCES,
     UNIT_WORDS,
 )
 from heed_kernels.triton.primitives import UNSPECIALIZED, exponent, field_vector
 from heed_kernels.triton.sources import CHUNK, source_count, source_scores
-from heed_kernels.triton.unit import cache_of, line_of, tile_rows
+from heed_kernels.triton.unit import cache_of, found_of, line_of, tile_rows
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=["block_table"])
@@ -44,7 +43,7 @@ def score_tiles(
         slot, phase, record, active, line = line_of(unit, records, lines, record_words, layer)
         fraction = tl.load(line + at.FRACTION)
         if active & (tl.load(record + at.TRANSFER) != 0) & (fraction != 0):
-            layer_found = found + (slot * layers + layer) * HEADS * FOUND_WORDS
+            layer_found = found_of(found, slot, layer, HEADS)
             head = kv_head * GROUP
             row, valid, heads, token, query_rows, _tile_first, _high = tile_rows(
                 unit, head, query_token, query_head, GROUP, HEADS, TILE_ROWS, ROWS

@@ -31,6 +31,7 @@ class KeySearch(key_search.KeySearch):
 
     def __init__(self, device: DeviceTable, slot: int, edit: FindKeys, room: Room) -> None:
         super().__init__(device.table, slot, edit)
+        device.reserve(slot)
         self._device, self._room = device, room
         counts = [len(heads) for heads in self._heads]
         self._first = np.cumsum([0, *counts])
@@ -133,7 +134,7 @@ class KeySearch(key_search.KeySearch):
 
     def found(self, layer: int) -> dict[int, list[int]]:
         """See `key_search.KeySearch`. Waits for the device."""
-        found = self._device.found[self.slot, layer].cpu()
+        found = self._device.found[self.slot][layer].cpu()
         return {
             self.table.head_start + head: line[1 : 1 + line[0]].tolist()
             for head, line in enumerate(found)

@@ -14,7 +14,6 @@ from heed_kernels.triton import layout as at
 from heed_kernels.triton.layout import (
     CLASS_AT,
     DENOMINATOR,
-    FOUND_WORDS,
     OPEN,
     PART,
     SPLITS,
@@ -37,7 +36,7 @@ from heed_kernels.triton.primitives import (
 )
 from heed_kernels.triton.sources import CHUNK, source_count, source_list
 from heed_kernels.triton.transfer import finished, transfer_weights
-from heed_kernels.triton.unit import cache_of, gap_of, line_of
+from heed_kernels.triton.unit import cache_of, found_of, gap_of, line_of
 from heed_kernels.triton.walk import ATTEND, REWEIGH, walk
 
 SUMS = tl.constexpr(5)
@@ -71,7 +70,7 @@ def attend_splits(
         unit = work + rows_at + packed // SPLITS * UNIT_WORDS
         slot, phase, record, active, line = line_of(unit, records, lines, record_words, layer)
         if active:
-            layer_found = found + (slot * layers + layer) * HEADS * FOUND_WORDS
+            layer_found = found_of(found, slot, layer, HEADS)
             position = tl.load(unit + at.POSITION)
             length = tl.load(unit + at.SPLIT_KEYS)
             low = packed % SPLITS * length
@@ -183,7 +182,7 @@ def merge_splits(
                         place = part + HEADS * HEAD_DIM
                         destination = tl.load(place, mask=kept, other=0.0) * share[:, None]
                         destination = tl.sum(destination, 0)
-                    layer_found = found + (slot * layers + layer) * HEADS * FOUND_WORDS
+                    layer_found = found_of(found, slot, layer, HEADS)
                     kv_head = (head // GROUP).to(tl.int64)
                     cache = (
                         key_cache + kv_head * key_head,

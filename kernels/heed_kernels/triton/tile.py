@@ -7,7 +7,6 @@ import triton.language as tl
 
 from heed_kernels.triton import layout as at
 from heed_kernels.triton.layout import (
-    FOUND_WORDS,
     PART,
     SOURCES,
     UNIT_WORDS,
@@ -15,7 +14,7 @@ from heed_kernels.triton.layout import (
 from heed_kernels.triton.primitives import UNSPECIALIZED, exponent, field_vector, product
 from heed_kernels.triton.sources import CHUNK, source_count, source_values
 from heed_kernels.triton.transfer import finished, transfer_weights
-from heed_kernels.triton.unit import cache_of, line_of, tile_rows
+from heed_kernels.triton.unit import cache_of, found_of, line_of, tile_rows
 from heed_kernels.triton.walk import ATTEND, REWEIGH, walk
 
 
@@ -44,7 +43,7 @@ def attend_tiles(
         kv_head = item % KV_HEADS
         slot, phase, record, active, line = line_of(unit, records, lines, record_words, layer)
         if active:
-            layer_found = found + (slot * layers + layer) * HEADS * FOUND_WORDS
+            layer_found = found_of(found, slot, layer, HEADS)
             head = kv_head * GROUP
             row, valid, heads, token, query_rows, tile_first, high = tile_rows(
                 unit, head, query_token, query_head, GROUP, HEADS, TILE_ROWS, ROWS

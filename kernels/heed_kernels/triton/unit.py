@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 from heed_kernels.triton import layout as at
-from heed_kernels.triton.layout import ACTIVE, FIELDS, PHASES
+from heed_kernels.triton.layout import ACTIVE, FIELDS, FOUND_WORDS, PHASES
 
 
 @triton.jit
@@ -17,6 +17,15 @@ def line_of(unit, records, lines, record_words, layer):
     record = records + slot * record_words
     word = tl.load(record + at.LINE + layer * PHASES + phase)
     return slot, phase, record, word >= ACTIVE, lines + (word % ACTIVE).to(tl.int64) * FIELDS
+
+
+@triton.jit
+def found_of(found, slot, layer, HEADS: tl.constexpr):
+    """The lines of a slot's found keys in a layer, which are not to be read where it has none.
+
+    found: `DeviceTable.found_at`."""
+    lines = tl.load(found + slot).to(tl.pointer_type(tl.int32))
+    return lines + layer * HEADS * FOUND_WORDS
 
 
 @triton.jit

@@ -42,7 +42,7 @@ REGISTERS, THREADS, TILE_HEADS = 65536, 2048, 64
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 POINTERS = {
     "work": "i32", "records": "i32", "lines": "i32", "vectors": "fp32", "factors": "fp32", "mix_heads": "i32",
-    "mixes": "fp32", "found": "i32", "rotation": "i64", "scores": "fp32", "partial": "fp32", "sums": "fp32",
+    "mixes": "fp32", "found": "i64", "rotation": "i64", "scores": "fp32", "partial": "fp32", "sums": "fp32",
     "block_table": "i32", "log_sum_exp": "fp32", "masses": "fp32", "places": "i64",
 }  # fmt: skip
 

@@ -105,7 +105,7 @@ MUTANTS = [
     ("observing.py", "flagged.cumsum(dim=1) > 1", "flagged.cumsum(dim=1) > 0", O, "ties"),
     ("observing.py", "right=True) - 1", "right=True)", O, "sources_of_its_transfer"),
     ("step_work.py", "tile = first // tile_rows", "tile = first * 0", S, "chunks_change"),
-    ("device_table.py", "self.found.index_fill_(0, taken, 0)", "pass", O, "sources_of_its_transfer"),
+    ("device_table.py", "- self._reserved:", "- {*self.found}:", O, "sources_of_its_transfer"),
     ("device_table.py", "kind << at.CLASS_AT.value", "kind << at.VISIBLE_AT.value", P, "prompt_rows and holes"),
 ]  # fmt: skip
 

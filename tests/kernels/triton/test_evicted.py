@@ -28,7 +28,8 @@ def evicted(edits, length=LENGTH):
     model = Model([length], 4, 2, head_dim=16)
     table = model.table()
     slot = model.slot(table, edits, PROMPT)
-    table.found[slot] = 1
+    table.reserve(slot)
+    table.found[slot].fill_(1)
     table.table.kept[slot], table.table.evicted_end[slot] = KEPT, END
     table.evicted(slot)
     # What searches have found is not touched by it.

@@ -118,7 +118,7 @@ def test_keys_that_are_found_in_a_layer_are_the_sources_of_its_transfer():
         made = weights(model, edits, [[], [], []])
         expected = reference.found_keys(find, reference.observed_columns(find, made.before), 0)
         found = [
-            table.found[slot, 0, h, 1 : 1 + table.found[slot, 0, h, 0]].tolist() for h in range(3)
+            table.found[slot][0, h, 1 : 1 + table.found[slot][0, h, 0]].tolist() for h in range(3)
         ]
         assert found == expected and found[0] and found[2] and not found[1]
         assert found[0] != found[2]
@@ -127,9 +127,12 @@ def test_keys_that_are_found_in_a_layer_are_the_sources_of_its_transfer():
         assert_close(output, expected, 1e-5, "after the search")
         assert errors(output, model.expected(0, edits, 0, [[], [], []])[50:])[0] > 1e-3
         table.table.release(slot)
-        slot = table.table.insert([find, cut], slot=slot)
+        slot = table.table.insert(edits, slot=slot)
         table.sync()
         assert (table.found[slot] == 0).all()
+        table.table.release(slot)
+        model.slot(table, [cut], 99)
+        assert not table.found, "room of requests that are gone"
 
 
 def test_the_first_key_above_the_threshold_can_be_kept_and_ties_go_to_the_first():
@@ -137,11 +140,12 @@ def test_the_first_key_above_the_threshold_can_be_kept_and_ties_go_to_the_first(
     table = model.table()
     find = FindKeys(ON, Rows(0, 16), 0.1, 2, 3, KeyRanges(((4, 5),)), True, 0)
     slot = model.slot(table, [find], 20)
+    table.reserve(slot)
     columns = torch.zeros(3, 20, dtype=torch.int64)
     columns[:, [1, 4, 6, 9, 11, 12]] = 2**31 * 3
     columns[0, 14] = 2**31
     find_keys(table, slot, find, lines_of(table, 0), columns[[0, 2]], 20)
     for head in (0, 2):
         expected = reference.found_keys(find, columns.double() / 2**31, 0)[head]
-        assert table.found[slot, 0, head, 1:4].tolist() == expected
-    assert table.found[slot, 0, 1, 0] == 0
+        assert table.found[slot][0, head, 1:4].tolist() == expected
+    assert table.found[slot][0, 1, 0] == 0
