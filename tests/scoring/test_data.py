@@ -110,14 +110,17 @@ class Merging(StandIn):
 
 
 def test_choices_are_the_tokens_that_they_add_to_the_prompt() -> None:
+    client = StandIn(lambda *_: two_way(0.5))
     plain, chat = asyncio.run(
         prepare(
-            StandIn(lambda *_: two_way(0.5)),
+            client,
             [item(), item(prompt=None, messages=({"role": "user", "content": "Is it?"},))],
         )
     )
     assert [bytes(choice).decode() for choice in plain.choices] == ["yes", "no"]
     assert bytes(plain.prompt).decode() == "Is it? " and plain.right == 1
+    (unwanted,) = asyncio.run(prepare(client, [item()], choices=False))
+    assert (unwanted.prompt, unwanted.choices, unwanted.right) == (plain.prompt, (), None)
     assert bytes(chat.prompt).decode() == "[Is it?]["
     assert [bytes(choice).decode() for choice in chat.choices] == ["yes", "no"]
 

@@ -68,7 +68,7 @@ async def _run(
         )
         tasks: dict[str, Task] = {}
         for name, found in items.items():
-            prepared = await prepare(client, found)
+            prepared = await prepare(client, found, choices=options.score != "text")
             tasks[name] = Task(prepared, kind_of(prepared, options.score))
         return served, tasks, await measured(scorer, progress, tasks, settings)
 

@@ -3,6 +3,7 @@
 import base64
 import mimetypes
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,13 @@ def _data_uri(path: Path) -> str:
 def _read(path: Path) -> bytes:
     for folder in path.parents:
         if folder.suffix == ".zip" and folder.is_file():
-            with zipfile.ZipFile(folder) as archive:
-                return archive.read(path.relative_to(folder).as_posix())
+            archive = _archive(folder, folder.stat().st_mtime_ns)
+            return archive.read(path.relative_to(folder).as_posix())
     return path.read_bytes()
+
+
+@lru_cache(maxsize=1)
+def _archive(path: Path, written: int) -> zipfile.ZipFile:
+    """Left open: every opening reads the list of all that is in it. written: when, so that what is read is
+    never of an older file."""
+    return zipfile.ZipFile(path)

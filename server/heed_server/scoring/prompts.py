@@ -16,7 +16,7 @@ Tokens = tuple[int, ...]
 class Prepared:
     """An item in tokens; an image has as many as the model sees of it.
 
-    choices: what each adds to the prompt; empty where the item has none.
+    choices: what each adds to the prompt; empty where the item has none, or they are not needed.
     right: which of them is right; None where it is not known.
     """
 
@@ -31,19 +31,22 @@ class Prepared:
         return all(len(choice) == 1 for choice in self.choices)
 
 
-async def prepare(client: Client, items: Sequence[Item]) -> list[Prepared]:
+async def prepare(client: Client, items: Sequence[Item], *, choices: bool = True) -> list[Prepared]:
     """Tokenise items as the server does.
+
+    choices: whether theirs are needed; a text is looked at without.
 
     Raises:
         ScoringError: naming the line, when a choice is not a run of tokens after the prompt's.
     """
-    return list(await asyncio.gather(*(_prepare(client, item) for item in items)))
+    return list(await asyncio.gather(*(_prepare(client, item, choices) for item in items)))
 
 
-async def _prepare(client: Client, item: Item) -> Prepared:
+async def _prepare(client: Client, item: Item, with_choices: bool) -> Prepared:
+    wanted = item.choices if with_choices else ()
     prompt = await client.tokens(_body(item, None))
-    together = [await client.tokens(_body(item, choice)) for choice in item.choices]
-    for choice, tokens in zip(item.choices, together, strict=True):
+    together = [await client.tokens(_body(item, choice)) for choice in wanted]
+    for choice, tokens in zip(wanted, together, strict=True):
         if tokens[: len(prompt)] != prompt or len(tokens) == len(prompt):
             raise ScoringError(
                 f"{item.where}: the choice {choice!r} cannot be tokenised apart from the prompt: "
@@ -52,7 +55,7 @@ async def _prepare(client: Client, item: Item) -> Prepared:
     choices = tuple(tokens[len(prompt) :] for tokens in together)
     if len(set(choices)) < len(choices):
         raise ScoringError(f"{item.where}: two choices are the same tokens")
-    right = item.choices.index(item.answer) if item.choices and item.answer else None
+    right = wanted.index(item.answer) if wanted and item.answer else None
     return Prepared(item, prompt, choices, right)
 
 
