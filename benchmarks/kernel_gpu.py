@@ -2,10 +2,11 @@
 
     PYTHONPATH=kernels python benchmarks/kernel_gpu.py [--out FOLDER] [--quick] [--part NAME ...]
 
-Parts: correctness (against the float64 reference), decode, prefill, distinct, graphs, host. Only
-`host` runs without a GPU. Writes kernel_gpu.json and kernel_gpu.md. The yardstick is vLLM's Triton
-`unified_attention` where vLLM is installed, else the plain paged kernel of `plain_attention.py`, with
-the same launch shapes; the tables say which. Times are medians of interleaved runs.
+Parts: correctness (against the float64 reference), served (`served_requests.py`), decode, prefill,
+distinct, graphs, host. Only `host` runs without a GPU; `served` needs PYTHONPATH=kernels:server:interventions.
+Writes kernel_gpu.json and kernel_gpu.md. The yardstick is vLLM's Triton `unified_attention` where vLLM is
+installed, else the plain paged kernel of `plain_attention.py`, with the same launch shapes; the tables say
+which. Times are medians of interleaved runs.
 """
 
 import argparse
@@ -329,7 +330,14 @@ def host(quick: bool) -> list[dict[str, Any]]:
     return rows
 
 
-PARTS = {f.__name__: f for f in (correctness, graphs, host, decode, prefill, distinct)}
+def served(quick: bool) -> list[dict[str, Any]]:
+    """Every kind of request through the server's books, against the CPU's kernels."""
+    from served_requests import compared
+
+    return compared()
+
+
+PARTS = {f.__name__: f for f in (correctness, served, graphs, host, decode, prefill, distinct)}
 
 
 def table_of(rows: list[dict[str, Any]]) -> str:

@@ -91,7 +91,7 @@ class HeadComparer:
         self._twin = {} if twin is None else twin
         self._table, self._slot, self._gather = table, slot, gather
         self._keys = keys_of(edit.keys)
-        self._key_places = torch.from_numpy(self._keys).to(device)
+        self._key_places = torch.from_numpy(self._keys).to(device, non_blocking=True)
         self._key_sums: dict[int, torch.Tensor] = {}
 
     def acts(self, first: int, rows: int) -> bool:

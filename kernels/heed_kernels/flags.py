@@ -89,12 +89,12 @@ class KeyFlags:
         self._item = np.zeros(5, np.int32)
         self._next_row = computed
         self._unseen: set[int] = set()
-        self._dimensions = torch.tensor(edit.dimensions, device=device)
+        self._dimensions = torch.tensor(edit.dimensions).to(device, non_blocking=True)
         ranges = edit.needed.ranges
         needed = torch.zeros(ranges[-1][1] if ranges else 0, dtype=torch.bool)
         for start, end in ranges:
             needed[start:end] = True
-        self._needed = needed.to(device)
+        self._needed = needed.to(device, non_blocking=True)
         found.reserve(slot)
         self._found: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         """By layer int64 [SOURCES], the first flagged keys, and how many there are."""

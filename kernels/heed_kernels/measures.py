@@ -49,7 +49,8 @@ class HeadMeasures:
         if "entropy" in self._arrays or "dormancy" in self._arrays:
             logs = torch.xlogy(weights, weights)
         if low < high:
-            chosen = torch.from_numpy(self._rows[low:high] - first).to(weights.device)
+            chosen = torch.from_numpy(self._rows[low:high] - first)
+            chosen = chosen.to(weights.device, non_blocking=True)
             at = slice(int(low), int(high))
             self._add_chosen(layer, heads, at, weights[:, chosen], logs[:, chosen])
         if "columns" in self._arrays:

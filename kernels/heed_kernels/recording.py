@@ -198,7 +198,7 @@ class Recording:
                 own = slice(int(kv_head) * group_heads, (int(kv_head) + 1) * group_heads)
                 every = self._by_definition(layer, rows, query[:, own], key, own)
                 chosen = torch.from_numpy(local[mine] - own.start)
-                weights = every[chosen.to(every.device)]
+                weights = every[chosen.to(every.device, non_blocking=True)]
             self._measures.add(self._layers[layer], mine, start, weights)
 
     def _by_table(

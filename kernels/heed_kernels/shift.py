@@ -47,7 +47,8 @@ class GazeShifter:
         self._table, self._slot, self._gather = table, slot, gather
         self._turning = keys_of(edit.turning)
         self._keys, self._beside = (
-            torch.from_numpy(keys_of(keys)).to(device) for keys in (edit.keys, edit.beside)
+            torch.from_numpy(keys_of(keys)).to(device, non_blocking=True)
+            for keys in (edit.keys, edit.beside)
         )
         self._shifts = torch.zeros(table.local_query_heads, len(self._keys), device=device)
         self._before = self._shifts
@@ -107,7 +108,8 @@ class GazeShifter:
         """on_keys: [local_query_heads, rows, keys], of the rows from `first` on, which follow the last one
         that was looked at where that is needed."""
         held = (self._turning >= first) & (self._turning < first + on_keys.shape[1])
-        rows = torch.from_numpy(self._turning[held] - first).to(on_keys.device)
+        rows = torch.from_numpy(self._turning[held] - first)
+        rows = rows.to(on_keys.device, non_blocking=True)
         rows_before = torch.cat([self._before[:, None], on_keys[:, :-1]], dim=1)
         turned = on_keys.index_select(1, rows) - rows_before.index_select(1, rows)
         self._shifts += turned.clamp_(min=0).sum(dim=1)

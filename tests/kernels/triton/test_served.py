@@ -1,6 +1,7 @@
 """Requests through the server's books and buffers, with the kernels of a device and with those of the CPU."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -72,6 +73,8 @@ class Tokens:
 class OnCPU:
     """As the CPU's worker and backend do it."""
 
+    device = torch.device("cpu")
+
     def __init__(self, tokens: Tokens) -> None:
         self.tokens, self.layout, self.row = tokens, layout_of(SIZE, HEAD_DIM), ROW.copy()
         self.table = EditTable(3, LAYERS, HEADS, KV_HEADS, multiplies=isinstance(self, OnDevice))
@@ -117,11 +120,15 @@ class OnCPU:
         pass
 
     def look(self, layer: int, edits: Any, states: torch.Tensor) -> None:
-        blocks = torch.from_numpy(self.row)[None]
+        states, blocks = states.to(self.device), self.blocks()
         for watcher in edits.watchers:
             watcher.look(layer, states[watcher.tokens], blocks)
         for watcher in edits.watchers:
             watcher.settle(layer, blocks)
+
+    def blocks(self) -> torch.Tensor:
+        """The block table of a batch of this request alone."""
+        return torch.from_numpy(self.row)[None].to(self.device)
 
     def stock(self, layer: int, first: int, end: int) -> torch.Tensor:
         """What the stock kernel leaves in all rows."""
@@ -131,7 +138,7 @@ class OnCPU:
         return reference.attend(query, key, value, [], 0, SCALE).contiguous()
 
     def layer(self, layer: int, edits: Any, first: int, end: int) -> torch.Tensor:
-        blocks = torch.from_numpy(self.row)[None]
+        blocks = self.blocks()
         query = self.tokens.query[layer, first:end].contiguous()
         inputs = LayerInputs(query, self.caches[layer], blocks, SCALE, None, self.layout)
         for observer in edits.observers:
@@ -147,14 +154,23 @@ class OnCPU:
 
 
 class OnDevice(OnCPU):
-    """As the CUDA worker and backend do it."""
+    """As the CUDA worker and backend do it, on any device. waiting: what stands around a layer's work."""
+
+    def __init__(
+        self,
+        tokens: Tokens,
+        device: str = "cpu",
+        waiting: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        self.device, self.waiting = torch.device(device), waiting
+        super().__init__(tokens)
 
     def new_book(self) -> EditedRequests:
-        device = torch.device("cpu")
+        device = self.device
         self.edits = DeviceEdits(self.table, device, most_tokens=TOTAL, most_requests=1)
         # vLLM's layout, and tokens before heads behind it.
         self.halves = {
-            layer: torch.zeros(9, SIZE, KV_HEADS, 2 * HEAD_DIM).chunk(2, dim=-1)
+            layer: torch.zeros(9, SIZE, KV_HEADS, 2 * HEAD_DIM, device=device).chunk(2, dim=-1)
             for layer in range(LAYERS)
         }
         book = EditedRequests(self.table, KeySearches(SearchingOnCUDA(self.edits.searches)))
@@ -168,23 +184,25 @@ class OnDevice(OnCPU):
         return book
 
     def write(self, layer: int, first: int, end: int) -> None:
-        slots = self.slots(first, end)
+        slots = self.slots(first, end).to(self.device)
         for cache, tokens in zip(
             self.halves[layer], (self.tokens.key, self.tokens.value), strict=True
         ):
-            cache[slots // SIZE, slots % SIZE] = tokens[layer, first:end]
+            cache[slots // SIZE, slots % SIZE] = tokens[layer, first:end].to(self.device)
 
     def load(self, edits: Any) -> None:
         self.edits.load(edits)
 
     def layer(self, layer: int, edits: Any, first: int, end: int) -> torch.Tensor:
-        query, output = self.tokens.query[layer, first:end], self.stock(layer, first, end)
-        tensors = query, *self.halves[layer], torch.from_numpy(self.row)[None]
+        query = self.tokens.query[layer, first:end].to(self.device)
+        output = self.stock(layer, first, end).to(self.device)
+        tensors = query, *self.halves[layer], self.blocks()
         of_layer: dict[str, Any] = {"layer": layer, "scale": SCALE, "rope": None}
-        self.edits.observe(edits.observers, *tensors, **of_layer)
-        self.edits.attend(*tensors, output, **of_layer)
-        self.edits.compare(edits.comparers, *tensors, output, **of_layer)
-        return output
+        with self.waiting():
+            self.edits.observe(edits.observers, *tensors, **of_layer)
+            self.edits.attend(*tensors, output, **of_layer)
+            self.edits.compare(edits.comparers, *tensors, output, **of_layer)
+        return output.cpu()
 
 
 def act(*, off: bool = False) -> Iterator[Edit]:
@@ -231,8 +249,12 @@ SETS: dict[str, tuple[Edit, ...]] = {
 )
 def test_a_request_gets_the_same_on_both(name: str) -> None:
     tokens = Tokens()
-    payload = Payload("report", 1, PROMPT, 0, SETS[name], detailed=(0, 1))
-    servers = OnCPU(tokens), OnDevice(tokens)
+    same_on_both(name, OnCPU(tokens), OnDevice(tokens))
+
+
+def same_on_both(name: str, *servers: OnCPU) -> float:
+    """A request of SETS on the CPU and on a device. Returns the largest difference of an output."""
+    payload, largest = Payload("report", 1, PROMPT, 0, SETS[name], detailed=(0, 1)), 0.0
     for server in servers:
         server.book.enter("r", payload, 0, max_tokens=40)
     # A search for keys ends steps at rows 32 and P.
@@ -241,6 +263,7 @@ def test_a_request_gets_the_same_on_both(name: str) -> None:
         cpu, device = (server.step(first, end) for server in servers)
         for ours, theirs in zip(device, cpu, strict=True):
             assert torch.allclose(ours, theirs, atol=2e-5), (first, end)
+            largest = max(largest, float((ours - theirs).abs().max()))
         plain = [servers[0].stock(layer, first, end) for layer in range(LAYERS)]
         edited = not all(torch.equal(*pair) for pair in zip(cpu, plain, strict=True))
         assert edited or end < PROMPT or isinstance(SETS[name][0], Evict)
@@ -259,6 +282,7 @@ def test_a_request_gets_the_same_on_both(name: str) -> None:
     assert kept is None or {len(keys) for heads in kept.values() for keys in heads} != {TOTAL}
     assert (found is not None) is ("act" in name)
     assert (kept is not None) is any(isinstance(edit, Evict) for edit in SETS[name])
+    return largest
 
 
 def test_a_request_with_flags_behind_rows_of_the_prefix_cache_gets_the_same_on_both() -> None:
