@@ -25,7 +25,10 @@ _LLAVA = "vllm.model_executor.models.llava.LlavaForConditionalGeneration"
 _CLIP = "vllm.model_executor.models.clip.CLIPVisionModel"
 """By name, because a server of another model has not loaded these, nor all that comes with them."""
 
-_NO_CLASS_TOKEN = "the model's image encoder has no class token whose attention could be read"
+_NO_CLASS_TOKEN = (
+    "there is no class token in the model's image encoder, or its patches are not tokens of the "
+    "prompt, one each"
+)
 
 
 def patches_of(model: nn.Module) -> int | None:
