@@ -33,13 +33,16 @@ QUESTIONS = (
 )
 
 
-def picture(number: int) -> bytes:
-    """A PNG of three coloured boxes on a ground of one colour; each number gives another one."""
+def picture(number: int, size: tuple[int, int] = (64, 64)) -> bytes:
+    """A PNG of three coloured boxes on a ground of one colour; each number gives another one.
+
+    size: width and height in pixels.
+    """
     choose = np.random.default_rng(number)
-    canvas = np.empty((64, 64, 3), np.uint8)
+    canvas = np.empty((size[1], size[0], 3), np.uint8)
     canvas[:] = choose.integers(0, 256, 3)
     for _ in range(3):
-        left, top = choose.integers(0, 44, 2)
+        left, top = choose.integers(0, [size[0] - 20, size[1] - 20])
         canvas[top : top + 20, left : left + 20] = choose.integers(0, 256, 3)
     file = io.BytesIO()
     Image.fromarray(canvas).save(file, "PNG")
