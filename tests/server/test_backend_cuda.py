@@ -31,6 +31,7 @@ from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.searches_cuda import SearchingOnCUDA
+from heed_server.engine.twins import Twins
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda stock: stock.name)
@@ -187,7 +188,7 @@ def test_a_search_looks_before_the_edits_in_every_layer_that_the_step_computes(
 
 def test_heads_are_compared_after_the_edits_whichever_kernel_wrote_the_rows(model: Model) -> None:
     weakened = HeadRanking(ranked({0, 1}), Rows(9), KeyRanges(((0, 2),)), 0, 0.5, 1)
-    model.book.comparing = ComparedHeads(model.book.table, lambda local: local, CPU)
+    model.book.comparing = ComparedHeads(model.book.table, lambda local: local, Twins(), CPU)
     model.book.enter("e", payload("r", gain({0}, Rows(10)), weakened), 0)
     metadata = model.metadata(["p", "e"], [1, 4], [4, 8])
     last = [(HEED + 10) / 2, (HEED + 11) / 2]

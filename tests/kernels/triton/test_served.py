@@ -49,6 +49,7 @@ from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.payload import Payload, Twin
 from heed_server.engine.searches_cpu import SearchingOnCPU
 from heed_server.engine.searches_cuda import SearchingOnCUDA
+from heed_server.engine.twins import Twins
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, SIZE = 2, 4, 2, 32, 16
 PROMPT, TOTAL, SCALE = 44, 49, 32**-0.5
@@ -89,8 +90,9 @@ class OnCPU:
         book.flagging = FlaggedTokens(
             self.table, BlockFlags(LAYERS, 9, SIZE), FoundOnCPU(self.table)
         )
-        book.comparing = ComparedHeads(self.table, lambda local: local)
-        book.inspected = InspectedRequests(self.table, InspectingOnCPU(self.table))
+        twins = Twins()
+        book.comparing = ComparedHeads(self.table, lambda local: local, twins)
+        book.inspected = InspectedRequests(self.table, InspectingOnCPU(self.table), twins)
         return book
 
     def write(self, layer: int, first: int, end: int) -> None:
@@ -178,9 +180,12 @@ class OnDevice(OnCPU):
         book.evicting = EvictingRequests(self.table, evicting, lambda local: local)
         flags = BlockFlags(LAYERS, 9, SIZE, device)
         book.flagging = FlaggedTokens(self.table, flags, self.edits.found, device)
-        book.comparing = ComparedHeads(self.table, lambda local: local, device, self.edits.multiply)
+        twins = Twins()
+        book.comparing = ComparedHeads(
+            self.table, lambda local: local, twins, device, self.edits.multiply
+        )
         inspecting = InspectingOnCUDA(self.edits.recordings)
-        book.inspected = InspectedRequests(self.table, inspecting)
+        book.inspected = InspectedRequests(self.table, inspecting, twins)
         return book
 
     def write(self, layer: int, first: int, end: int) -> None:
