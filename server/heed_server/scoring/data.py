@@ -91,10 +91,10 @@ def task_file(task: str, model: str = "heed-tiny") -> Path:
 
 
 def task_files(model: str) -> dict[str, Path]:
-    """The evaluation sets of a bundled model that have answers, by name; none of other models."""
+    """The evaluation sets of a bundled model that can be scored, by name; none of other models."""
     bundled = bundled_model(model)
     found = sorted(bundled.evaluation.glob("*.jsonl")) if bundled else []
-    return {path.stem: path for path in found if _has_answers(path)}
+    return {path.stem: path for path in found if _can_be_scored(path)}
 
 
 def drawn(items: Sequence[Item], *, seed: int, limit: int | None) -> list[Item]:
@@ -116,9 +116,11 @@ def require_emphasis(items: Iterable[Item]) -> None:
             raise ScoringError(f"{item.where}: emphasis needs `emphasise`")
 
 
-def _has_answers(path: Path) -> bool:
+def _can_be_scored(path: Path) -> bool:
+    """Whether the items have answers, or objects that captions are compared with: texts to be continued do not."""
     with path.open(encoding="utf-8") as lines:
-        return "answer" in json.loads(next(lines))
+        first = json.loads(next(lines))
+    return "answer" in first or "objects" in first
 
 
 def _item(line: str, path: Path, where: str) -> Item:
