@@ -3,8 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 import torch
 
@@ -79,7 +77,7 @@ def _launch(
     rotation = table.records if rope is None else table.rotation(rope, head_dim)
     key, value, blocks = key_cache.stride(), value_cache.stride(), len(key_cache)
     logits = scale * math.log2(math.e)
-    processors, capability = machine(query.device)
+    processors, capability = shapes.machine(query.device)
     most = processors * shapes.PROGRAMS
     tiles = tokens if everything else work.tiles
     rows = max(16, power(work.tile_rows * group))
@@ -128,7 +126,7 @@ def _launch(
             KV_HEADS=kv_heads, GROUP=group, GROUP_PADDED=power(group), HEAD_DIM=head_dim, DIMS=dims,
             BLOCK_SIZE=key_cache.shape[1], ROWS=max(16, power(group)), TILE=shape.tile,
             ROTARY=rope is not None, TRANSFERS=transfers,
-            num_warps=shape.warps, num_stages=shape.stages,
+            num_warps=shape.warps, num_stages=shape.stages, maxnreg=shape.registers,
         )  # fmt: skip
         merge_splits[(min((tokens if everything else work.rows) * heads, 2 * most),)](
             query, output, key_cache, value_cache, block_table,
@@ -226,15 +224,6 @@ def check_reach(
             f"the work reaches row {rows - 1} and key {keys - 1}, beyond a block table of"
             f" {len(block_table)} rows of {width} keys"
         )
-
-
-@cache
-def machine(device: torch.device) -> tuple[int, int]:
-    """Multiprocessors and compute capability (90 for 9.0) of a device."""
-    if device.type != "cuda":
-        return 4, 90
-    properties: Any = torch.cuda.get_device_properties(device)
-    return properties.multi_processor_count, 10 * properties.major + properties.minor
 
 
 def power(number: int) -> int:

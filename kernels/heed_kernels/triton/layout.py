@@ -79,5 +79,3 @@ SPLITS = constexpr(32)
 """Most splits of a generated row."""
 LEAST_SPLIT = constexpr(256)
 """Keys of a split of a short context."""
-TILE_HEADS = constexpr(64)
-"""Query rows times query heads per KV head that a tile computes together (one row at least)."""

@@ -11,7 +11,7 @@ from heed_kernels.segments import threshold_at
 from heed_kernels.triton import layout as at
 from heed_kernels.triton import shapes
 from heed_kernels.triton.device_table import DeviceTable
-from heed_kernels.triton.launch import check, check_reach, machine, power
+from heed_kernels.triton.launch import check, check_reach, power
 from heed_kernels.triton.observe import measure_tiles, sum_columns
 from heed_kernels.triton.sources import CHUNK
 from heed_kernels.triton.step_work import StepWork
@@ -60,7 +60,7 @@ def observe(
         raise EditError("places of columns must be int64 [slots, heads], contiguous")
     kv_heads = key_cache.shape[2]
     group = heads // kv_heads
-    processors, capability = machine(query.device)
+    processors, capability = shapes.machine(query.device)
     programs = processors * shapes.PROGRAMS
     rows = max(16, power(work.tile_rows * group))
     dims = shapes.padded(head_dim)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from heed_kernels.errors import EditError
 from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT, Plan
 from heed_kernels.triton import layout as at
+from heed_kernels.triton import shapes
 from heed_kernels.triton.device_table import DeviceTable
 
 PHASE = 5
@@ -31,7 +32,9 @@ class StepWork:
     ) -> None:
         self.table, self.most_tokens = table, most_tokens
         heads = table.table
-        self.tile_rows = max(1, at.TILE_HEADS.value // (heads.query_heads // heads.kv_heads))
+        _, capability = shapes.machine(table.device)
+        group = heads.query_heads // heads.kv_heads
+        self.tile_rows = max(1, shapes.tile_heads(capability) // group)
         self.capacity = capacity or max(LEAST_CAPACITY, 8 * most_requests)
         self.most_waves = self.waves_of(most_tokens)
         self._units_at = at.WAVES.value + self.most_waves * at.WAVE_WORDS.value

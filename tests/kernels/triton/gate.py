@@ -32,13 +32,13 @@ from heed_kernels.triton.split import attend_splits, merge_splits
 from heed_kernels.triton.tile import attend_tiles
 
 SPILLS = 32
-OPEN_SPILLS = {80: 2048, 100: 512}
+OPEN_SPILLS = {80: 128, 100: 512}
 """Bytes that are allowed where a kernel is known to spill and that is not solved: sm_80, whose matrix
-products take operands from registers, and sm_100."""
+products take operands from registers, and sm_100, where tiles of half the rows would end it."""
 MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Bytes of shared memory that the programs on a multiprocessor have together."""
 RESERVED = 1024
-REGISTERS, THREADS, TILE_HEADS = 65536, 2048, 64
+REGISTERS, THREADS = 65536, 2048
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 POINTERS = {
     "work": "i32", "records": "i32", "lines": "i32", "vectors": "fp32", "factors": "fp32", "mix_heads": "i32",
@@ -70,7 +70,7 @@ class Variant:
 
 def variant(kernel, dtype, arch, head_dim, group, block_size, rotary, more=True) -> Variant:
     """With the constants that `launch` gives it. more: with transfers, or with masses."""
-    rows = max(1, TILE_HEADS // group)
+    rows = max(1, shapes.tile_heads(arch) // group)
     constants = {
         "KV_HEADS": 8, "GROUP": group, "GROUP_PADDED": 1 << (group - 1).bit_length(),
         "HEAD_DIM": head_dim, "DIMS": shapes.padded(head_dim), "BLOCK_SIZE": block_size,
@@ -124,7 +124,11 @@ def compiled(made: Variant) -> Any:
         if signature[name] not in ("constexpr", "fp32") and name not in UNALIGNED:
             attributes[(index,)] = [["tt.divisibility", 16]]
     source = ASTSource(made.kernel, signature, constants, attributes)
-    options = {"num_warps": made.shape.warps, "num_stages": made.shape.stages}
+    options = {
+        "num_warps": made.shape.warps,
+        "num_stages": made.shape.stages,
+        "maxnreg": made.shape.registers,
+    }
     return triton.compile(source, target=GPUTarget("cuda", made.arch, 32), options=options)
 
 

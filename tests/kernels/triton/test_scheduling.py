@@ -22,9 +22,22 @@ from heed_kernels.edits import (
     TrailingKeys,
     VisibleKeys,
 )
-from heed_kernels.triton import find_keys
+from heed_kernels.triton import StepWork, find_keys, shapes
 
 ALL = HeadSet((0b111, 0b111))
+
+
+def test_the_smaller_tiles_of_older_devices_match_the_reference_in_any_chunks(monkeypatch):
+    monkeypatch.setattr(shapes, "machine", lambda device: (4, 80))
+    model = Model([100], 3, 1, 32, 16)
+    table = model.table()
+    assert StepWork(table, 100, 1).tile_rows == 10
+    edits = everything(3, 32)
+    slot = model.slot(table, edits, 100)
+    (whole,) = model.run(table, [(0, slot, 0, 100)])
+    assert_close(whole, model.expected(0, edits), 1e-5, "tiles of 10 rows")
+    parts = [model.run(table, [(0, slot, a, b)])[0] for a, b in ((0, 33), (33, 100))]
+    assert torch.equal(torch.cat(parts), whole)
 
 
 @pytest.mark.parametrize(
