@@ -116,7 +116,7 @@ def test_heads_in_which_no_key_is_sought_keep_their_bits_when_others_have_found_
         one = model.slot(table, [bias, find, moved], prompt)
         other = model.slot(table, [bias], prompt)
         find_keys(table, one, find, lines, columns, 300)
-        assert table.found[one, 0, :, 0].tolist() == [3, 0, 3]
+        assert table.found[one][0, :, 0].tolist() == [3, 0, 3]
         (with_found,) = model.run(table, [(0, one, *work)])
         (without,) = model.run(table, [(0, other, *work)])
         assert torch.equal(with_found[:, 1], without[:, 1])
