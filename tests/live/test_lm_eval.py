@@ -15,7 +15,7 @@ from live_server import LiveServer
 
 from heed_server.scoring.data import task_file
 
-TASKS = Path(__file__).parent / "lm_eval"
+TASKS = Path(__file__).parent / "lm_eval_tasks"
 ITEMS = 8
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lm_eval") is None,
