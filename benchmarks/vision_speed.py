@@ -32,6 +32,8 @@ from heed_server.scoring.images import question_about
 
 REQUESTS = 16
 QUESTION = "Describe the picture."
+PAUSE_SECONDS = 1.5
+"""vLLM's workers spin for a second after their last step, and a burst that comes then stalls."""
 MOVE, RHO, LEAST_MASS = 0.6, 0.5, 0.2
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "none": None,
@@ -54,7 +56,7 @@ def main() -> None:
     flags += ["--kv-cache-memory-bytes", str(1 << 28)]
     with (
         tempfile.TemporaryDirectory() as scratch,
-        servers.heed(bundled.directory, flags, Path(scratch) / "heed.log") as server,
+        servers.heed(bundled.name, flags, Path(scratch) / "heed.log") as server,
     ):
         seconds = asyncio.run(_rounds(server.url, turns, options))
         listed = httpx.get(f"{server.url}/v1/intervention-profiles").json()["data"]
@@ -90,6 +92,7 @@ async def _rounds(
     async with httpx.AsyncClient(base_url=url, timeout=600) as client:
         for number in range(-1, options.rounds):
             for name in order.sample(list(SETTINGS), len(SETTINGS)):
+                await asyncio.sleep(PAUSE_SECONDS)
                 took = await _burst(client, turns, SETTINGS[name], options.output)
                 if number >= 0:
                     seconds[name].append(took)
