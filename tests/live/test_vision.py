@@ -320,4 +320,8 @@ def test_two_ranks_equal_one(
     two = ask(two_vision_ranks, QUESTIONS[2], [picture(4)], edits, max_tokens=24).completion
     assert one.tokens == two.tokens
     assert_close(two.logprobs, one.logprobs, 1e-5, case)
-    assert one.report == two.report
+    for ours, theirs in zip(one.report or [], two.report or [], strict=True):
+        # Measured, not decided: sums over heads that two ranks make in another order.
+        for measured in {"image_mass", "vas"} & set(ours):
+            assert ours.pop(measured) == pytest.approx(theirs.pop(measured), rel=1e-4)
+        assert ours == theirs
