@@ -1,6 +1,6 @@
 """What a method may know when it is resolved: the model, the prompt, its place in the request."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -64,6 +64,19 @@ class ImageSpan:
     def __post_init__(self) -> None:
         if not self.keys:
             object.__setattr__(self, "keys", ((self.start, self.end),))
+
+
+Keys = tuple[tuple[int, int], ...]
+"""Positions as ranges [start, end), ascending."""
+
+
+def keys_of_images(images: Sequence[ImageSpan]) -> tuple[Keys, Keys]:
+    """The keys of all images together, and those before the first one; empty where there are none."""
+    if not images:
+        return (), ()
+    start = images[0].start
+    keys = tuple(keys for image in images for keys in image.keys)
+    return keys, ((0, start),) if start else ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from heed_interventions.views import ImageSpan, ModelView
+from heed_interventions.views import ImageSpan, ModelView, keys_of_images
 from heed_kernels.inspection import Inspection
 from heed_server.attention.measures import vas
 
@@ -16,14 +16,13 @@ _IMAGE, _BEFORE = 0, 1
 
 def on_images(images: Sequence[ImageSpan], length: int, model: ModelView) -> Inspection:
     """What is measured of a prompt of `length` tokens with `images`, one or more."""
-    keys = tuple(keys for image in images for keys in image.keys)
-    before = ((0, images[0].start),)
+    keys, before = keys_of_images(images)
     return Inspection(
         length=length,
         layers=tuple(range(model.layers)),
         heads=tuple(range(model.query_heads)),
         rows=(length - 1,),
-        key_sets=(keys, before) if images[0].start else (keys,),
+        key_sets=(keys, before) if before else (keys,),
         response=length,
         quantities=("mass",),
     )

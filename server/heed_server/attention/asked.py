@@ -7,7 +7,7 @@ from heed_interventions.errors import InterventionError, join_path
 from heed_interventions.selectors import select_heads, select_layers
 from heed_interventions.spans import Range, find_spans, union
 from heed_interventions.support import NOT_OBSERVED
-from heed_interventions.views import ModelView, PromptView, RequestView
+from heed_interventions.views import ModelView, PromptView, RequestView, keys_of_images
 from heed_kernels.inspection import Inspection, Quantity
 from heed_server.api.errors import RefusedError, refused
 from heed_server.attention.body import AttentionBody, Encoding, Measure
@@ -83,7 +83,7 @@ def asked_for(body: AttentionBody, model: ModelView, view: PromptView, prompt: i
     rows = _rows(body, view.length)
     if "q_similarity" in body.include and len(rows) < 2:
         raise RefusedError("q_similarity compares rows: name at least two", "rows")
-    image, system = _keys_of_images(view)
+    image, system = keys_of_images(view.images)
     _check_images(body, image, view.length)
     key_sets = [((0, 1),), *(tuple(union([span])) for span in spans), image, system]
     quantities = {name for measure in body.include for name in _QUANTITIES[measure]}
@@ -123,15 +123,6 @@ def _check_images(body: AttentionBody, image: tuple[Range, ...], length: int) ->
             raise RefusedError(
                 "vhd compares with the prompt without its image, which is empty here", path
             )
-
-
-def _keys_of_images(view: PromptView) -> tuple[tuple[Range, ...], tuple[Range, ...]]:
-    """The keys of all images together, and those before the first one."""
-    if not view.images:
-        return (), ()
-    start = view.images[0].start
-    keys = tuple(keys for image in view.images for keys in image.keys)
-    return keys, ((0, start),) if start else ()
 
 
 def _rows(body: AttentionBody, length: int) -> Sequence[int]:
