@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from heed_kernels.evict import ExpectedScore
 from heed_kernels.rope import Rope
 
 Half = Literal["key", "value"]
@@ -68,11 +69,29 @@ class Sums(Protocol):
         ...
 
 
+class Moments(Protocol):
+    """Running sums of a layer's queries before rotation, for an `ExpectedScore`; chunks change no bit of them."""
+
+    def add(self, query: torch.Tensor, first: int, rope: Rope) -> None:
+        """query: [rows, query_heads, head_dim], as rotated, of the rows from `first` on; rows must come
+        in order, but those below the score's first do not count."""
+        ...
+
+    def moments(self, heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """float64 mean [heads, head_dim] and covariance [heads, head_dim, head_dim] (no
+        elements without covariance) of all rows so far; zeros where there is none."""
+        ...
+
+
 class Summing(Protocol):
     """Makes the sums of one request."""
 
     def __call__(self, layer: int, capacity: int) -> Sums:
-        """Of a layer, for so many places."""
+        """Of the weights in a layer, for so many places."""
+        ...
+
+    def moments(self, score: ExpectedScore, heads: int, head_dim: int) -> Moments:
+        """Of a layer's queries: so many heads of this rank."""
         ...
 
 

@@ -31,8 +31,15 @@ class Rope:
         vectors: [..., head_dim], floating; positions: integers that broadcast against the leading
         axes. Angles are taken in float64. Returns a new tensor of the vectors' shape and dtype.
         """
+        return self.turn(vectors, *self.angles(positions))
+
+    def angles(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines, float64 [..., rotary_dim / 2] each."""
         angle = positions.double()[..., None] * torch.from_numpy(self.inv_freq).to(positions.device)
-        cos, sin = angle.cos(), angle.sin()
+        return angle.cos(), angle.sin()
+
+    def turn(self, vectors: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """As `rotate`, by given cosines and sines, in which it is linear."""
         rotating, rest = vectors[..., : self.rotary_dim], vectors[..., self.rotary_dim :]
         if self.interleaved:
             first, second = rotating[..., 0::2].double(), rotating[..., 1::2].double()

@@ -15,7 +15,7 @@ from tests.kernels.test_cpu_primitives import mixture, on_some, visible_ranges
 
 from heed_kernels import reference
 from heed_kernels.cpu import ColumnSums, add_columns, find_keys, observe
-from heed_kernels.cpu.observation import head_runs
+from heed_kernels.cpu.observation_call import head_runs
 from heed_kernels.cpu.observe_kernel import ONE_FIXED
 from heed_kernels.edits import (
     ALL_KEYS,

@@ -6,12 +6,15 @@ import numpy as np
 import torch
 
 from heed_kernels.cpu import parameters as at
-from heed_kernels.cpu.call import Call, check, check_reach
+from heed_kernels.cpu.call import Call, call_key, check, check_reach
+from heed_kernels.cpu.columns import ColumnSums
 from heed_kernels.cpu.kernel import attend_thread
 from heed_kernels.cpu.layout import Layout
-from heed_kernels.cpu.observation import ColumnSums, observe
+from heed_kernels.cpu.moments import QueryMoments, Turns
+from heed_kernels.cpu.observation import observe
 from heed_kernels.edits import ALL_KEYS, HeadGain, HeadSet, ObserveColumns, ObserveMass, Rows
 from heed_kernels.errors import EditError
+from heed_kernels.evict import ExpectedScore
 from heed_kernels.plan import ROWS, Plan
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
@@ -43,11 +46,9 @@ def attend(
     work = plan.work(layer)
     if not len(work.items):
         return
-    # All that the checks and the call look at; `Call.kept` keeps identities and addresses in use.
     key = (
-        query.shape, query.stride(), query.dtype, output.shape, output.stride(), output.dtype,
-        kv_cache.shape, kv_cache.stride(), kv_cache.dtype, block_table.data_ptr(),
-        block_table.shape, id(table), scale, id(rope), id(layout),
+        output.shape, output.stride(), output.dtype,
+        call_key(query, kv_cache, block_table, table, scale, rope, layout),
     )  # fmt: skip
     call = work.calls.get(key)
     if call is None:
@@ -71,10 +72,10 @@ def attend(
 def warm_up(
     layout: Layout, query_heads: int, kv_heads: int, dtype: torch.dtype | None = None
 ) -> float:
-    """Compile everything that `attend` and `observe` need for this layout, with tiny inputs.
+    """Compile all that this package runs on this layout, with tiny inputs.
 
     query_heads, kv_heads: of this rank; dtype: of query and output, the cache's by default. Returns
-    the seconds it took: some 10 on the first start, whatever the layouts, below a second from the disk
+    the seconds it took: some 12 on the first start, whatever the layouts, below a second from the disk
     cache.
     """
     began = time.perf_counter()
@@ -94,4 +95,7 @@ def warm_up(
         query, pages, blocks, table, plan.items(0), 0, 1.0, None, layout,
         [ColumnSums(table, 0, columns, 0, 1)],
     )  # fmt: skip
+    QueryMoments(ExpectedScore(1, 0, 0.0, True), query_heads, layout.head_dim, Turns()).add(
+        query, 0, Rope(np.ones(layout.head_dim // 2))
+    )
     return time.perf_counter() - began

@@ -138,6 +138,23 @@ def address(array: NDArray[Any]) -> int:
     return int(array.__array_interface__["data"][0])
 
 
+def call_key(
+    query: torch.Tensor,
+    kv_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    table: EditTable,
+    scale: float,
+    rope: Rope | None,
+    layout: Layout,
+) -> tuple[object, ...]:
+    """All that the checks and a `Call` look at: where it is equal, what was made for one layer is good for
+    another. `Call.kept` keeps identities and addresses in use."""
+    return (
+        query.shape, query.stride(), query.dtype, kv_cache.shape, kv_cache.stride(), kv_cache.dtype,
+        block_table.data_ptr(), block_table.shape, id(table), scale, id(rope), id(layout),
+    )  # fmt: skip
+
+
 def check(
     query: torch.Tensor,
     kv_cache: torch.Tensor,

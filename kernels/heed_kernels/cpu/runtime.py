@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +14,15 @@ from numba.np.ufunc import parallel
 
 _alive: list[Any] = []
 """Compiled functions whose addresses are in use."""
+
+
+class _Chosen(threading.local):
+    """What numba was told last. It knows a number for each thread, and takes a lock to be told."""
+
+    threads = 0
+
+
+_chosen = _Chosen()
 
 
 def choose_threads() -> int:
@@ -31,7 +41,9 @@ def choose_threads() -> int:
             # numba counts the cores this thread may run on, which is one in a bound worker.
             numba.config.NUMBA_NUM_THREADS = threads
     threads = min(threads, int(numba.config.NUMBA_NUM_THREADS))
-    numba.set_num_threads(threads)
+    if _chosen.threads != threads:
+        numba.set_num_threads(threads)
+        _chosen.threads = threads
     return threads
 
 

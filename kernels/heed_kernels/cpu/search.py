@@ -13,8 +13,9 @@ import torch
 from numpy.typing import NDArray
 
 from heed_kernels import key_search
+from heed_kernels.cpu.columns import ColumnSums, add_columns, weight_of
 from heed_kernels.cpu.layout import Layout
-from heed_kernels.cpu.observation import ColumnSums, add_columns, find_keys, weight_of
+from heed_kernels.cpu.observation import find_keys
 from heed_kernels.cpu.pages import Pages
 from heed_kernels.edits import FindKeys
 from heed_kernels.key_search import Counted

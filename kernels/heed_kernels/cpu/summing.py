@@ -1,10 +1,12 @@
-"""Sums of weights for evictions and inspections on the CPU."""
+"""Sums of weights and queries for evictions and inspections on the CPU."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from heed_kernels.cpu.observation import ColumnSums
+from heed_kernels.cpu.columns import ColumnSums
+from heed_kernels.cpu.moments import QueryMoments, Turns
 from heed_kernels.edits import HeadSet, ObserveColumns, Rows
+from heed_kernels.evict import ExpectedScore
 from heed_kernels.table import EditTable
 
 
@@ -15,6 +17,7 @@ class Summing:
     table: EditTable
     slot: int
     heads: Sequence[int] | None = None
+    _turns: Turns = field(default_factory=Turns, init=False)
 
     def __call__(self, layer: int, capacity: int) -> ColumnSums:
         """See `device.Summing`."""
@@ -22,3 +25,7 @@ class Summing:
         mask = sum(1 << head for head in heads)
         edit = ObserveColumns(HeadSet((mask,) * self.table.layers), Rows(), 0)
         return ColumnSums(self.table, self.slot, edit, layer, capacity)
+
+    def moments(self, score: ExpectedScore, heads: int, head_dim: int) -> QueryMoments:
+        """See `device.Summing`."""
+        return QueryMoments(score, heads, head_dim, self._turns)

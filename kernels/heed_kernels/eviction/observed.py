@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.device import Pages, Summing, Sums
+from heed_kernels.device import Moments, Pages, Summing, Sums
 from heed_kernels.errors import EditError
 from heed_kernels.evict import (
     ColumnScore,
@@ -17,7 +17,6 @@ from heed_kernels.evict import (
     WindowScore,
 )
 from heed_kernels.eviction.scores import (
-    QueryMoments,
     difference_scores,
     expected_scores,
     mean_rotation,
@@ -53,7 +52,7 @@ class KeyScorer:
         self._vectors: dict[int, torch.Tensor] = {}
         self._features: dict[int, torch.Tensor] = {}
         self._columns: dict[int, Sums] = {}
-        self._moments: dict[int, QueryMoments] = {}
+        self._moments: dict[int, Moments] = {}
         self._turning: dict[int, tuple[Rope, float]] = {}
         self._rotation: tuple[Rope, int, torch.Tensor] | None = None
 
@@ -83,8 +82,8 @@ class KeyScorer:
             if rope is None:
                 raise EditError("expected attention needs the model's rotary embedding")
             if layer not in self._moments:
-                heads, head_dim = query.shape[1:]
-                self._moments[layer] = QueryMoments(score, heads, head_dim, query.device)
+                assert self._summing is not None
+                self._moments[layer] = self._summing.moments(score, *query.shape[1:])
             self._moments[layer].add(query, first, rope)
             self._turning[layer] = rope, scale
         end = first + len(query)

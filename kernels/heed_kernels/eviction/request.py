@@ -53,7 +53,7 @@ class Eviction:
     A step that ends where an eviction is `due` is followed by `decide`, then `move`. Made anew when a
     request starts, and when it starts again after a preemption: `kept` and `evicted_end` of the slot
     are reset. What it holds between steps, per layer and KV head of the rank: 4 bytes per key for a
-    `WindowScore`, 8 per key and query head for a `ColumnScore`, a `QueryMoments` for an
+    `WindowScore`, 8 per key and query head for a `ColumnScore`, `device.Moments` for an
     `ExpectedScore`, nothing for others. Over the whole model it holds 4 bytes per layer and KV head, the
     number of survivors, and with `positions` 4 more per survivor. From `decide` to `move` 8 bytes per
     survivor come on top.
@@ -71,8 +71,8 @@ class Eviction:
         rows: int = OPEN,
         positions: bool = False,
     ) -> None:
-        """summing: needed by a `ColumnScore`. rows: as in `EvictionEvents`. positions: whether `Moved` tells
-        them; neither scores nor later evictions need them.
+        """summing: needed by a `ColumnScore` and an `ExpectedScore`. rows: as in `EvictionEvents`. positions:
+        whether `Moved` tells them; neither scores nor later evictions need them.
 
         Raises `EditError` where `edit` is not that of such a prompt, or does not fit the rank.
         """

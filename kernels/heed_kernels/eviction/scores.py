@@ -9,6 +9,9 @@ from heed_kernels.rope import Rope
 GROUP = 128
 """Rows that enter running sums together, aligned to absolute positions."""
 
+KEYS = 256
+"""Keys that meet a covariance at once."""
+
 
 def norm_scores(key: torch.Tensor) -> torch.Tensor:
     """float64 [kv_heads, keys] from [kv_heads, keys, head_dim]."""
@@ -53,7 +56,7 @@ class QuerySimilarity:
 
 
 class QueryMoments:
-    """Running sums of the queries of one layer before rotation, for `ExpectedScore`.
+    """See `device.Moments`: in torch, for devices without a kernel for it.
 
     Rows are added in groups of GROUP by position, so that chunks change no bit. Memory: 8 head_dim
     (head_dim + GROUP) bytes per query head, without covariance 8 head_dim GROUP.
@@ -71,8 +74,7 @@ class QueryMoments:
 
     @one_thread
     def add(self, query: torch.Tensor, first: int, rope: Rope) -> None:
-        """query: [rows, query_heads, head_dim], as rotated, of the rows from `first` on; rows must come
-        in order, but those below the score's first do not count."""
+        """See `device.Moments`."""
         query = query[max(self._score.first - first, 0) :].double()
         position = torch.arange(self._next, self._next + len(query), device=query.device)
         query = rope.rotate(query, -position[:, None])
@@ -85,8 +87,7 @@ class QueryMoments:
                 self._settle()
 
     def moments(self, heads: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """float64 mean [heads, head_dim] and covariance [heads, head_dim, head_dim] (no
-        elements without covariance) of all rows so far; zeros where there is none."""
+        """See `device.Moments`."""
         total, products = self._sum[heads], self._products[heads]
         rows = max(self._next - self._score.first, 1)
         if self._waiting:
@@ -112,12 +113,9 @@ class QueryMoments:
 
 def mean_rotation(rope: Rope, head_dim: int, first: int, horizon: int) -> torch.Tensor:
     """float64 [head_dim, head_dim] R, the mean rotation of the positions from `first` on: x' = R x."""
+    cos, sin = rope.angles(torch.arange(first, first + horizon))
     unit = torch.eye(head_dim, dtype=torch.float64)
-    total = torch.zeros_like(unit)
-    for start in range(first, first + horizon, 32):
-        position = torch.arange(start, min(start + 32, first + horizon))
-        total += rope.rotate(unit.expand(len(position), -1, -1), position[:, None]).sum(dim=0)
-    return (total / horizon).T
+    return rope.turn(unit, cos.mean(dim=0), sin.mean(dim=0)).T
 
 
 def expected_scores(
@@ -131,16 +129,17 @@ def expected_scores(
 ) -> torch.Tensor:
     """float64 [keys], 0 for the keys below the score's first.
 
-    key, value: float64 [keys, head_dim]; mean, covariance: `QueryMoments.moments` of the query heads of
+    key, value: float64 [keys, head_dim]; mean, covariance: `device.Moments.moments` of the query heads of
     the KV head; rotation: `mean_rotation`; scale: on the logits.
     """
-    key, value = key[score.first :], value[score.first :]
-    total = key.new_zeros(len(key))
-    for head in range(len(mean)):
-        logits = key @ (rotation @ mean[head]) * scale
-        if score.covariance:
-            spread = rotation @ covariance[head] @ rotation.T
-            logits += (key @ spread * key).sum(dim=1) * (scale**2 / 2)
-        total += logits.softmax(dim=0)
-    result = (total / len(mean) + score.epsilon) * value.norm(dim=1)
+    turned, value = key[score.first :] @ rotation, value[score.first :]
+    logits = mean @ turned.T * scale  # [heads, keys]
+    if score.covariance:
+        heads, head_dim = mean.shape
+        of_all_heads = covariance.transpose(0, 1).reshape(head_dim, -1)
+        for part, own in zip(turned.split(KEYS), logits.split(KEYS, dim=1), strict=True):
+            spread = (part @ of_all_heads).view(-1, heads, head_dim)
+            own += spread.mul_(part[:, None]).sum(dim=2).T * (scale**2 / 2)
+    weight = logits.softmax(dim=1).mean(dim=0)
+    result = (weight + score.epsilon) * value.norm(dim=1)
     return torch.cat([result.new_zeros(score.first), result])

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 
 from heed_kernels.device import Summed
 from heed_kernels.errors import EditError
+from heed_kernels.evict import ExpectedScore
+from heed_kernels.eviction.scores import QueryMoments
 from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT, Plan
 from heed_kernels.rope import Rope
 from heed_kernels.triton.device_table import DeviceTable, sent
@@ -169,6 +171,10 @@ class DeviceSumming:
     def __call__(self, layer: int, capacity: int) -> DeviceSums:
         """See `device.Summing`."""
         return DeviceSums(self.heads, capacity, self.device, self.wanted)
+
+    def moments(self, score: ExpectedScore, heads: int, head_dim: int) -> QueryMoments:
+        """See `device.Summing`."""
+        return QueryMoments(score, heads, head_dim, self.device)
 
 
 class ColumnAdder:

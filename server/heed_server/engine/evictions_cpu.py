@@ -1,15 +1,15 @@
 """Evictions on the CPU: its cache, and one call of the kernel for the column sums of several requests. No vLLM here."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from heed_kernels.cpu.columns import ColumnSums, StepColumns
 from heed_kernels.cpu.layout import Layout
-from heed_kernels.cpu.observation import ColumnSums, add_columns
 from heed_kernels.cpu.pages import Pages
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.cpu.summing import Summing
@@ -25,36 +25,34 @@ class SummedColumns:
     """Rows of a step that add to the column sums of several requests: an observer of the step.
 
     items: int32 [requests, 5], as in `plan.Pattern.items`, one for each of `requests`.
-    calls: what the step's layers have in common, see `add_columns`.
     """
 
     table: EditTable
     requests: Sequence[Summed]
     items: NDArray[np.int32]
-    calls: dict[object, Any] = field(default_factory=dict)
 
     def before_edits(self, layer: int, inputs: LayerInputs) -> None:
         """See `step.Observer`."""
-        columns = [
-            request.columns(layer, int(item[FIRST_POSITION]), int(item[ROWS]))
-            for request, item in zip(self.requests, self.items, strict=True)
-        ]
-        wanted = [place for place, sums in enumerate(columns) if sums is not None]
-        if not wanted:
-            return
-        add_columns(
+        self._columns.add(
+            layer,
             inputs.query,
             inputs.kv_cache,
             inputs.block_table,
-            self.table,
-            self.items[wanted],
-            layer,
             inputs.scale,
             inputs.rope,
             inputs.layout,
-            [sums for sums in columns if isinstance(sums, ColumnSums)],
-            self.calls,
         )
+
+    @cached_property
+    def _columns(self) -> StepColumns:
+        rows = list(zip(self.requests, self.items.tolist(), strict=True))
+        columns = {}
+        for layer in range(self.table.layers):
+            sums = [
+                request.columns(layer, item[FIRST_POSITION], item[ROWS]) for request, item in rows
+            ]
+            columns[layer] = [each for each in sums if isinstance(each, ColumnSums)]
+        return StepColumns(self.table, self.items, columns)
 
 
 @dataclass(frozen=True)
