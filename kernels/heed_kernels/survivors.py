@@ -57,9 +57,9 @@ def pooled(scores: NDArray[np.float64], score: WindowScore, recent: int) -> NDAr
 def survivors(edit: Evict, layers: Sequence[LayerScores]) -> list[list[NDArray[np.int64]]]:
     """Per layer and KV head, the kept ones of the head's keys, ascending."""
     layers = [_orderable(layer) for layer in layers]
+    counts = head_counts(edit, layers)
     return [
-        [_best(row, count, edit) for row, count in zip(layer.scores, counts, strict=True)]
-        for layer, counts in zip(layers, head_counts(edit, layers), strict=True)
+        _best(layer.scores, of_heads, edit) for layer, of_heads in zip(layers, counts, strict=True)
     ]
 
 
@@ -105,14 +105,18 @@ def _candidates(edit: Evict, keys: int) -> slice:
     return slice(first, max(keys - edit.recent, first))
 
 
-def _best(scores: NDArray[np.float64], count: int, edit: Evict) -> NDArray[np.int64]:
-    keys = len(scores)
+def _best(
+    scores: NDArray[np.float64], counts: Sequence[int], edit: Evict
+) -> list[NDArray[np.int64]]:
+    """By KV head of a layer; scores: [kv_heads, keys]."""
+    keys = scores.shape[1]
     free = _candidates(edit, keys)
-    order = np.argsort(-scores[free], kind="stable")[: max(count - _protected(edit, keys), 0)]
-    kept = np.ones(keys, bool)
-    kept[free] = False
-    kept[free.start + order] = True
-    return np.flatnonzero(kept)
+    order = np.argsort(-scores[:, free], axis=1, kind="stable") + free.start
+    kept = np.ones(scores.shape, bool)
+    kept[:, free] = False
+    for own, best, count in zip(kept, order, counts, strict=True):
+        own[best[: max(count - _protected(edit, keys), 0)]] = True
+    return [np.flatnonzero(own) for own in kept]
 
 
 def _rounded(parts: Sequence[Fraction], total: int) -> list[int]:

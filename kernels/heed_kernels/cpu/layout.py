@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ class Layout:
     value_offset: NDArray[np.int32]
     key_row: int
     value_row: int
+
+    @cached_property
+    def offset(self) -> NDArray[np.int64]:
+        """int64 [block_size, 2 * head_dim], elements of a token's key and value."""
+        return np.concatenate([self.key_offset, self.value_offset], axis=1).astype(np.int64)
 
 
 def probe_layout(write: Writer, dtype: torch.dtype, block_size: int, head_dim: int) -> Layout:

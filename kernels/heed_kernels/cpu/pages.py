@@ -36,16 +36,26 @@ class Pages:
         pages = torch.from_numpy(self.blocks[block[begins]].astype(np.int64))
         heads = self.kv_cache.shape[1]
         halves = self.kv_cache.view(*self.kv_cache.shape[:2], 2, size * head_dim)
-        offset = self.layout.key_offset if half == "key" else self.layout.value_offset
-        inside = torch.from_numpy(offset.ravel() % (size * head_dim)).long()
         stored = halves[:, :, int(half == "value")].index_select(0, pages)
-        read = stored.gather(2, inside.expand(len(pages), heads, -1))
-        by_head = read.view(len(pages), heads, size, head_dim).transpose(0, 1)
+        by_head = self._in_order(stored, half).transpose(0, 1)
         rows = by_head.reshape(heads, len(pages) * size, head_dim)
         if len(places) and places[-1] + 1 == len(places):
             return rows[:, : len(places)]
         at = (np.cumsum(begins) - 1) * size + token
         return rows.index_select(1, torch.from_numpy(at))
+
+    def _in_order(self, stored: torch.Tensor, half: Half) -> torch.Tensor:
+        """[pages, local_kv_heads, block_size, head_dim] of what lies in pages' halves, [pages, local_kv_heads,
+        block_size * head_dim]."""
+        layout = self.layout
+        size, head_dim = layout.block_size, layout.head_dim
+        if half == "key" and layout.key_row == size:
+            return stored.unflatten(2, (head_dim, size)).transpose(2, 3)
+        if half == "value" and layout.value_row == head_dim:
+            return stored.unflatten(2, (size, head_dim))
+        offset = layout.key_offset if half == "key" else layout.value_offset
+        inside = torch.from_numpy(offset.ravel() % (size * head_dim)).long()
+        return stored.gather(2, inside.expand_as(stored)).unflatten(2, (size, head_dim))
 
     def move(self, kept: Sequence[NDArray[np.int64]], targets: NDArray[np.int32]) -> None:
         """See `device.Pages`."""
@@ -57,11 +67,9 @@ class Pages:
             self.kv_cache.put_(target._elements(head, to), moved)
 
     def _elements(self, head: int, places: NDArray[np.int64]) -> torch.Tensor:
-        """Where the elements lie among those of `kv_cache`, int64 [places * 2 * head_dim]."""
-        size, layout = self.layout.block_size, self.layout
+        """Where the elements lie among those of `kv_cache`, int64 [places, 2 * head_dim]."""
+        size = self.layout.block_size
         page = self.kv_cache.shape[2] * self.kv_cache.shape[3]
         block = self.blocks[places // size].astype(np.int64)
-        token = places % size
-        inside = np.concatenate([layout.key_offset[token], layout.value_offset[token]], axis=1)
         start = (block * self.kv_cache.shape[1] + head) * page
-        return torch.from_numpy((start[:, None] + inside).ravel())
+        return torch.from_numpy(start[:, None] + self.layout.offset[places % size])
