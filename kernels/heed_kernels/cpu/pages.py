@@ -49,13 +49,14 @@ class Pages:
         block_size * head_dim]."""
         layout = self.layout
         size, head_dim = layout.block_size, layout.head_dim
+        in_order = (*stored.shape[:2], size, head_dim)
         if half == "key" and layout.key_row == size:
-            return stored.unflatten(2, (head_dim, size)).transpose(2, 3)
+            return stored.view(*stored.shape[:2], head_dim, size).transpose(2, 3)
         if half == "value" and layout.value_row == head_dim:
-            return stored.unflatten(2, (size, head_dim))
+            return stored.view(in_order)
         offset = layout.key_offset if half == "key" else layout.value_offset
         inside = torch.from_numpy(offset.ravel() % (size * head_dim)).long()
-        return stored.gather(2, inside.expand_as(stored)).unflatten(2, (size, head_dim))
+        return stored.gather(2, inside.expand_as(stored)).view(in_order)
 
     def move(self, kept: Sequence[NDArray[np.int64]], targets: NDArray[np.int32]) -> None:
         """See `device.Pages`."""

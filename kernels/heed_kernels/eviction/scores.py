@@ -137,9 +137,10 @@ def expected_scores(
     if score.covariance:
         heads, head_dim = mean.shape
         of_all_heads = covariance.transpose(0, 1).reshape(head_dim, -1)
-        for part, own in zip(turned.split(KEYS), logits.split(KEYS, dim=1), strict=True):
-            spread = (part @ of_all_heads).view(-1, heads, head_dim)
-            own += spread.mul_(part[:, None]).sum(dim=2).T * (scale**2 / 2)
+        for first in range(0, len(turned), KEYS):
+            part = turned[first : first + KEYS]
+            spread = (part @ of_all_heads).view(-1, heads, head_dim).mul_(part[:, None])
+            logits[:, first : first + KEYS] += spread.sum(dim=2).T * (scale**2 / 2)
     weight = logits.softmax(dim=1).mean(dim=0)
     result = (weight + score.epsilon) * value.norm(dim=1)
     return torch.cat([result.new_zeros(score.first), result])
