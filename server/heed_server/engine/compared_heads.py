@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.compare import Gather, HeadComparer, Multiply
+from heed_kernels.compare import Gather, HeadComparer, Multiply, SettledRows
 from heed_kernels.device import LayerInputs
 from heed_kernels.edits import GazeShift, HeadChoice, HeadRanking
 from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT
@@ -35,6 +35,17 @@ class ComparedRows:
     def after_edits(self, layer: int, inputs: LayerInputs, output: torch.Tensor) -> None:
         """See `step.Comparer`."""
         self.comparer.carry_out(self.item, layer, inputs, output)
+
+
+@dataclass(frozen=True)
+class MultipliedRows:
+    """Rows of all requests of one step for which nothing is left to compare: a `step.Comparer`."""
+
+    settled: SettledRows
+
+    def after_edits(self, layer: int, inputs: LayerInputs, output: torch.Tensor) -> None:
+        """See `step.Comparer`."""
+        self.settled.carry_out(layer, output)
 
 
 class ComparedHeads:
@@ -109,11 +120,18 @@ class ComparedHeads:
         items: int32 [requests, 5], all rows that the step has of each edited request, see
         `plan.Pattern.items`.
         """
-        compared: list[ComparedRows] = []
+        compared: list[Comparer] = []
+        settled: list[tuple[HeadComparer, NDArray[np.int32]]] = []
         for item in items if self._by_slot else ():
             comparer = self._by_slot.get(int(item[SLOT]))
-            if comparer is not None and comparer.acts(int(item[FIRST_POSITION]), int(item[ROWS])):
+            if comparer is None or not comparer.acts(int(item[FIRST_POSITION]), int(item[ROWS])):
+                continue
+            if isinstance(comparer, HeadComparer) and comparer.settled() is not None:
+                settled.append((comparer, item))
+            else:
                 compared.append(ComparedRows(comparer, item))
+        if settled:
+            compared.append(MultipliedRows(SettledRows(settled)))
         return (*compared, *self._twins.rows(items))
 
     def told(self, slot: int) -> dict[int, dict[str, Any]]:
