@@ -130,12 +130,18 @@ class HeadComparer:
         """This rank's part of [query_heads, ...]."""
         return gains[self._table.head_start :][: self._table.local_query_heads]
 
+    def ready(self, first: int, rows: int) -> bool:
+        """Whether the rows [first, first + rows) can be multiplied: heads are chosen, or are with one of them."""
+        if isinstance(self.edit, HeadRanking) or self.layers <= self.known.keys():
+            return True
+        return first <= self.edit.at < first + rows
+
     def carry_out(
         self, item: NDArray[np.int32], layer: int, inputs: LayerInputs, output: torch.Tensor
     ) -> None:
         """Multiply a step's rows of the request in `output` [tokens, local_query_heads, head_dim].
 
-        item: int32 [5], its rows as in `plan.Pattern.items`.
+        item: int32 [5], its rows as in `plan.Pattern.items`, for which it is `ready`.
         """
         first, rows = int(item[FIRST_POSITION]), int(item[ROWS])
         if layer not in self._waiting or not self.acts(first, rows):
@@ -149,12 +155,13 @@ class HeadComparer:
             gains = ranked_gains(self.edit, scores)
         else:
             if layer not in self.known:
+                row = self.edit.at - first
                 if self.edit.twin:
                     without = self._twin.pop(layer)
                 else:
                     pages = inputs.pages(int(item[BLOCK_TABLE_ROW]))
-                    without = self._masked(layer, first, queries[0], pages, inputs.scale)
-                measured = self._gather(differences(outputs[0], without))
+                    without = self._masked(layer, self.edit.at, queries[row], pages, inputs.scale)
+                measured = self._gather(differences(outputs[row], without))
                 self.known[layer] = chosen_heads(self.edit, measured)
             gains = chosen_gains(self.edit, self.known[layer])[:, None]
         own = self._own(gains)

@@ -114,25 +114,32 @@ class ComparedHeads:
             return True
         return self._twins.looks_at(slot, first, rows)
 
-    def comparers(self, items: NDArray[np.int32]) -> tuple[Comparer, ...]:
-        """What looks at outputs of a step or multiplies them.
+    def advance(self, items: NDArray[np.int32]) -> tuple[tuple[Comparer, ...], dict[int, str]]:
+        """What looks at outputs of a step or multiplies them, and by slot why a comparison cannot go on.
 
         items: int32 [requests, 5], all rows that the step has of each edited request, see
         `plan.Pattern.items`.
         """
         compared: list[Comparer] = []
         settled: list[tuple[HeadComparer, NDArray[np.int32]]] = []
+        failures: dict[int, str] = {}
         for item in items if self._by_slot else ():
-            comparer = self._by_slot.get(int(item[SLOT]))
-            if comparer is None or not comparer.acts(int(item[FIRST_POSITION]), int(item[ROWS])):
+            slot, first, rows = (int(item[at]) for at in (SLOT, FIRST_POSITION, ROWS))
+            comparer = self._by_slot.get(slot)
+            if comparer is None or not comparer.acts(first, rows):
                 continue
-            if isinstance(comparer, HeadComparer) and comparer.settled() is not None:
+            if isinstance(comparer, GazeShifter):
+                compared.append(ComparedRows(comparer, item))
+            elif not comparer.ready(first, rows):
+                failures[slot] = "the prompt was not computed in one step"
+                del self._by_slot[slot]
+            elif comparer.settled() is not None:
                 settled.append((comparer, item))
             else:
                 compared.append(ComparedRows(comparer, item))
         if settled:
             compared.append(MultipliedRows(SettledRows(settled)))
-        return (*compared, *self._twins.rows(items))
+        return (*compared, *self._twins.rows(items)), failures
 
     def told(self, slot: int) -> dict[int, dict[str, Any]]:
         """The report's part, by intervention: by layer the heads that were chosen. Waits for the device."""
