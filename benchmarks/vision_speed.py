@@ -3,8 +3,10 @@
     python benchmarks/vision_speed.py --rounds 6 [--sequential 4] [--json FILE]
 
 Each round sends the same 16 pictures at once with every setting, in an order drawn anew; ratios of speed
-are to the round's plain burst (above 1 is faster). Then transformers answers the first --sequential of
-them one at a time, its eager attention patched in Python as the formulas of VAR read: plain and edited.
+are to the round's plain burst (above 1 is faster). One setting is plain and sends each question without
+its picture first, for one token: what VHR's companion costs at least. Then transformers answers the first
+--sequential of them one at a time, its eager attention patched in Python as the formulas of VAR read:
+plain and edited.
 heed-tiny-vision in float32, captions of a fixed length, no prefix caching.
 """
 
@@ -35,11 +37,13 @@ QUESTION = "Describe the picture."
 PAUSE_SECONDS = 1.5
 """vLLM's workers spin for a second after their last step, and a burst that comes then stalls."""
 MOVE, RHO, LEAST_MASS = 0.6, 0.5, 0.2
+TEXT_FIRST = "none, its text first"
 SETTINGS: dict[str, dict[str, Any] | None] = {
     "none": None,
     "var": {"method": "var", "profile": "var"},
     "vhr, companion": {"method": "vhr"},
     "vhr, masked": {"method": "vhr", "mode": "masked"},
+    TEXT_FIRST: None,
 }
 
 
@@ -93,7 +97,7 @@ async def _rounds(
         for number in range(-1, options.rounds):
             for name in order.sample(list(SETTINGS), len(SETTINGS)):
                 await asyncio.sleep(PAUSE_SECONDS)
-                took = await _burst(client, turns, SETTINGS[name], options.output)
+                took = await _burst(client, turns, name, options.output)
                 if number >= 0:
                     seconds[name].append(took)
     return seconds
@@ -102,10 +106,12 @@ async def _rounds(
 async def _burst(
     client: httpx.AsyncClient,
     turns: Sequence[dict[str, Any]],
-    intervention: dict[str, Any] | None,
+    setting: str,
     tokens: int,
 ) -> float:
-    async def one(turn: dict[str, Any]) -> None:
+    intervention = SETTINGS[setting]
+
+    async def answer(turn: dict[str, Any], tokens: int) -> None:
         body = {
             "messages": [turn],
             "max_tokens": tokens,
@@ -114,6 +120,11 @@ async def _burst(
             "interventions": [] if intervention is None else [intervention],
         }
         (await client.post("/v1/chat/completions", json=body)).raise_for_status()
+
+    async def one(turn: dict[str, Any]) -> None:
+        if setting == TEXT_FIRST:
+            await answer({"role": "user", "content": QUESTION}, 1)
+        await answer(turn, tokens)
 
     began = time.perf_counter()
     await asyncio.gather(*map(one, turns))

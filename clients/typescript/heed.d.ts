@@ -654,7 +654,7 @@ export interface VHR extends Shared {
    */
   mode?: "companion" | "masked";
   /**
-   * Which rows are reinforced; "all", which needs the prompt twice, is not offered.
+   * Which rows are reinforced: "all" are those of the prompt too, whose prefill is one step.
    * "last_and_generated" where it is left out.
    */
   rows?: "last_and_generated" | "all";

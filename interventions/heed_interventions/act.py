@@ -95,8 +95,8 @@ class ACT(Method):
     def edits(self, request: RequestView) -> Iterator[Edit]:
         on, prompt = self.on(request), request.prompt.length
         until = prompt if self.decode == "off" else OPEN
-        if not self.is_neutral(request.model):
-            self._check_length(request)
+        if self.stats == "full" and not self.is_neutral(request.model):
+            request.check_one_step("stats", "full", "causal")
         yield FindKeys(
             on=on,
             rows=Rows(0, OPEN if self.decode == "running" else prompt),
@@ -120,16 +120,6 @@ class ACT(Method):
             gate=Gate(),
             source=request.source,
         )
-
-    def _check_length(self, request: RequestView) -> None:
-        longest, prompt = request.model.longest_step, request.prompt.length
-        if self.stats == "full" and longest is not None and prompt > longest:
-            raise request.error(
-                "stats",
-                f'"full" needs the whole prompt in one step, which holds {longest} tokens here; this '
-                f'prompt has {prompt}. "causal" takes prompts of any length',
-                "context",
-            )
 
     @model_validator(mode="after")
     def _one_threshold(self) -> Self:

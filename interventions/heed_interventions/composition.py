@@ -126,6 +126,17 @@ def _segments_in_an_observation_window(one: Placed, other: Placed) -> str | None
     return None
 
 
+def _segments_in_a_whole_prompt(one: Placed, other: Placed) -> str | None:
+    if not isinstance(one.method, ACT) or one.method.looks_ahead():
+        return None
+    if not isinstance(other.method, VHR) or not other.method.looks_ahead():
+        return None
+    return (
+        'vhr with `rows` "all" needs the whole prompt in one step, and act with `stats` "causal" ends steps '
+        'inside it: set `stats` to "full"'
+    )
+
+
 def _keys_that_eviction_moves(one: Placed, other: Placed) -> str | None:
     for evict in other.edits:
         if not isinstance(evict, Evict):
@@ -157,5 +168,6 @@ _RULES: tuple[Callable[[Placed, Placed], str | None], ...] = (
     _hidden_images,
     _two_that_decide_what_stays,
     _segments_in_an_observation_window,
+    _segments_in_a_whole_prompt,
     _keys_that_eviction_moves,
 )

@@ -5,7 +5,8 @@ arXiv 2412.13949, Eq. 4, 6, 7. At the last prompt row P - 1, layer by layer, wit
 before the output projection and b_h its output without the image
 
     VHD_h = |o_h - b_h|,  set to 0 where VHD_h and |b_h|^2 both exceed mean + std over the layer's heads
-    o'_h = alpha o_h      for the floor(select_fraction H) largest VHD_h, in row P - 1 and all later ones
+    o'_h = alpha o_h      for the floor(select_fraction H) largest VHD_h, in row P - 1 and all later ones,
+                          or with `rows` "all" in all rows
 
 The paper takes b_h from a second run without the image's tokens: `mode` "companion". It is never
 reinforced here, and so an ordinary run of a text. With "masked" b_h is what the same row gives when the
@@ -52,7 +53,7 @@ class VHR(Method):
     )
     rows: Literal["last_and_generated", "all"] = Field(
         default="last_and_generated",
-        description='Which rows are reinforced; "all", which needs the prompt twice, is not offered.',
+        description='Which rows are reinforced: "all" are those of the prompt too, whose prefill is one step.',
     )
     layers: Layers = own_layers("Layer 1 and the last 14")
 
@@ -62,16 +63,16 @@ class VHR(Method):
     def is_neutral(self, model: ModelView) -> bool:
         return self.alpha == 1 or share_of(self.select_fraction, model.query_heads) == 0
 
+    def looks_ahead(self) -> bool:
+        return self.rows == "all"
+
     def publication_limit(self, prompt_length: int) -> int:
         return prompt_length - 1
 
     def edits(self, request: RequestView) -> Iterator[Edit]:
-        if self.rows != "last_and_generated":
-            raise request.error(
-                "rows",
-                f'"{self.rows}" is not offered: set it to "last_and_generated"',
-                "unsupported",
-            )
+        last = request.prompt.length - 1
+        if self.rows == "all" and not self.is_neutral(request.model):
+            request.check_one_step("rows", "all", "last_and_generated")
         keys = request.visual_keys(self.method)
         twin = self.mode == COMPANION
         if twin:
@@ -80,7 +81,8 @@ class VHR(Method):
                 request.report[COMPANION] = {"prompt_tokens": length}
         yield HeadChoice(
             on=self.on(request),
-            rows=Rows(request.prompt.length - 1, OPEN),
+            rows=Rows(0 if self.rows == "all" else last, OPEN),
+            at=last,
             keys=keys,
             chosen=share_of(self.select_fraction, request.model.query_heads),
             gain=self.alpha,

@@ -118,6 +118,20 @@ class RequestView:
         """A 400 for one field of this intervention, to be raised by the caller."""
         return InterventionError(message, join_path(self.path, field_name), reason=reason)
 
+    def check_one_step(self, field_name: str, value: str, instead: str) -> None:
+        """Raises `InterventionError` where a step does not hold the whole prompt.
+
+        field_name, value: the parameter that needs it in one step. instead: its value that does not.
+        """
+        longest, length = self.model.longest_step, self.prompt.length
+        if longest is not None and length > longest:
+            raise self.error(
+                field_name,
+                f'"{value}" needs the whole prompt in one step, which holds {longest} tokens here; '
+                f'this prompt has {length}. "{instead}" takes prompts of any length',
+                "context",
+            )
+
     def images(self, field_name: str, value: str) -> tuple[ImageSpan, ...]:
         """The prompt's images, at least one. Raises `InterventionError` when there is none.
 

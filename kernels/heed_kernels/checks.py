@@ -93,6 +93,7 @@ def check_edit(edit: Edit) -> None:
         case HeadChoice():
             _check_ranges(edit.keys)
             _integer(edit.chosen, "chosen", 0)
+            _integer(edit.at, "at", edit.rows.start, edit.rows.end - 1)
             _number(edit.gain, "gain")
             _boolean(edit.outliers_out, "outliers_out")
             _boolean(edit.twin, "twin")

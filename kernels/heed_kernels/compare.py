@@ -1,6 +1,6 @@
 """Heads that are multiplied by comparison with each other (`HeadRanking`, `HeadChoice`), on finished outputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -47,6 +47,11 @@ def chosen_heads(edit: HeadChoice, measured: torch.Tensor) -> torch.Tensor:
     return torch.zeros_like(candidates).scatter_(0, order, held)
 
 
+def chosen_gains(edit: HeadChoice, chosen: torch.Tensor) -> torch.Tensor:
+    """float32 [query_heads] from what was chosen, bool [query_heads]."""
+    return torch.ones_like(chosen, dtype=torch.float32).masked_fill_(chosen, edit.gain)
+
+
 def differences(output: torch.Tensor, without: torch.Tensor) -> torch.Tensor:
     """float32 [local_query_heads, 2]: |o - b| and |b|^2 of one row's head outputs o and b, each
     [local_query_heads, head_dim]."""
@@ -86,10 +91,12 @@ class HeadComparer:
         self.known = known
         lasts = isinstance(edit, HeadChoice) and edit.lasts(int(table.prompt_length[slot]))
         self._multiply = multiply if lasts else None
-        self._waiting = {layer for layer, mask in enumerate(edit.on.masks) if mask}
+        self.layers = frozenset(layer for layer, mask in enumerate(edit.on.masks) if mask)
+        self._waiting = set(self.layers)
         """Layers in which no kernel multiplies as yet."""
         self._twin = {} if twin is None else twin
         self._table, self._slot, self._gather = table, slot, gather
+        self._factors: torch.Tensor | None = None
         self._keys = keys_of(edit.keys)
         self._key_places = torch.from_numpy(self._keys).to(device, non_blocking=True)
         self._key_sums: dict[int, torch.Tensor] = {}
@@ -99,38 +106,65 @@ class HeadComparer:
         reached = first + rows > self.edit.rows.start and first < self.edit.rows.end
         return reached and bool(self._waiting)
 
+    def tokens(self, item: NDArray[np.int32]) -> slice:
+        """Of the batch, those whose outputs are multiplied; `acts` holds. item: as for `carry_out`."""
+        first, token = int(item[FIRST_POSITION]), int(item[FIRST_TOKEN])
+        skipped = max(self.edit.rows.start - first, 0)
+        return slice(token + skipped, token + min(int(item[ROWS]), self.edit.rows.end - first))
+
+    def settled(self) -> torch.Tensor | None:
+        """float32 [layers, local_query_heads], by which every row is multiplied from now on; 1 in layers
+        without the edit. None while something is left to compare, or where kernels multiply."""
+        if self._multiply is not None or not isinstance(self.edit, HeadChoice):
+            return None
+        if self._factors is None and self.layers <= self.known.keys():
+            plain = torch.ones_like(next(iter(self.known.values())), dtype=torch.float32)
+            by_layer = [
+                chosen_gains(self.edit, self.known[layer]) if layer in self.layers else plain
+                for layer in range(len(self.edit.on.masks))
+            ]
+            self._factors = self._own(torch.stack(by_layer, dim=1)).T
+        return self._factors
+
+    def _own(self, gains: torch.Tensor) -> torch.Tensor:
+        """This rank's part of [query_heads, ...]."""
+        return gains[self._table.head_start :][: self._table.local_query_heads]
+
+    def ready(self, first: int, rows: int) -> bool:
+        """Whether the rows [first, first + rows) can be multiplied: heads are chosen, or are with one of them."""
+        if isinstance(self.edit, HeadRanking) or self.layers <= self.known.keys():
+            return True
+        return first <= self.edit.at < first + rows
+
     def carry_out(
         self, item: NDArray[np.int32], layer: int, inputs: LayerInputs, output: torch.Tensor
     ) -> None:
         """Multiply a step's rows of the request in `output` [tokens, local_query_heads, head_dim].
 
-        item: int32 [5], its rows as in `plan.Pattern.items`.
+        item: int32 [5], its rows as in `plan.Pattern.items`, for which it is `ready`.
         """
         first, rows = int(item[FIRST_POSITION]), int(item[ROWS])
         if layer not in self._waiting or not self.acts(first, rows):
             return
-        skipped = max(self.edit.rows.start - first, 0)
-        count = min(rows, self.edit.rows.end - first) - skipped
-        start = int(item[FIRST_TOKEN]) + skipped
-        queries, outputs = inputs.query[start : start + count], output[start : start + count]
+        held = self.tokens(item)
+        first += held.start - int(item[FIRST_TOKEN])
+        queries, outputs = inputs.query[held], output[held]
         if isinstance(self.edit, HeadRanking):
             pages = inputs.pages(int(item[BLOCK_TABLE_ROW]))
             scores = self._gather(self._scores(layer, queries, pages, inputs.scale))
             gains = ranked_gains(self.edit, scores)
         else:
             if layer not in self.known:
+                row = self.edit.at - first
                 if self.edit.twin:
                     without = self._twin.pop(layer)
                 else:
                     pages = inputs.pages(int(item[BLOCK_TABLE_ROW]))
-                    without = self._masked(layer, first + skipped, queries[0], pages, inputs.scale)
-                measured = self._gather(differences(outputs[0], without))
+                    without = self._masked(layer, self.edit.at, queries[row], pages, inputs.scale)
+                measured = self._gather(differences(outputs[row], without))
                 self.known[layer] = chosen_heads(self.edit, measured)
-            chosen = self.known[layer][:, None]
-            gains = torch.ones_like(chosen, dtype=torch.float32).masked_fill_(
-                chosen, self.edit.gain
-            )
-        own = gains[self._table.head_start :][: self._table.local_query_heads]
+            gains = chosen_gains(self.edit, self.known[layer])[:, None]
+        own = self._own(gains)
         outputs.mul_(own.T[:, :, None].to(outputs.dtype))
         if self._multiply is not None:
             self._multiply(self._slot, layer, own[:, 0])
@@ -158,3 +192,27 @@ class HeadComparer:
         value = pages.read(places, "value").float()  # [local_kv_heads, keys, head_dim]
         without = torch.bmm(weights.view(len(value), -1, row + 1), value).view(query.shape)
         return without / weights.sum(dim=1, keepdim=True).clamp(min=1e-30)
+
+
+class SettledRows:
+    """A step's rows of all requests whose heads are chosen, multiplied together.
+
+    rows: each request's comparison, which is `settled`, and its item (`HeadComparer.carry_out`).
+    """
+
+    def __init__(self, rows: Sequence[tuple[HeadComparer, NDArray[np.int32]]]) -> None:
+        held = [comparer.tokens(item) for comparer, item in rows]
+        factors = [comparer.settled() for comparer, _ in rows]
+        stacked = torch.stack([each for each in factors if each is not None], dim=1)
+        request = np.repeat(np.arange(len(held)), [each.stop - each.start for each in held])
+        places = np.concatenate([np.arange(each.start, each.stop) for each in held])
+        self._layers = frozenset[int]().union(*(comparer.layers for comparer, _ in rows))
+        self._places = torch.from_numpy(places).to(stacked.device)
+        self._factors = stacked[:, torch.from_numpy(request).to(stacked.device), :, None]
+        """[layers, rows, local_query_heads, 1]"""
+
+    def carry_out(self, layer: int, output: torch.Tensor) -> None:
+        """output: [tokens, local_query_heads, head_dim] of the whole batch."""
+        if layer in self._layers:
+            multiplied = output[self._places] * self._factors[layer].to(output.dtype)
+            output.index_copy_(0, self._places, multiplied)

@@ -129,6 +129,8 @@ def compile_edits(
 
     hides_from = min(visible.sinks + visible.window, OPEN) if visible else OPEN
     changes = [e.rows for e in edits if not isinstance(e, VisibleKeys | _OBSERVED)]
+    # Rows before the one that chooses are multiplied with it, and never by a kernel.
+    changes += [_from_choice(choice) for choice in _those(edits, HeadChoice)]
     phase_start = _phases(changes, hides_from)
     ranges = elementary_ranges(
         grouped, kept, transfers[0] if transfers else None, probes, phase_start
@@ -146,7 +148,8 @@ def compile_edits(
         hidden |= _held(evict.rows, phase_start)
     active = (vectors != plain).any(axis=(2, 3)) | (mix != 0).any(axis=2) | hidden
     for choice in multiplied:
-        active |= np.array(choice.on.masks, bool)[:, None] & _held(choice.rows, phase_start)
+        held = _held(_from_choice(choice), phase_start)
+        active |= np.array(choice.on.masks, bool)[:, None] & held
     sources = np.zeros(0, np.int32)
     if transfers and isinstance(transfers[0].sources, KeyRanges):
         runs = [np.arange(start, end) for start, end in transfers[0].sources.ranges]
@@ -211,6 +214,11 @@ def _held(rows: Rows, phase_start: NDArray[np.int32]) -> NDArray[np.bool_]:
     """bool [phases]: in which phases an edit with these rows holds."""
     held: NDArray[np.bool_] = (phase_start >= rows.start) & (phase_start < rows.end)
     return held
+
+
+def _from_choice(choice: HeadChoice) -> Rows:
+    """Its rows from the one on that chooses."""
+    return Rows(choice.at, choice.rows.end)
 
 
 def _mask(on: HeadSet, query_heads: int) -> NDArray[np.bool_]:

@@ -222,7 +222,7 @@ class HeadRanking:
 
 @dataclass(frozen=True)
 class HeadChoice:
-    """Multiply heads by `gain` that are chosen once, at row `rows.start` (VHR, arXiv 2412.13949).
+    """Multiply heads by `gain` that are chosen once, at row `at` of `rows` (VHR, arXiv 2412.13949).
 
     With o the head's output at that row and b its output without `keys`: the `chosen` heads of the largest
     |o - b|, of equal ones the lower id. With `outliers_out` none where both |o - b| and |b|^2 exceed their
@@ -231,10 +231,13 @@ class HeadChoice:
 
     b is what the row's own weights give without `keys`, or with `twin` what the last row of another request
     gave, which had the prompt without these tokens and no edit.
+
+    Rows before `at` need what it gives in the same layer, so they have to be in one step with it.
     """
 
     on: HeadSet
     rows: Rows
+    at: int
     keys: KeyRanges
     chosen: int
     gain: float
@@ -243,8 +246,8 @@ class HeadChoice:
     twin: bool = False
 
     def lasts(self, prompt_length: int) -> bool:
-        """Whether it holds for one row of the prompt at most, and for all generated ones."""
-        return self.rows.start + 1 >= prompt_length and self.rows.end == OPEN
+        """Whether it holds for all generated rows, and in the steps after the one that chooses for no others."""
+        return self.at + 1 >= prompt_length and self.rows.end == OPEN
 
 
 @dataclass(frozen=True)

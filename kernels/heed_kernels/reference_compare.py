@@ -58,7 +58,7 @@ def compared(
     """`output` [rows, query_heads, head_dim] after the edits among `edits` that compare heads.
 
     weights: without mass transfer, [query_heads, rows, keys]; key, value: [keys, query_heads, head_dim].
-    The rows of a `HeadChoice` have to begin among these rows, or before the first of them.
+    The row at which a `HeadChoice` chooses has to be among these rows.
     """
     first = len(key) - len(query)
     for edit in edits:
@@ -71,8 +71,8 @@ def compared(
         elif not held.any():
             continue
         else:
-            assert edit.rows.start >= first, "the row at which heads are chosen is not there"
-            row = edit.rows.start - first
+            row = edit.at - first
+            assert 0 <= row < len(query), "the row at which heads are chosen is not there"
             assert not edit.twin, "another request's outputs are not here: see `chosen`"
             beside = masked(edit, weights[:, row], value)
             factors = chosen(edit, output[row], beside)[None]

@@ -9,12 +9,29 @@ from heed_interventions import ImageSpan, InterventionError, ModelView, parse, r
 
 
 @pytest.mark.parametrize("mode", ["masked", "companion"])
-def test_what_is_not_offered_of_vhr_is_refused_by_its_name(mode: str) -> None:
+def test_all_rows_of_a_prompt_longer_than_a_step_are_refused_with_the_limit_and_the_way_out(
+    mode: str,
+) -> None:
+    model, view = replace(VISION, longest_step=19), prompt(images=(IMAGE,))
     raw = {"method": "vhr", "mode": mode, "rows": "all"}
-    with pytest.raises(InterventionError, match="not offered") as caught:
-        resolve(parse([raw]), VISION, prompt(images=(IMAGE,)))
-    assert caught.value.param == "interventions.0.rows"
-    assert caught.value.reason == "unsupported"
+    with pytest.raises(InterventionError, match=r"19 tokens here.*20.*last_and_gen") as caught:
+        resolve(parse([raw]), model, view)
+    assert (caught.value.param, caught.value.reason) == ("interventions.0.rows", "context")
+    assert resolve(parse([raw]), model, prompt(19, images=(IMAGE,))).edits
+    assert resolve(parse([raw | {"rows": "last_and_generated"}]), model, view).edits
+    assert not resolve(parse([raw | {"alpha": 1}]), model, view).edits
+
+
+def test_all_rows_stand_beside_act_where_it_needs_the_whole_prompt_too() -> None:
+    view = prompt(images=(IMAGE,))
+    vhr, act = {"method": "vhr", "rows": "all"}, {"method": "act", "layers": [1]}
+    assert resolve(parse([vhr, act]), VISION, view).cache == "private"
+    causal = act | {"stats": "causal"}
+    for pair in ([vhr, causal], [causal, vhr]):
+        with pytest.raises(InterventionError, match='`stats` to "full"') as caught:
+            resolve(parse(pair), VISION, view)
+        assert (caught.value.param, caught.value.reason) == ("interventions.1", "composition")
+    assert resolve(parse([{"method": "vhr"}, causal]), VISION, view).edits
 
 
 @pytest.mark.parametrize(

@@ -90,11 +90,15 @@ EDITS: list[tuple[dict[str, object], list[Edit]]] = [
     ),
     (
         {"method": "vhr", "mode": "masked", "select_fraction": 0.7},
-        [HeadChoice(EVERYWHERE, Rows(LAST, OPEN), VISUAL, 5, 2.0, True, 0)],
+        [HeadChoice(EVERYWHERE, Rows(LAST, OPEN), LAST, VISUAL, 5, 2.0, True, 0)],
     ),
     (
         {"method": "vhr", "layers": [2], "filter": False},
-        [HeadChoice(LAYER_2, Rows(LAST, OPEN), VISUAL, 4, 2.0, False, 0, twin=True)],
+        [HeadChoice(LAYER_2, Rows(LAST, OPEN), LAST, VISUAL, 4, 2.0, False, 0, twin=True)],
+    ),
+    (
+        {"method": "vhr", "mode": "masked", "rows": "all"},
+        [HeadChoice(EVERYWHERE, Rows(0, OPEN), LAST, VISUAL, 4, 2.0, True, 0)],
     ),
     (
         {"method": "spin", "ratio": 0.29, "lambda": 0},
@@ -202,6 +206,7 @@ def test_more_pieces_of_images_than_the_server_holds_are_refused(name: str) -> N
         ({"method": "var"}, "salted", LAST + 1),
         ({"method": "var", "prefill": False}, "salted", LAST + 1),
         ({"method": "vhr", "mode": "masked"}, "shared", LAST),
+        ({"method": "vhr", "rows": "all"}, "private", 0),
         ({"method": "spin"}, "shared", LAST),
         ({"method": "paint"}, "shared", LAST),
         ({"method": "gift", "saliency_layer": 0, "layers": [1]}, "private", 0),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.kernels.paged_model import layout_of
 
-from heed_kernels.compare import HeadComparer, chosen_heads
+from heed_kernels.compare import HeadComparer, SettledRows, chosen_heads
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import (
     OPEN,
@@ -34,9 +34,12 @@ BIAS = KeyBias(HeadSet((0b110101,)), Rows(), KeyRanges(((10, 33),)), -0.7, 1)
 COMPARISONS = {
     "a ranking": HeadRanking(ON, ROWS, VISUAL, 4, 0.25, 0),
     "a ranking that removes": HeadRanking(ON, ROWS, VISUAL, 1, 0.0, 0),
-    "a choice": HeadChoice(ON, ROWS, VISUAL, 3, 2.0, True, 0),
-    "a choice of outliers too": HeadChoice(ON, ROWS, VISUAL, 2, 0.5, False, 0),
+    "a choice": HeadChoice(ON, ROWS, PROMPT - 1, VISUAL, 3, 2.0, True, 0),
+    "a choice of outliers too": HeadChoice(ON, ROWS, PROMPT - 1, VISUAL, 2, 0.5, False, 0),
 }
+
+
+EVERY_ROW = HeadChoice(ON, Rows(), PROMPT - 1, VISUAL, 3, 2.0, True, 0)
 
 
 def alone(local: torch.Tensor) -> torch.Tensor:
@@ -111,9 +114,24 @@ def test_outputs_are_the_dense_reference_s_in_any_steps(
     assert not torch.allclose(expected[PROMPT - 1], plain[PROMPT - 1])
 
 
-@pytest.mark.parametrize("name", COMPARISONS)
-def test_two_ranks_compare_the_whole_layer(name: str) -> None:
-    sequence, edits = Sequence(), [COMPARISONS[name]]
+@pytest.mark.parametrize("steps", [[], [50], [55]])
+@pytest.mark.parametrize("biased", [False, True])
+def test_heads_that_the_last_prompt_row_chooses_gain_in_every_row(
+    biased: bool, steps: list[int]
+) -> None:
+    others: list[Edit] = [BIAS] if biased else []
+    sequence = Sequence()
+    expected, plain = sequence.dense([EVERY_ROW, *others]), sequence.dense(others)
+    output = compared(sequence, [EVERY_ROW, *others], steps)
+    torch.testing.assert_close(output, expected, rtol=1e-5, atol=1e-5)
+    gained = (expected != plain).flatten(2).any(dim=2)
+    assert gained.sum(dim=1).tolist() == [3] * LENGTH
+    assert (gained == gained[PROMPT - 1]).all()
+
+
+@pytest.mark.parametrize("edit", [*COMPARISONS.values(), EVERY_ROW])
+def test_two_ranks_compare_the_whole_layer(edit: HeadRanking | HeadChoice) -> None:
+    sequence, edits = Sequence(), list[Edit]([edit])
     halves = slice(0, 3), slice(3, 6)
     seen: dict[int, list[torch.Tensor]] = {0: [], 1: []}
     for rank, heads in enumerate(halves):
@@ -173,7 +191,7 @@ def heads_of(chosen: torch.Tensor) -> list[int]:
 
 
 def test_a_head_that_stands_out_twice_is_left_out() -> None:
-    edit = HeadChoice(ON, ROWS, VISUAL, 2, 2.0, True, 0)
+    edit = HeadChoice(ON, ROWS, PROMPT - 1, VISUAL, 2, 2.0, True, 0)
     measured = torch.tensor([[9.0, 9], [2, 1], [3, 1], [1, 1], [1, 1], [1, 1]])
     assert heads_of(chosen_heads(edit, measured)) == [1, 2]
     # Far from the rest without the image alone, or with it alone, is no outlier.
@@ -182,5 +200,55 @@ def test_a_head_that_stands_out_twice_is_left_out() -> None:
 
 
 def test_of_equal_heads_the_lower_id_is_chosen() -> None:
-    edit = HeadChoice(ON, ROWS, VISUAL, 2, 2.0, True, 0)
+    edit = HeadChoice(ON, ROWS, PROMPT - 1, VISUAL, 2, 2.0, True, 0)
     assert heads_of(chosen_heads(edit, torch.ones(6, 2))) == [0, 1]
+
+
+def test_requests_whose_heads_are_chosen_are_multiplied_together_as_each_alone() -> None:
+    """Of different lengths and layers, beside rows of others, on the second of two ranks."""
+    heads = slice(3, 6)
+    table = EditTable(3, 2, HEADS, KV_HEADS, head_start=heads.start, local_query_heads=3)
+    choices = [
+        HeadChoice(HeadSet(on), Rows(start, OPEN), start, VISUAL, 2, gain, True, 0)
+        for on, start, gain in (((1, 1), 9, 2.0), ((0, 1), 4, 0.3), ((1, 0), 6, 3.0))
+    ]
+    comparers = []
+    for number, choice in enumerate(choices):
+        slot = table.insert([choice], prompt_length=choice.rows.start + 1)
+        known = {
+            layer: torch.arange(HEADS) % 3 == (number + layer) % 3
+            for layer in range(2)
+            if choice.on.masks[layer]
+        }
+        comparers.append(HeadComparer(table, slot, choice, alone, known))
+    # A token of somebody else, all rows of a request that was preempted, two more tokens, one row, three.
+    items = np.array([[0, 1, 14, 0, 0], [1, 17, 1, 30, 1], [2, 18, 3, 7, 2]], np.int32)
+    draw = torch.Generator().manual_seed(1)
+    before = torch.randn(22, 3, HEAD_DIM, generator=draw)
+    inputs = LayerInputs(before, torch.empty(0), torch.empty(0), SCALE, None, layout_of(16, 16))
+    together = SettledRows(list(zip(comparers, items, strict=True)))
+    for layer in range(2):
+        expected, output = before.clone(), before.clone()
+        for comparer, item in zip(comparers, items, strict=True):
+            comparer.carry_out(item, layer, inputs, expected)
+        together.carry_out(layer, output)
+        assert not torch.equal(output, before)
+        assert torch.equal(output, expected)
+
+
+def test_nothing_is_settled_while_heads_are_to_be_chosen_or_compared_in_each_row() -> None:
+    table = EditTable(2, 2, HEADS, KV_HEADS)
+    choice = HeadChoice(HeadSet((1, 1)), ROWS, PROMPT - 1, VISUAL, 2, 2.0, True, 0)
+    slot = table.insert([choice], prompt_length=PROMPT)
+    known: dict[int, torch.Tensor] = {0: torch.arange(HEADS) < 2}
+    comparer = HeadComparer(table, slot, choice, alone, known)
+    assert comparer.settled() is None
+    known[1] = torch.arange(HEADS) > 3
+    settled = comparer.settled()
+    assert settled is not None
+    assert settled.tolist() == [[2, 2, 1, 1, 1, 1], [1, 1, 1, 1, 2, 2]]
+    by_kernel = HeadComparer(
+        table, slot, choice, alone, known, multiply=lambda slot, layer, factors: None
+    )
+    ranking = HeadComparer(table, slot, HeadRanking(ON, ROWS, VISUAL, 4, 0.25, 0), alone, known)
+    assert by_kernel.settled() is None and ranking.settled() is None

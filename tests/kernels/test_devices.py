@@ -76,8 +76,8 @@ def gathered(local: torch.Tensor) -> torch.Tensor:
 
 COMPARED = {
     "ranking": HeadRanking(ON, ANSWER, VISUAL, 2, 0.5, 0),
-    "choice": HeadChoice(ON, ANSWER, VISUAL, 2, 2.0, True, 0),
-    "choice by a twin": HeadChoice(ON, ANSWER, VISUAL, 2, 2.0, True, 0, twin=True),
+    "choice": HeadChoice(ON, ANSWER, PROMPT - 1, VISUAL, 2, 2.0, True, 0),
+    "choice by a twin": HeadChoice(ON, ANSWER, PROMPT - 1, VISUAL, 2, 2.0, True, 0, twin=True),
     "shift": GazeShift(SECOND, ANSWER, VISUAL, BESIDE, BESIDE, 0, 2, 5.0, 1.0, 0),
 }
 

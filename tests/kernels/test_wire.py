@@ -73,7 +73,7 @@ EDITS = [
         21,
     ),
     HeadRanking(ON, Rows(39), KeyRanges(((3, 9),)), 3, 0.1, 19),
-    HeadChoice(ON, Rows(39), KeyRanges(((3, 9), (12, 13))), 3, 2.0, True, 20, twin=True),
+    HeadChoice(ON, Rows(39), 41, KeyRanges(((3, 9), (12, 13))), 3, 2.0, True, 20, twin=True),
     KeyScale(ON, Rows(39), PatchKeys(KeyRanges(((3, 9), (12, 18))), True, 4), 1.0, 0.3, 21),
     Evict(ColumnScore(), None, (64, 64, 64), 64, 4, 16, True, 1, True, Rows(100), 12),
     Evict(NormScore(), HeadShare(0.2), (64, 9, 64), 100, 4, 5, False, 0, False, Rows(90), 13),

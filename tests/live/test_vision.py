@@ -13,7 +13,7 @@ import pytest
 from conformance import assert_close
 from live_server import LiveServer, serving, together
 from PIL import Image
-from vision_cases import VISION_CASES, assert_vision_conforms, moved
+from vision_cases import VISION_CASES, assert_vision_conforms, is_whole, moved
 from vision_definition import salient
 from vision_reference import VisionReference
 from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, picture, trained_model
@@ -90,7 +90,7 @@ def test_a_prefix_hit_of_an_image_changes_nothing(vision_server: LiveServer, cas
     pictures, edits = [picture(40), picture(41)], VISION_CASES[case]
     ask(vision_server, QUESTIONS[2], pictures, edits, fresh=False)
     again = ask(vision_server, QUESTIONS[2], pictures, edits, fresh=False)
-    if any(edit["method"] == "gift" for edit in edits):
+    if is_whole(edits) or any(edit["method"] == "gift" for edit in edits):
         assert not again.completion.cached_tokens
     else:
         assert again.completion.cached_tokens, "the second request should have found blocks"
@@ -269,6 +269,12 @@ def test_small_chunks_change_nothing(cramped_vision_server: LiveServer, case: st
     edits = VISION_CASES[case]
     for number, question in enumerate(QUESTIONS):
         pictures = [picture(60 + number + n) for n in range(1 + number)]
+        if is_whole(edits) and number:
+            response = ask_raw(cramped_vision_server, question, pictures, interventions=edits)
+            error = response.json()["error"]
+            assert (response.status_code, error["param"].split(".")[-1]) == (400, "rows")
+            assert "80 tokens" in error["message"]
+            continue
         asked = ask(cramped_vision_server, question, pictures, edits, prompt_logprobs=True)
         assert_vision_conforms(cramped_vision_server, asked, edits)
 
@@ -284,7 +290,13 @@ def test_preempted_requests_with_pictures_equal_the_reference(
         calls = [
             lambda edits=edits, n=n: (
                 edits,
-                ask(server, QUESTIONS[n % 3], [picture(80 + n)] * 2, edits, max_tokens=90),
+                ask(
+                    server,
+                    QUESTIONS[n % (2 if is_whole(edits) else 3)],
+                    [picture(80 + n)] * (1 if is_whole(edits) else 2),
+                    edits,
+                    max_tokens=90,
+                ),
             )
             for n, edits in enumerate(cases[start : start + 4])
         ]
@@ -309,7 +321,16 @@ def test_a_companion_meets_its_request_in_the_same_engine(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "case",
-    ["vhr", "vhr and its companion", "paint", "spin", "var", "gift", "everything together"],
+    [
+        "vhr",
+        "vhr and its companion",
+        "vhr of every row",
+        "paint",
+        "spin",
+        "var",
+        "gift",
+        "everything together",
+    ],
 )
 def test_two_ranks_equal_one(
     vision_server: LiveServer, two_vision_ranks: LiveServer, case: str

@@ -61,6 +61,12 @@ VISION_CASES: dict[str, Edits] = {
         {"method": "vhr", "mode": "companion", "filter": False, "alpha": 3, "layers": [0, 2, -1]},
         {"method": "pai", "alpha": 0.6},
     ],
+    "vhr of every row": [{"method": "vhr", "mode": "masked", "rows": "all", "alpha": 1.5}],
+    "vhr of every row and its companion, beside others": [
+        {"method": "zerotuning", "gamma": 2},
+        {"method": "vhr", "rows": "all", "select_fraction": 0.34, "filter": False},
+        {"method": "pai", "alpha": 0.6},
+    ],
     "spin": [{"method": "spin", "ratio": 0.5, "lambda": 0}],
     "spin of some layers": [{"method": "spin", "ratio": 0.7, "lambda": 0.2, "layers": [1, -2]}],
     "gift": [{"method": "gift", "saliency_layer": 1, "layers": [2, 3, 4]}],
@@ -92,6 +98,11 @@ VISION_CASES: dict[str, Edits] = {
         {"method": "locore", "beta": 0.5, "include_prompt_tail": True},
     ],
 }
+
+
+def is_whole(edits: Edits) -> bool:
+    """Whether the prompt has to be one step."""
+    return any(edit["method"] == "vhr" and edit.get("rows") == "all" for edit in edits)
 
 
 def vision_reference(server: LiveServer, asked: Asked, edits: Edits) -> Result:

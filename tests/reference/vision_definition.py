@@ -201,8 +201,8 @@ def reinforced(
 
     weights: [heads, rows, keys]; value: [heads, keys, head_dim].
     """
-    assert edit["rows"] == "last_and_generated"
     count, row = len(output), prompt_length - 1
+    first = {"last_and_generated": row, "all": 0}[edit["rows"]]
     distance, size = [], []
     for head in range(count):
         if edit["mode"] == "companion":
@@ -223,7 +223,7 @@ def reinforced(
         swapped = [distance[head] for head in set(there) ^ set(chosen)]
         assert max(swapped) - min(swapped) <= NEAR_TIE * max(swapped), (layer, there, chosen)
     result = output.clone()
-    result[there, row:] *= edit["alpha"]
+    result[there, first:] *= edit["alpha"]
     return result
 
 

@@ -12,20 +12,23 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
-import torch
-from tests.server.simulated_keys import LONGEST, first_rows, keys_of, keys_seen, search_of
-from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from tests.server.simulated_keys import (
+    choice_of,
+    first_rows,
+    images_of,
+    keys_of,
+    keys_seen,
+    search_of,
+)
+from tests.server.simulated_scheduler import Setting, scheduler_for
 from vllm.sampling_params import SamplingParams
 from vllm.utils.hashing import sha256
-from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
-from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
-from vllm.v1.structured_output import StructuredOutputManager
 
 from heed_kernels.edits import Edit, VisibleKeys
 from heed_kernels.evict import Evict
@@ -36,22 +39,6 @@ from heed_server.engine.kept_counts import NOT_KEPT, ORDERS, Orders
 from heed_server.engine.kv_release import RELEASED
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.engine.publication import FAILED
-from heed_server.engine.scheduler import HeedAsyncScheduler, HeedScheduler
-from heed_server.models import bundled_model
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How a server is started. pool: blocks that requests can have."""
-
-    pool: int
-    block_size: int = 4
-    chunk: int = 16
-    batch: int = 6
-    prefix_caching: bool = True
-    reserve_full_prompt: bool = True
-    watermark: float = 0.0
-    run_ahead: bool = False
 
 
 @dataclass
@@ -59,7 +46,8 @@ class Plan:
     """A request: all its tokens, of which the first `prompt` are given.
 
     window: what its rows see; segments: how keys are sought in it; limit: its publication limit where
-    keys are sought and it is not the prompt's length.
+    keys are sought and it is not the prompt's length. chooses: its last prompt row chooses heads for all
+    rows, in place of the search. images: first tokens and numbers of tokens.
     """
 
     name: str
@@ -69,6 +57,8 @@ class Plan:
     segments: Segments | None = None
     limit: int | None = None
     evict: Evict | None = None
+    chooses: bool = False
+    images: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass
@@ -96,52 +86,6 @@ class Row:
         return np.concatenate([kept, later]), np.concatenate([np.arange(len(kept)), later])
 
 
-@cache
-def _model_config() -> ModelConfig:
-    model = bundled_model("heed-tiny")
-    assert model is not None
-    return ModelConfig(model=str(model.directory), dtype="float32")
-
-
-def scheduler_for(setting: Setting) -> Any:
-    """A scheduler as an engine would make it."""
-    init_none_hash(sha256)
-    scheduling = SchedulerConfig(
-        max_model_len=LONGEST,
-        is_encoder_decoder=False,
-        max_num_batched_tokens=setting.chunk,
-        max_num_seqs=min(setting.batch, setting.chunk),
-        watermark=setting.watermark,
-        scheduler_reserve_full_isl=setting.reserve_full_prompt,
-    )
-    scheduling.async_scheduling = setting.run_ahead
-    cache_config = CacheConfig(
-        block_size=setting.block_size, enable_prefix_caching=setting.prefix_caching
-    )
-    cache_config.num_gpu_blocks = setting.pool + 1
-    config = VllmConfig(
-        model_config=_model_config(), scheduler_config=scheduling, cache_config=cache_config
-    )
-    config.scheduler_config.async_scheduling = setting.run_ahead
-    spec = FullAttentionSpec(
-        block_size=setting.block_size, num_kv_heads=1, head_size=1, dtype=torch.float32
-    )
-    kind = HeedAsyncScheduler if setting.run_ahead else HeedScheduler
-    scheduler: Any = kind(
-        vllm_config=config,
-        kv_cache_config=KVCacheConfig(
-            num_blocks=setting.pool + 1,
-            kv_cache_tensors=[],
-            kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
-        ),
-        structured_output_manager=StructuredOutputManager(config),
-        block_size=setting.block_size,
-        log_stats=False,
-    )
-    scheduler.max_model_len = scheduler.kv_cache_manager.max_model_len = LONGEST
-    return scheduler
-
-
 class Simulator:
     """An engine: `add`, `step` until `idle`. Requests in `failing` are computed without their edits."""
 
@@ -165,6 +109,7 @@ class Simulator:
         self.events = 0
         self.in_place = 0
         self.failing: set[str] = set()
+        self.encoded: set[str] = set()
 
     @property
     def idle(self) -> bool:
@@ -183,7 +128,7 @@ class Simulator:
         elif plan.segments is not None:
             limit = 0 if plan.segments.ahead else plan.prompt
             limit = limit if plan.limit is None else plan.limit
-            edits.append(search_of(plan.segments))
+            edits.append(choice_of(plan.prompt) if plan.chooses else search_of(plan.segments))
             salt = None if plan.segments.ahead else "causal"
         if edits:
             packed = pack(Payload(plan.name, 1, plan.prompt, limit, tuple(edits)))
@@ -195,6 +140,7 @@ class Simulator:
                 prompt_token_ids=plan.tokens[: plan.prompt],
                 sampling_params=params,
                 pooling_params=None,
+                mm_features=images_of(plan.name, plan.images),
                 cache_salt=salt,
                 block_hasher=self.hasher,
             )
@@ -241,6 +187,7 @@ class Simulator:
         scheduled: dict[str, int] = output.num_scheduled_tokens
         for name, count in scheduled.items():
             self.check_segment(self.rows[name].plan, first[name], first[name] + count)
+            self.check_images(output, self.rows[name].plan, first[name], first[name] + count)
             self.check_chunk(self.rows[name], first[name], first[name] + count, name in entering)
             self.write(self.rows[name], range(first[name], first[name] + count))
         for name, count in scheduled.items():
@@ -286,6 +233,15 @@ class Simulator:
         if segments is not None:
             assert end <= segments.end(first), f"{plan.name}: rows {first} to {end - 1}"
             assert not segments.ahead or end >= plan.prompt, f"{plan.name}: {end} rows"
+
+    def check_images(self, output: Any, plan: Plan, first: int, end: int) -> None:
+        """The encoder has seen every image of a step's rows."""
+        self.encoded -= set(output.free_encoder_mm_hashes)
+        for index in output.scheduled_encoder_inputs.get(plan.name, ()):
+            self.encoded.add(f"{plan.name} {index}")
+        for index, (start, count) in enumerate(plan.images):
+            seen = start < end and first < start + count
+            assert not seen or f"{plan.name} {index}" in self.encoded, f"{plan.name}: image {index}"
 
     def places(self, row: Row, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         size = self.setting.block_size

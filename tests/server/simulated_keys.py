@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-from heed_kernels.edits import OPEN, FindKeys, HeadSet, KeyRanges, Rows
+from heed_kernels.edits import OPEN, FindKeys, HeadChoice, HeadSet, KeyRanges, Rows
 from heed_kernels.segments import Segments
 from heed_server.engine.hidden_blocks import Window
 
@@ -36,6 +37,19 @@ def search_of(segments: Segments) -> FindKeys:
         HeadSet((1,)), rows, 0.1, 1, 8, KeyRanges(()), True, 0,
         prompt=segments.prompt, ahead=segments.ahead, until=segments.until,
     )  # fmt: skip
+
+
+def choice_of(prompt: int) -> HeadChoice:
+    """Heads that the last prompt row chooses, for all rows."""
+    return HeadChoice(HeadSet((1,)), Rows(), prompt - 1, KeyRanges(()), 1, 2.0, True, 0)
+
+
+def images_of(name: str, images: Sequence[tuple[int, int]]) -> list[MultiModalFeatureSpec]:
+    """vLLM's features for images with these first tokens and numbers of tokens, different ones in each request."""
+    return [
+        MultiModalFeatureSpec(None, "image", f"{name} {index}", PlaceholderRange(start, count))
+        for index, (start, count) in enumerate(images)
+    ]
 
 
 def first_rows(output: Any) -> dict[str, int]:

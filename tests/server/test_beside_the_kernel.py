@@ -52,7 +52,7 @@ VAR: tuple[Edit, ...] = (
     FlagKeys(ON, Rows(0, PROMPT), (1,), 1.5, VISUAL, False, 0),
     MassTransfer(ON, Rows(6, OPEN), FoundKeys(), VISUAL, 0.6, Gate(VISUAL, VISUAL, 0.5, 0.2), 0),
 )
-VHR: tuple[Edit, ...] = (HeadChoice(ON, Rows(PROMPT - 1), VISUAL, 2, 2.0, True, 0),)
+VHR: tuple[Edit, ...] = (HeadChoice(ON, Rows(PROMPT - 1), PROMPT - 1, VISUAL, 2, 2.0, True, 0),)
 
 
 def book() -> EditedRequests:
@@ -156,6 +156,17 @@ def test_chosen_heads_outlive_a_preemption_and_are_forgotten_in_the_end() -> Non
     requests.enter("a", payload(VHR), 0)
     (fresh,) = step(requests, 0, PROMPT, set()).comparers
     assert fresh.comparer.known == {}
+
+
+def test_rows_that_cannot_wait_for_the_one_that_chooses_fail_in_the_report() -> None:
+    requests = book()
+    every_row = HeadChoice(ON, Rows(), PROMPT - 1, VISUAL, 2, 2.0, True, 0)
+    requests.enter("a", payload((every_row,)), 0)
+    assert len(step(requests, 0, PROMPT, set()).comparers) == 1
+    requests.enter("a", payload((every_row,)), 0)
+    assert step(requests, 0, 8, set()).comparers == ()
+    assert "in one step" in requests.take(["r"])["r"][0]["failure"]
+    assert step(requests, 8, PROMPT - 8, set()).comparers == ()
 
 
 class Layer(nn.Module):

@@ -131,7 +131,7 @@ IMAGE, QUESTION = KeyRanges(((2, 4),)), KeyRanges(((4, 9),))
     ("edit", "looked_at"),
     [
         (HeadRanking(EVERY, ANSWER, IMAGE, 2, 0.5, 0), [False, True, True]),
-        (HeadChoice(EVERY, ANSWER, IMAGE, 2, 2.0, True, 0), [False, True, False]),
+        (HeadChoice(EVERY, ANSWER, ANSWER.start, IMAGE, 2, 2.0, True, 0), [False, True, False]),
         (GazeShift(LATER, ANSWER, IMAGE, QUESTION, QUESTION, 0, 2, 5.0, 1.0, 0), [True] * 3),
         (FlagKeys(EVERY, Rows(0, 10), (1,), 2.0, IMAGE, False, 0), [True, True, False]),
     ],
@@ -150,9 +150,10 @@ def test_a_step_beside_whose_kernel_something_is_done_runs_without_a_graph(
         modes.append(graphs(scheduled(("e", rows, first), ("p", 1, 30))) is CUDAGraphMode.NONE)
         if first:
             server.step(("e", rows, first))
-        for rows_of in server.book.comparing.comparers(
-            np.array([[server.slot("e"), 0, rows, first, 0]])
-        ):
+        item = np.array([[server.slot("e"), 0, rows, first, 0]])
+        compared, failures = server.book.comparing.advance(item)
+        assert not failures
+        for rows_of in compared:
             for layer in range(LAYERS):
                 known = rows_of.comparer.known
                 if isinstance(edit, HeadChoice):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.server.schedule_simulator import Plan, Setting, Simulator
+from tests.server.schedule_simulator import Plan, Simulator
 from tests.server.simulated_keys import first_rows
+from tests.server.simulated_scheduler import Setting
 from tests.server.test_kv_release import tokens
 from tests.slow_cases import gated
 from vllm.v1.outputs import ModelRunnerOutput

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.server.schedule_simulator import Plan, Setting, Simulator
+from tests.server.schedule_simulator import Plan, Simulator
+from tests.server.simulated_scheduler import Setting
 from tests.server.test_kv_release import WINDOWS, random_setting, tokens
 from tests.slow_cases import gated
 

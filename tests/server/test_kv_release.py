@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.server.schedule_simulator import Plan, Setting, Simulator
+from tests.server.schedule_simulator import Plan, Simulator
+from tests.server.simulated_scheduler import Setting
 from tests.slow_cases import gated
 
 from heed_server.engine.hidden_blocks import Window

@@ -3,7 +3,8 @@
 from typing import Any
 
 import pytest
-from tests.server.schedule_simulator import Plan, Setting, Simulator
+from tests.server.schedule_simulator import Plan, Simulator
+from tests.server.simulated_scheduler import Setting
 from tests.server.test_kv_release import tokens
 
 from heed_server.engine.hidden_blocks import Window

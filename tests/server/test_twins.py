@@ -32,8 +32,8 @@ LAYERS, HEADS, HEAD_DIM = 3, 4, 16
 PROMPT, TEXT = 12, 8
 ON = HeadSet((0, 0b1111, 0b1111))
 VISUAL = KeyRanges(((2, 6),))
-CHOICE = HeadChoice(ON, Rows(PROMPT - 1, OPEN), VISUAL, 2, 2.0, False, 0, twin=True)
-OTHER: Edit = HeadChoice(ON, Rows(PROMPT - 1, OPEN), VISUAL, 2, 2.0, False, 0)
+CHOICE = HeadChoice(ON, Rows(PROMPT - 1, OPEN), PROMPT - 1, VISUAL, 2, 2.0, False, 0, twin=True)
+OTHER: Edit = HeadChoice(ON, Rows(PROMPT - 1, OPEN), PROMPT - 1, VISUAL, 2, 2.0, False, 0)
 FAR = [0.0, 3.0, 1.0, 2.0]
 """How far each head's output is from its twin's; the two farthest are to be chosen."""
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.server.schedule_simulator import Plan, Setting, Simulator
+from tests.server.schedule_simulator import Plan, Simulator
+from tests.server.simulated_scheduler import Setting
 from tests.server.test_kv_release import WINDOWS, tokens
 from tests.slow_cases import gated
 
@@ -46,6 +47,10 @@ def random_plan(chance: random.Random, setting: Setting, number: int) -> Plan:
             made.window = window
     elif kind != "plain":
         made.segments = Segments(prompt, kind == "whole", chance.random() < 0.4)
+        made.chooses = kind == "whole" and not made.segments.running and chance.random() < 0.5
+    if setting.encoder and prompt > 12:
+        starts = chance.sample(range(0, prompt - 9, 9), chance.randint(0, min(3, prompt // 9 - 1)))
+        made.images = tuple((start, 9) for start in sorted(starts))
     return made
 
 
@@ -62,6 +67,7 @@ def test_random_schedules_compute_whole_prompts_in_one_step_and_end(seed: int) -
         reserve_full_prompt=chance.random() < 0.75,
         watermark=chance.choice([0.0, 0.0, 0.05]),
         run_ahead=chance.random() < 0.4,
+        encoder=27 if seed % 2 else 0,
     )
     simulator = Simulator(setting)
     waiting = [random_plan(chance, setting, i) for i in range(chance.randint(2, 12))]
@@ -100,6 +106,18 @@ def test_a_step_is_reserved_for_it_after_a_few_passes_whatever_else_arrives() ->
     # Those before it come first; each takes a bit more than three steps.
     steps = steps_until_begun(simulator, "whole")
     assert steps <= 6 * 200 // 64 + MOST_PASSES + 6
+
+
+def test_a_prompt_whose_images_find_the_encoder_full_waits_for_all_of_them() -> None:
+    """What the encoder made of an image is kept until all of the image's rows are computed."""
+    simulator = Simulator(Setting(pool=400, chunk=40, batch=8, encoder=20))
+    first, second = plan("first", 52, 5), whole("whole", 20)
+    first.images, second.images, second.chooses = ((30, 20),), ((6, 10),), True
+    simulator.add(first)
+    simulator.add(second)
+    simulator.step()
+    assert steps_until_begun(simulator, "whole") == 2
+    simulator.finish(50)
 
 
 def test_a_running_prefill_makes_way_for_one_step_only() -> None:

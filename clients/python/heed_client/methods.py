@@ -720,7 +720,7 @@ class VHR(Intervention):
     )
     rows: Literal["last_and_generated", "all"] = Field(
         default="last_and_generated",
-        description='Which rows are reinforced; "all", which needs the prompt twice, is not offered.',
+        description='Which rows are reinforced: "all" are those of the prompt too, whose prefill is one step.',
     )
     layers: Literal["all"] | list[int] | None = Field(
         default=None,

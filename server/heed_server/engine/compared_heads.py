@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.compare import Gather, HeadComparer, Multiply
+from heed_kernels.compare import Gather, HeadComparer, Multiply, SettledRows
 from heed_kernels.device import LayerInputs
 from heed_kernels.edits import GazeShift, HeadChoice, HeadRanking
 from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT
@@ -35,6 +35,17 @@ class ComparedRows:
     def after_edits(self, layer: int, inputs: LayerInputs, output: torch.Tensor) -> None:
         """See `step.Comparer`."""
         self.comparer.carry_out(self.item, layer, inputs, output)
+
+
+@dataclass(frozen=True)
+class MultipliedRows:
+    """Rows of all requests of one step for which nothing is left to compare: a `step.Comparer`."""
+
+    settled: SettledRows
+
+    def after_edits(self, layer: int, inputs: LayerInputs, output: torch.Tensor) -> None:
+        """See `step.Comparer`."""
+        self.settled.carry_out(layer, output)
 
 
 class ComparedHeads:
@@ -103,18 +114,32 @@ class ComparedHeads:
             return True
         return self._twins.looks_at(slot, first, rows)
 
-    def comparers(self, items: NDArray[np.int32]) -> tuple[Comparer, ...]:
-        """What looks at outputs of a step or multiplies them.
+    def advance(self, items: NDArray[np.int32]) -> tuple[tuple[Comparer, ...], dict[int, str]]:
+        """What looks at outputs of a step or multiplies them, and by slot why a comparison cannot go on.
 
         items: int32 [requests, 5], all rows that the step has of each edited request, see
         `plan.Pattern.items`.
         """
-        compared: list[ComparedRows] = []
+        compared: list[Comparer] = []
+        settled: list[tuple[HeadComparer, NDArray[np.int32]]] = []
+        failures: dict[int, str] = {}
         for item in items if self._by_slot else ():
-            comparer = self._by_slot.get(int(item[SLOT]))
-            if comparer is not None and comparer.acts(int(item[FIRST_POSITION]), int(item[ROWS])):
+            slot, first, rows = (int(item[at]) for at in (SLOT, FIRST_POSITION, ROWS))
+            comparer = self._by_slot.get(slot)
+            if comparer is None or not comparer.acts(first, rows):
+                continue
+            if isinstance(comparer, GazeShifter):
                 compared.append(ComparedRows(comparer, item))
-        return (*compared, *self._twins.rows(items))
+            elif not comparer.ready(first, rows):
+                failures[slot] = "the prompt was not computed in one step"
+                del self._by_slot[slot]
+            elif comparer.settled() is not None:
+                settled.append((comparer, item))
+            else:
+                compared.append(ComparedRows(comparer, item))
+        if settled:
+            compared.append(MultipliedRows(SettledRows(settled)))
+        return (*compared, *self._twins.rows(items)), failures
 
     def told(self, slot: int) -> dict[int, dict[str, Any]]:
         """The report's part, by intervention: by layer the heads that were chosen. Waits for the device."""

@@ -230,10 +230,12 @@ class EditedRequests:
 
     def _comparers(self, items: NDArray[np.int32]) -> tuple[Comparer, ...]:
         # Outputs are looked at before a comparison multiplies them.
-        compared: tuple[Comparer, ...] = ()
-        for book in (self.inspected, self.comparing):
-            compared += book.comparers(items) if book is not None else ()
-        return compared
+        looking = self.inspected.comparers(items) if self.inspected is not None else ()
+        if self.comparing is None:
+            return looking
+        comparers, failures = self.comparing.advance(items)
+        self._note_failures(failures)
+        return (*looking, *comparers)
 
     def _note_failures(self, failures: Mapping[int, str]) -> None:
         """failures: by slot."""

@@ -103,6 +103,29 @@ class RowsTogetherMixin:
         # From then on it is waited for: with no tokens to schedule, the stock loop ends here.
         return passed.times > MOST_PASSES
 
+    def _try_schedule_encoder_inputs(
+        self,
+        request: Any,
+        num_computed_tokens: int,
+        num_new_tokens: int,
+        encoder_compute_budget: int,
+        shift_computed_tokens: int = 0,
+    ) -> Any:
+        """Called for every request with images that is about to get blocks, before the size of its chunk is
+        settled: a chunk ends before an image for which the encoder has no room.
+
+        Rows that have to be together get the images of all of them, or none and wait.
+        """
+        rows = self._rows_together(request, num_computed_tokens)
+        fits = 1 < rows <= self._tokens_for(request.request_id)
+        wanted = max(num_new_tokens, rows) if fits else num_new_tokens
+        found = super()._try_schedule_encoder_inputs(  # type: ignore[misc]
+            request, num_computed_tokens, wanted, encoder_compute_budget, shift_computed_tokens
+        )
+        if fits and found[1] < wanted:
+            return [], 0, encoder_compute_budget, [], []
+        return found
+
     def _reserve_prefill_lookahead(
         self, request: Any, num_computed_tokens: int, num_new_tokens: int
     ) -> int:

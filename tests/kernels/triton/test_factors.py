@@ -1,6 +1,9 @@
 """Generated rows are multiplied by what a choice of heads has left on the device."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 import torch
 from tests.kernels.triton.paged_model import Model, assert_close
 
@@ -18,8 +21,16 @@ from heed_kernels.edits import (
 PROMPT, LENGTH, HEADS = 50, 54, 6
 EVERY = HeadSet((0b111111, 0b111111))
 CHOICE = HeadChoice(
-    HeadSet((0b111111, 0)), Rows(PROMPT - 1, OPEN), KeyRanges(((3, 9),)), 2, 2.0, True, 0
+    HeadSet((0b111111, 0)),
+    Rows(PROMPT - 1, OPEN),
+    PROMPT - 1,
+    KeyRanges(((3, 9),)),
+    2,
+    2.0,
+    True,
+    0,
 )
+EVERY_ROW = replace(CHOICE, rows=Rows())
 VECTORS = np.random.default_rng(5).standard_normal((12, 32)).astype("<f4").tobytes()
 OTHERS: list[Edit] = [
     HeadGain(EVERY, Rows(20), 0.5, 1),
@@ -46,11 +57,12 @@ def test_factors_hold_for_generated_rows_of_their_layer_and_slot():
         assert_close(second[20:], model.expected(1, OTHERS, layer)[20:], 1e-5, "beside")
 
 
-def test_rows_of_a_choice_are_computed_where_a_kernel_multiplies_and_nowhere_else():
+@pytest.mark.parametrize("choice", [CHOICE, EVERY_ROW])
+def test_rows_of_a_choice_are_computed_where_a_kernel_multiplies_and_nowhere_else(choice):
     for multiplies in (True, False):
         model = Model([LENGTH], HEADS, 2)
         table = model.table(multiplies=multiplies)
-        slot = model.slot(table, [CHOICE], PROMPT)
+        slot = model.slot(table, [choice], PROMPT)
         (output,) = model.run(table, [(0, slot, 0, LENGTH)])
         (later,) = model.run(table, [(0, slot, 0, LENGTH)], layer=1)
         written = ~output.isnan().all(dim=2).all(dim=1)
@@ -61,8 +73,12 @@ def test_rows_of_a_choice_are_computed_where_a_kernel_multiplies_and_nowhere_els
 
 
 def test_a_choice_of_several_prompt_rows_is_no_kernel_s_matter():
-    several = HeadChoice(CHOICE.on, Rows(PROMPT - 2, OPEN), CHOICE.keys, 2, 2.0, True, 0)
-    ends = HeadChoice(CHOICE.on, Rows(PROMPT - 1, PROMPT + 2), CHOICE.keys, 2, 2.0, True, 0)
+    several = HeadChoice(
+        CHOICE.on, Rows(PROMPT - 2, OPEN), PROMPT - 2, CHOICE.keys, 2, 2.0, True, 0
+    )
+    ends = HeadChoice(
+        CHOICE.on, Rows(PROMPT - 1, PROMPT + 2), PROMPT - 1, CHOICE.keys, 2, 2.0, True, 0
+    )
     model = Model([LENGTH], HEADS, 2)
     for edit in several, ends:
         table = model.table(multiplies=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -234,11 +235,12 @@ VAR: tuple[Edit, ...] = (
     FlagKeys(ON, Rows(0, PROMPT), (1, 7), 1.7, VISUAL, False, 0),
     MassTransfer(ON, Rows(20, OPEN), FoundKeys(), VISUAL, 0.6, Gate(VISUAL, VISUAL, 0.3, 0.1), 0),
 )
-CHOICE = HeadChoice(ON, ANSWER, VISUAL, 2, 2.0, True, 1)
+CHOICE = HeadChoice(ON, ANSWER, PROMPT - 1, VISUAL, 2, 2.0, True, 1)
 SETS: dict[str, tuple[Edit, ...]] = {
     "var": VAR,
     "spin": (HeadRanking(ON, ANSWER, VISUAL, 3, 0.1, 0),),
     "vhr beside a bias": (BIAS, CHOICE),
+    "vhr of every row": (BIAS, replace(CHOICE, rows=Rows())),
     "gift": (GazeShift(SECOND, ANSWER, VISUAL, QUESTION, QUESTION, 0, 2, 5.0, 1.3, 0),),
     "var and vhr": (*VAR, CHOICE),
     "act": tuple(act()),
@@ -264,6 +266,8 @@ def same_on_both(name: str, *servers: OnCPU) -> float:
         server.book.enter("r", payload, 0, max_tokens=40)
     # A search for keys ends steps at rows 32 and P.
     cuts = sorted({0, 12, 32, PROMPT, 45, 48, TOTAL}) if "act" in name else [0, 12, PROMPT, 45, 48]
+    if "every row" in name:
+        cuts.remove(12)
     for first, end in pairwise(cuts):
         cpu, device = (server.step(first, end) for server in servers)
         for ours, theirs in zip(device, cpu, strict=True):
@@ -311,7 +315,7 @@ def test_a_request_with_flags_behind_rows_of_the_prefix_cache_gets_the_same_on_b
 
 def test_heads_are_chosen_by_a_twin_on_both() -> None:
     text = PROMPT - 17
-    choice = HeadChoice(ON, ANSWER, VISUAL, 2, 2.0, False, 0, twin=True)
+    choice = HeadChoice(ON, ANSWER, PROMPT - 1, VISUAL, 2, 2.0, False, 0, twin=True)
     twin = Payload("twin", 1, text, None, (), twin=Twin("report", 1, (0, 1)))
     reports, outputs = [], []
     for server in OnCPU(Tokens()), OnDevice(Tokens()):
