@@ -43,7 +43,7 @@ class StandIn:
     """An engine client whose one worker has `Model`'s queries and keys in every layer."""
 
     def __init__(self) -> None:
-        self.renderer = SimpleNamespace(tokenizer=None)
+        self.renderer = SimpleNamespace(tokenizer=None, mm_processor_cache=None)
         self.book = EditedRequests(EditTable(2, LAYERS, QUERY_HEADS, KV_HEADS))
         self.book.inspected = InspectedRequests(
             self.book.table, InspectingOnCPU(self.book.table), Twins()
