@@ -139,6 +139,18 @@ def test_others_get_the_images_of_a_prompt_that_waits_for_its_twin(broken: bool)
     asyncio.run(run())
 
 
+def test_a_prompt_waits_for_its_twin_with_images_that_the_engine_has() -> None:
+    async def run() -> None:
+        both = Both()
+        both.slow.set()
+        await both.ask("first", both.rendered("old"))
+        await both.ask("edited", both.rendered("old", "new"), COMPANION)
+        await both.ask("again", both.rendered("new", "old"), COMPANION)
+        assert [name for name in both.sent if "twin" not in name] == ["first", "edited", "again"]
+
+    asyncio.run(run())
+
+
 def test_an_image_that_went_with_no_request_comes_with_the_next() -> None:
     async def run() -> None:
         both = Both()

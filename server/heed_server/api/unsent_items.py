@@ -45,8 +45,8 @@ class UnsentItems:
             self.forget(prompt)
             raise
         for item_hash, item in _items(prompt):
-            if self._waiting.get(item_hash) is item:
-                del self._waiting[item_hash]
+            if item is not None and self._waiting.get(item_hash) is item:
+                self._waiting.pop(item_hash, None)
 
     def completed(self, prompt: Any) -> Any:
         """`prompt` with the data of images that other prompts have not brought to the engine yet."""
