@@ -34,6 +34,7 @@ from heed_server.api.served_model import (
     support_of,
     view_of,
 )
+from heed_server.api.unsent_items import UnsentItems
 from heed_server.engine.model_support import ModelSupport
 from heed_server.engine.plugin import register
 from heed_server.launcher import BUNDLED_KV_CACHE_BYTES, plugin_names
@@ -163,7 +164,11 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         exchange = next(self._waiting, None)
         if isinstance(params, vllm.SamplingParams):
             adapter = lora_request.lora_name if lora_request is not None else None
-            admitted = self._admission.admit(exchange, prompt, params, adapter)
+            try:
+                admitted = self._admission.admit(exchange, prompt, params, adapter)
+            except RefusedError:
+                UnsentItems(self.llm_engine.renderer.mm_processor_cache).forget(prompt)
+                raise
             prompt, params = admitted.prompt, admitted.params
             if admitted.request is not None:
                 self._running[str(self.request_counter.counter)] = admitted.request

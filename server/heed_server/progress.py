@@ -1,4 +1,4 @@
-"""How far a calibration is: a bar on a terminal, a line now and then elsewhere."""
+"""How far a command is: a bar on a terminal, a line now and then elsewhere."""
 
 import time
 from typing import TextIO

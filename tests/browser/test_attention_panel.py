@@ -74,6 +74,19 @@ def test_the_keyboard_walks_the_map_and_opens_a_head(page: Any, stand_in: StandI
     assert "heads" not in stand_in.bodies("/v1/attention")[-1]
 
 
+def test_the_chosen_cell_is_marked_whatever_is_shown(page: Any) -> None:
+    measure(page)
+    cell(page, 2, 1).click()
+    page.get_by_text("Where layer 2, head 1 looks: weights after").wait_for()
+    page.get_by_label("difference", exact=True).check()
+    marked = page.locator("table.map [aria-selected]")
+    assert marked.count() == 1
+    assert marked.get_attribute("aria-label") == "layer 2, head 1: -0.0500"
+    assert "Layer 2, head 1: before" in page.locator("#maps").inner_text()
+    page.locator("table.map tbody th").nth(3).click()
+    assert marked.get_attribute("aria-label") == "Layer 3"
+
+
 def test_all_rows_can_be_averaged(page: Any, stand_in: StandIn) -> None:
     page.get_by_label("Rows", exact=True).select_option("all")
     measure(page)

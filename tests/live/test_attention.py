@@ -15,6 +15,7 @@ from live_server import Body, LiveServer, together
 from test_refusals import assert_refused
 from tests.reference.transformers_reference import load
 from transformers import AutoModelForCausalLM
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 TOLERANCE = 1e-4
 EDITS: dict[str, list[Body]] = {
@@ -59,7 +60,7 @@ def decoded(part: Body) -> np.ndarray:
     return np.frombuffer(base64.b64decode(part["data"]), "<f4").reshape(part["shape"])
 
 
-def close(actual: Any, expected: np.ndarray) -> None:
+def close(actual: Any, expected: Any) -> None:
     np.testing.assert_allclose(np.array(actual, np.float64), expected, rtol=0, atol=TOLERANCE)
 
 
@@ -84,6 +85,22 @@ def test_the_default_answer_is_that_of_dense_attention(any_server: LiveServer) -
     assert found == {tuple(at) for at in np.argwhere(mean > 0.3) if 0 < at[2] <= length - 16}
 
 
+def rotated_queries(server: LiveServer, tokens: list[int], layer: int) -> np.ndarray:
+    """[heads, rows, head_dim] as dense attention takes them, by transformers itself."""
+    model, seen = eager(server.model_dir), []
+    projection = model.model.layers[layer].self_attn.q_proj
+    hook = projection.register_forward_hook(lambda *of: seen.append(of[-1]))
+    ids = torch.tensor([tokens])
+    with torch.inference_mode():
+        model(ids)
+        hook.remove()
+        query = seen[0].view(1, len(tokens), -1, model.config.head_dim).transpose(1, 2)
+        places = torch.arange(len(tokens))[None]
+        turned, _ = apply_rotary_pos_emb(query, query, *model.model.rotary_emb(query, places))
+    found: np.ndarray = turned[0].numpy()
+    return found
+
+
 def test_everything_else_that_can_be_included(any_server: LiveServer) -> None:
     tokens = any_server.prompt(180, start=5)
     prompt, continuation = tokens[:140], tokens[140:]
@@ -98,19 +115,50 @@ def test_everything_else_that_can_be_included(any_server: LiveServer) -> None:
     assert answer["rows"] == [0, 70, 179] and answer["spans"] == [[10, 20]]
     assert "attention" not in answer and answer["continuation_tokens"] == 40
     close(np.array(answer["mass"]["spans"])[..., 0], asked[..., 10:20].sum(axis=-1))
-    entropy = -(asked * np.log(np.where(asked > 0, asked, 1))).sum(axis=-1)
+    entropy = -(weights * np.log(np.where(weights > 0, weights, 1))).sum(axis=-1)
     # Logarithms of small weights: an entropy is some units, and its error some times a weight's.
-    np.testing.assert_allclose(answer["entropy"]["nats"], entropy, atol=1e-3)
+    nats = answer["entropy"]["nats"]
+    np.testing.assert_allclose(nats, entropy[:, :, [0, 70, 179]], atol=1e-3)
     assert answer["entropy"]["normalised"][0][0][0] is None
-    assert len(answer["waad"]["values"]) == len(answer["fai"]["values"]) == 40
-    gap = np.minimum(np.arange(180)[:, None] - np.arange(180), 10)
-    local = [
-        weights[answer["layers"].index(layer), answer["heads"].index(head)]
-        for layer, head in answer["waad"]["local_heads"]
-    ]
-    close(answer["waad"]["values"], (np.mean(local, axis=0) * gap).sum(axis=-1)[140:])
-    assert answer["fai"]["values"][-1] is None and 0 <= answer["fai"]["values"][0] <= 1
-    assert np.shape(answer["q_similarity"]) == np.shape(answer["dormancy"]["row_entropy"]) == (2, 2)
+    normalised = entropy[..., 1:] / np.log(np.arange(2, 181))
+    close(answer["dormancy"]["row_entropy"], normalised.mean(axis=-1))
+    columns = [shares(weights[:, :, key:, key]) for key in range(179)]
+    np.testing.assert_allclose(answer["dormancy"]["column_entropy"], np.max(columns, 0), atol=1e-3)
+    queries = [rotated_queries(any_server, tokens, layer)[[1, 4]] for layer in (2, 3)]
+    unit = np.array(queries)[:, :, [0, 70, 179]]
+    unit /= np.linalg.norm(unit, axis=-1, keepdims=True)
+    cosines = np.einsum("lhid,lhjd->lhij", unit, unit)
+    close(answer["q_similarity"], (cosines.sum(axis=(2, 3)) - 3) / 6)
+
+
+def shares(column: np.ndarray) -> np.ndarray:
+    """Of weights [layers, heads, rows] of one key: their entropy as a distribution, at most 1."""
+    share = column / column.sum(axis=-1, keepdims=True)
+    entropy = -(share * np.log(np.where(share > 0, share, 1))).sum(axis=-1)
+    return np.asarray(entropy / np.log(column.shape[-1]))
+
+
+def test_waad_and_fai_are_of_the_heads_that_look_nearest_and_farthest(
+    any_server: LiveServer,
+) -> None:
+    tokens = any_server.prompt(180, start=5)
+    answer = ask(
+        any_server, tokens[:140], continuation=tokens[140:], include=["waad", "fai"], layers=[2, 3]
+    )
+    weights = plain_weights(any_server, tokens)[2:4]
+    gap = np.arange(180)[:, None] - np.arange(180)
+    spans = (weights * gap).sum(axis=-1)[:, :, 140:].mean(axis=-1)
+    order = [(2 + at // spans.shape[1], at % spans.shape[1]) for at in np.argsort(spans, axis=None)]
+    few = int(0.3 * spans.size)
+    assert few > 1
+    local, distant = sorted(order[:few]), sorted(order[-few:])
+    assert answer["waad"]["local_heads"] == [list(pair) for pair in local]
+    assert answer["fai"]["global_heads"] == [list(pair) for pair in distant]
+    near = np.mean([weights[layer - 2, head] for layer, head in local], axis=0)
+    close(answer["waad"]["values"], (near * np.minimum(gap, 10)).sum(axis=-1)[140:])
+    far = np.mean([weights[layer - 2, head] for layer, head in distant], axis=0)
+    close(answer["fai"]["values"][:30], [far[at + 10 :, at].mean() for at in range(140, 170)])
+    assert answer["fai"]["values"][30:] == [None] * 10
 
 
 @pytest.mark.parametrize("name", EDITS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from chromium import missing, page_of, ready, running
 from live_server import LiveServer
+from pages import ADDRESS
+from pages import page as documentation
 from vision_server import picture
 
 if reason := missing():
@@ -70,6 +73,17 @@ def test_both_answers_and_their_log_probabilities_are_the_apis(
     page.get_by_text("emphasis: applied").click()
     report = json.loads(page.get_by_label("Report of emphasis").inner_text())
     assert report["spans"] == answers[1]["interventions"][0]["spans"]
+
+
+def test_the_link_of_the_guide_opens_its_question(browser: Any, server: LiveServer) -> None:
+    (link,) = re.findall(rf"\]\({ADDRESS}(/#.*?)\)", documentation("docs/guide.md"))
+    with page_of(browser, server.url + link) as page:
+        ready(page)
+        assert run(page) == ("(spoon)", "*spoon*")
+        assert (
+            page.get_by_label("Words whose mass").input_value()
+            in page.get_by_label("Prompt", exact=True).input_value()
+        )
 
 
 def test_the_map_shows_the_masses_that_the_api_measures(page: Any, server: LiveServer) -> None:

@@ -7,6 +7,7 @@ import io
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,16 @@ from PIL import Image
 from vision_cases import VISION_CASES, assert_vision_conforms, is_whole, moved
 from vision_definition import salient
 from vision_reference import VisionReference
-from vision_server import QUESTIONS, VISION, ask, ask_raw, data_uri, picture, trained_model
+from vision_server import (
+    QUESTIONS,
+    VISION,
+    ask,
+    ask_raw,
+    data_uri,
+    message,
+    picture,
+    trained_model,
+)
 
 from heed_interventions import METHODS
 
@@ -47,6 +57,27 @@ def two_vision_engines(
     log = tmp_path_factory.mktemp("vision-dp2") / "server.log"
     with two_workers(log, "--data-parallel-size", vision_directory) as started:
         yield started
+
+
+def test_a_picture_is_at_the_engine_whatever_became_of_the_request_that_had_it_first(
+    vision_server: LiveServer,
+) -> None:
+    """vLLM sends a picture's data once, with the first prompt that was rendered with it."""
+    absent = [{"method": "emphasis", "spans": [{"text": "nowhere"}]}]
+    question, seen = QUESTIONS[0], [picture(901)]
+    refused = ask_raw(vision_server, question, seen, interventions=absent)
+    assert refused.status_code == 400
+    assert ask_raw(vision_server, question, seen).status_code == 200
+    body = {"messages": [message(question, [picture(902)])], "include": ["mass"], "rows": [9999]}
+    assert vision_server.post("/v1/attention", body).status_code == 400
+    assert ask_raw(vision_server, question, [picture(902)]).status_code == 200
+    for number in range(903, 906):
+        edits = ([{"method": "vhr"}], None, None)
+        answers = together(
+            [partial(ask_raw, vision_server, question, [picture(number)], interventions=each)
+             for each in edits]
+        )  # fmt: skip
+        assert [answer.status_code for answer in answers] == [200] * 3
 
 
 each_case = pytest.mark.parametrize("case", VISION_CASES)

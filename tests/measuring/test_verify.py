@@ -11,12 +11,16 @@ from heed_server.models import bundled_model
 from heed_server.verify import answers, checks
 from heed_server.verify.answers import Answer, Question
 from heed_server.verify.checks import Check, Servers
-from heed_server.verify.command import block
+from heed_server.verify.command import _checked, block
 from heed_server.verify.reference import Reference
 
 BOTH = Servers("stock", "heed")
 PROMPTS = [[1, 2, 3], [4, 5]]
 APPLIED = [{"status": "applied"}]
+
+
+def nothing() -> None:
+    """Nobody is told how far a check is."""
 
 
 class Behaviour:
@@ -45,15 +49,26 @@ def behave(monkeypatch: pytest.MonkeyPatch, behaviour: Behaviour) -> None:
 
 def test_equal_bits_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     behave(monkeypatch, Behaviour())
-    assert checks.identity(BOTH, PROMPTS, neutral=True).verdict == "pass"
-    assert checks.isolation(BOTH, PROMPTS).verdict == "pass"
+    assert checks.identity(BOTH, PROMPTS, nothing, neutral=True).verdict == "pass"
+    assert checks.isolation(BOTH, PROMPTS, nothing).verdict == "pass"
 
 
 def test_other_bits_than_stock_fail_and_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     behave(monkeypatch, Behaviour(off=1e-7))
-    check = checks.identity(BOTH, PROMPTS, neutral=False)
+    check = checks.identity(BOTH, PROMPTS, nothing, neutral=False)
     assert check.verdict == "fail"
     assert "plain, 3 tokens" in check.said and "neutral" not in check.said
+
+
+def test_a_check_tells_how_far_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    behave(monkeypatch, Behaviour())
+    _checked("isolation", 6, lambda done: checks.isolation(BOTH, PROMPTS, done))
+    _checked("identity", 2, lambda done: checks.identity(BOTH, PROMPTS, done, neutral=True))
+    assert capsys.readouterr().err.splitlines() == [
+        "isolation: 6 of 6 runs", "identity: 2 of 2 runs",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -64,7 +79,7 @@ def test_isolation_is_judged_where_stock_itself_is_steady(
     monkeypatch: pytest.MonkeyPatch, moves: list[str], verdict: str
 ) -> None:
     behave(monkeypatch, Behaviour(moves=moves))
-    assert checks.isolation(BOTH, PROMPTS).verdict == verdict
+    assert checks.isolation(BOTH, PROMPTS, nothing).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -79,12 +94,12 @@ def test_the_reference_is_judged_in_float32(
     def logprobs(prompt: Sequence[int], answer: Sequence[int]) -> list[float]:
         return [float(sum(prompt)) + 1 + error]
 
-    assert checks.reference(BOTH, PROMPTS, logprobs, dtype).verdict == verdict
+    assert checks.reference(BOTH, PROMPTS, nothing, logprobs, dtype).verdict == verdict
 
 
 def test_an_edit_that_was_not_applied_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     behave(monkeypatch, Behaviour(report=[{"status": "skipped"}]))
-    check = checks.reference(BOTH, PROMPTS, lambda prompt, answer: [0.0], "float32")
+    check = checks.reference(BOTH, PROMPTS, nothing, lambda prompt, answer: [0.0], "float32")
     assert check.verdict == "fail" and "not applied" in check.said
 
 

@@ -32,6 +32,8 @@ from heed_kernels.edits import (
     Rows,
 )
 from heed_kernels.table import EditTable
+from heed_server.engine import backend_cuda
+from heed_server.engine.attention_times import AttentionTimes, HostLap
 from heed_server.engine.payload import Payload
 
 CPU = torch.device("cpu")
@@ -64,6 +66,8 @@ class Stock:
             arguments["out"].fill_(STOCK)
 
         patch.setattr(importlib.import_module(self.module), self.kernel, kernel)
+        # Events need a GPU; every step is timed, so that all tests run what is timed.
+        patch.setattr(backend_cuda, "TIMES", AttentionTimes(every=1, lap=HostLap))
         return calls
 
     def impl(self, cls: Any, **more: Any) -> Any:

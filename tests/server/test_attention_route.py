@@ -43,7 +43,7 @@ class StandIn:
     """An engine client whose one worker has `Model`'s queries and keys in every layer."""
 
     def __init__(self) -> None:
-        self.renderer = SimpleNamespace(tokenizer=None)
+        self.renderer = SimpleNamespace(tokenizer=None, mm_processor_cache=None)
         self.book = EditedRequests(EditTable(2, LAYERS, QUERY_HEADS, KV_HEADS))
         self.book.inspected = InspectedRequests(
             self.book.table, InspectingOnCPU(self.book.table), Twins()
@@ -152,11 +152,17 @@ def test_a_continuation_is_computed_behind_the_prompt(client: TestClient, engine
 
 def test_the_answer_comes_as_a_numpy_archive_on_request(client: TestClient) -> None:
     lists = ask(client).json()
-    response = ask(client, encoding="npz")
-    assert response.headers["content-type"] == "application/x-npz"
-    with np.load(io.BytesIO(response.content), allow_pickle=False) as made:
-        np.testing.assert_allclose(made["attention"], lists["attention"], atol=1e-6)
-        assert json.loads(str(made["document"]))["token_ids"] == PROMPT
+    header = {"Accept": "application/x-npz"}
+    for response in (
+        ask(client, encoding="npz"),
+        client.post("/v1/attention", json={"prompt": PROMPT}, headers=header),
+    ):
+        assert response.headers["content-type"] == "application/x-npz"
+        with np.load(io.BytesIO(response.content), allow_pickle=False) as made:
+            np.testing.assert_allclose(made["attention"], lists["attention"], atol=1e-6)
+            assert json.loads(str(made["document"]))["token_ids"] == PROMPT
+    body = {"prompt": PROMPT, "encoding": "json"}
+    assert client.post("/v1/attention", json=body, headers=header).json() == lists
 
 
 def test_an_inspection_that_would_hold_up_others_is_refused(

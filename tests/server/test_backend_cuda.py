@@ -1,4 +1,5 @@
 import inspect
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,7 +25,7 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from heed_kernels.edits import HeadRanking, HeadSet, KeyRanges, Rows
-from heed_server.engine import step
+from heed_server.engine import backend_cuda, step
 from heed_server.engine.backend_cuda import EditingBuilder, EditingImpl, obstacles, split_cache
 from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.device_edits import DeviceEdits
@@ -129,6 +130,17 @@ def test_a_plain_step_launches_nothing_of_heeds(model: Model) -> None:
     model.book.enter("elsewhere", payload("r", gain({0})), 0)
     assert model.forward(model.metadata(["p", "q"], [2, 1], [0, 7])) == [STOCK] * 3
     assert not model.kernel.calls
+
+
+def test_both_parts_of_a_step_are_timed(model: Model) -> None:
+    model.book.enter("e", payload("r", gain({0})), 0)
+    for lengths, positions in ([2, 4], [0, 3]), ([1, 1], [2, 7]):
+        metadata = model.metadata(["p", "e"], lengths, positions)
+        for layer_id in range(LAYERS):
+            model.forward(metadata, layer_id=layer_id)
+    model.metadata(["p"], [1], [3])
+    samples = [(phase, path) for path, phase, seconds in backend_cuda.TIMES.take() if seconds > 0]
+    assert samples == list(itertools.product(("prompt", "generation"), ("stock", "edited")))
 
 
 def test_in_a_mixed_step_only_edited_rows_are_heeds(model: Model) -> None:

@@ -120,6 +120,7 @@ def ask_with_a_picture(broken: bool) -> tuple[list[str], EngineRequest]:
         entrance._reports = SimpleNamespace(collect=lambda report: nothing)  # type: ignore[assignment]
         client = SimpleNamespace(
             generate=stock,
+            renderer=SimpleNamespace(mm_processor_cache=None),
             engine_core=SimpleNamespace(core_engines=[b"0"]),
             output_processor=SimpleNamespace(process_outputs=None),
         )

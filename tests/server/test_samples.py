@@ -10,7 +10,7 @@ from tests.kernels.paged_model import Model, layout_of
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import HeadSet, KeyBias, KeyRanges, Rows, VisibleKeys
 from heed_kernels.table import EditTable
-from heed_server.engine.attention_times import AttentionTimes
+from heed_server.engine.attention_times import AttentionTimes, DeviceLap
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.payload import Payload
 from heed_server.engine.sink_samples import SinkSamples
@@ -34,6 +34,42 @@ def test_one_step_in_so_many_is_timed_and_told_when_it_has_ended() -> None:
     ((path, phase, seconds),) = times.take()
     assert (path, phase) == ("stock", "generation") and seconds > 0
     assert times.take() == []
+
+
+def test_a_gpu_is_not_waited_for() -> None:
+    """Events of a stream that has come to `now`; each record takes a second."""
+    now = [0.0]
+
+    class Event:
+        def record(self) -> None:
+            recorded.append(self)
+            self.at = float(len(recorded))
+
+        def query(self) -> bool:
+            return self.at <= now[0]
+
+        def elapsed_time(self, end: Any) -> float:
+            assert self.query() and end.query()
+            return float(end.at - self.at) * 1000
+
+    recorded: list[Event] = []
+    times = AttentionTimes(every=1, lap=lambda: DeviceLap(Event))
+    for _ in range(2):
+        step = times.begin("prompt")
+        assert step is not None
+        with step.stock:
+            pass
+        for _ in range(LAYERS):
+            with step.edited:
+                pass
+    assert times.take() == []
+    times.begin("generation")
+    now[0] = 3
+    assert times.take() == [], "of a step all or nothing"
+    now[0] = 11
+    assert times.take() == [("stock", "prompt", 1.0), ("edited", "prompt", 2.0)]
+    now[0] = 12
+    assert len(times.take()) == 2 and times.take() == []
 
 
 def book(every: int = 1) -> tuple[EditedRequests, Model]:

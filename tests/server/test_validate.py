@@ -27,6 +27,8 @@ class Engine:
 
     reached = 0
 
+    renderer = SimpleNamespace(mm_processor_cache=None)
+
     def generate(self, prompt: Any, params: Any, request_id: str, **rest: Any) -> Any:
         Engine.reached += 1
         return merge_async_iterators()

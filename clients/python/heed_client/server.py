@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeVar
 
 import httpx
 
-from heed_client.attention import Attention
+from heed_client.attention import ARCHIVE, Attention, unpacked
 from heed_client.intervention import Interventions, bodies
 from heed_client.report import Report, reports
 
@@ -165,7 +165,8 @@ def _headers(api_key: str) -> dict[str, str]:
 
 def _checked(response: httpx.Response) -> Any:
     if response.is_success:
-        return response.json()
+        packed = response.headers.get("content-type") == ARCHIVE
+        return unpacked(response.content) if packed else response.json()
     try:
         error = response.json()["error"]
         message, param = str(error["message"]), error.get("param")

@@ -5,7 +5,7 @@ others are admitted (`admission.py`), and watched until they end.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from functools import cached_property, partial
 from typing import Any
 
@@ -22,7 +22,8 @@ from heed_server.api.errors import RefusedError, refused
 from heed_server.api.exchange import CURRENT, EngineRequest, Exchange, RehearsalOver
 from heed_server.api.reports import ReportCollector, count_edited_tokens
 from heed_server.api.request_spans import RequestSpans
-from heed_server.api.twins import TwinRunner
+from heed_server.api.twins import TwinRequest, TwinRunner
+from heed_server.api.unsent_items import UnsentItems
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
 from heed_server.settings import Settings
@@ -51,6 +52,7 @@ class Door(Admission):
         self._reports = reports
         self._activity = activity
         self._engine_client: Any = None
+        self.items = UnsentItems(None)
         self._spans: RequestSpans | None = None
 
     @cached_property
@@ -64,6 +66,7 @@ class Door(Admission):
         spans: of its requests, where the server writes traces.
         """
         self._engine_client, self._spans = engine_client, spans
+        self.items = UnsentItems(engine_client.renderer.mm_processor_cache)
         engine_client.generate = partial(self.generate, engine_client.generate)
 
     def generate(
@@ -88,15 +91,18 @@ class Door(Admission):
         try:
             admitted = self.admit(exchange, prompt, sampling_params, adapter)
         except RefusedError as error:
+            self.items.forget(prompt)
             if exchange is not None:
                 exchange.refusal = error
             raise
         params, request = admitted.params, admitted.request
+        prompt = self.items.completed(admitted.prompt)
         run_twin: RunTwin | None = None
         if admitted.twin is not None:
             rest = self._twins.together(rest)
-            run_twin = partial(self._twins.run, stock, admitted.twin, rest)
-        generator = stock(admitted.prompt, params, request_id, **rest)
+            run_twin = partial(self._before, prompt, stock, admitted.twin, rest)
+            self.items.hold(prompt)
+        generator = stock(prompt, params, request_id, **rest)
         if request is None:
             return generator
         if request.report_id is None:
@@ -114,13 +120,22 @@ class Door(Admission):
         self, exchange: Exchange, prompt: Any, params: SamplingParams, adapter: str | None
     ) -> AsyncGenerator[Any, None]:
         """What `generate` finds out, with nothing counted and nothing sent to the engine."""
-        user_salt(prompt, params)
         first = not exchange.engine_requests
         try:
+            user_salt(prompt, params)
             self.enter(exchange, prompt, params, adapter)
         except InterventionError as error:
             raise refused(error) from error
+        finally:
+            self.items.forget(prompt)
         return end_of_rehearsal(first)
+
+    async def _before(
+        self, prompt: Any, stock: Generate, twin: TwinRequest, rest: Mapping[str, Any]
+    ) -> int:
+        """Run the twin, while `prompt` waits; see `TwinRunner.run`."""
+        with self.items.waiting(prompt):
+            return await self._twins.run(stock, twin, rest)
 
     async def _observed(
         self,

@@ -61,6 +61,8 @@ router = APIRouter(route_class=NamingRoute)
 )
 async def create_attention(body: AttentionBody, raw_request: Request) -> Response:
     """What a prompt's attention looks like, with or without interventions."""
+    if "encoding" not in body.model_fields_set and raw_request.headers.get("accept") == NPZ:
+        body = body.model_copy(update={"encoding": "npz"})
     answer = await _answer(body, raw_request)
     # Nobody is there to read it when the client has left.
     return Response(status_code=499) if answer is None else answer

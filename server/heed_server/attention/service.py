@@ -62,11 +62,15 @@ class Diagnostics:
             return prompts
         (prompt,) = prompts
         length = len(prompt["prompt_token_ids"])
-        token_ids = [*prompt["prompt_token_ids"], *self._continuation(body)]
-        _check_length(body, len(token_ids), longest or door.model.max_length)
-        text = partial(align, self._tokenizer, token_ids) if self._tokenizer else None
-        view = PromptView(len(token_ids), text, image_spans(prompt))
-        asked = asked_for(body, door.model, view, length)
+        try:
+            token_ids = [*prompt["prompt_token_ids"], *self._continuation(body)]
+            _check_length(body, len(token_ids), longest or door.model.max_length)
+            text = partial(align, self._tokenizer, token_ids) if self._tokenizer else None
+            view = PromptView(len(token_ids), text, image_spans(prompt))
+            asked = asked_for(body, door.model, view, length)
+        except RefusedError:
+            door.items.forget(prompt)
+            raise
         exchange.inspection = asked.inspection
         async with self._room:
             await self._run({**prompt, "prompt_token_ids": token_ids}, exchange)

@@ -35,11 +35,14 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8Static
 
 from heed_kernels.rope import Rope
 from heed_server.engine import step
+from heed_server.engine.attention_times import NOT_TIMED, AttentionTimes, DeviceLap, StepTimes
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.step import Comparer, Observer, StepEdits, Watcher
 
 HEAD_DIMS = range(32, 257)
 """Head dimensions that Heed's kernel is made for."""
+TIMES = AttentionTimes(lap=DeviceLap)
+"""Of this worker: vLLM makes backends, and hands them nothing of the worker's."""
 
 
 class Edited(Protocol):
@@ -86,7 +89,8 @@ class Captured:
 
 
 class EditingBuilder:
-    """Put before a stock metadata builder: a step with edited rows carries them along in `edited`.
+    """Put before a stock metadata builder: a step with edited rows carries them along in `edited`, and one
+    that is timed its laps in `times`. Replays of full graphs come by no layer and leave no sample.
 
     CUDA-graph support is the stock builder's: Heed's launch has a fixed grid and reads all else
     from buffers at fixed addresses, so it can be captured wherever the stock one can.
@@ -97,6 +101,10 @@ class EditingBuilder:
     ) -> Any:
         """As the stock builder."""
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
+        once = common_attn_metadata.max_query_len == 1
+        times = TIMES.begin("generation" if once else "prompt")
+        if times is not None:
+            metadata.times = times
         edits = step.current()
         if edits is not None:
             alone = common_attn_metadata.num_reqs == len(edits.rows)
@@ -139,25 +147,38 @@ class EditingImpl:
         edited: Edited | None = getattr(attn_metadata, "edited", None)
         if self.edits is None:
             edited = None
+        times: StepTimes = getattr(attn_metadata, "times", NOT_TIMED)
         stock, heed = edited.kernels(self.layer_id) if edited is not None else (True, False)
         if stock:
-            super().forward(  # type: ignore[misc]
-                layer, query, key, value, kv_cache, attn_metadata, output,
-                output_scale, output_block_scale,
-            )  # fmt: skip
-        if edited is not None and self.edits is not None:
-            looked_at = edited.observers or edited.comparers
-            if heed or looked_at:
-                key_cache, value_cache = split_cache(kv_cache)
-                tensors = query, key_cache, value_cache, attn_metadata.block_table
-                of_layer = {"layer": self.layer_id, "scale": self.scale, "rope": self.rope}  # type: ignore[attr-defined]
-            if edited.observers:
-                self.edits.observe(edited.observers, *tensors, **of_layer)
-            if heed:
-                self.edits.attend(*tensors, output, **of_layer)
-            if edited.comparers:
-                self.edits.compare(edited.comparers, *tensors, output, **of_layer)
+            with times.stock:
+                super().forward(  # type: ignore[misc]
+                    layer, query, key, value, kv_cache, attn_metadata, output,
+                    output_scale, output_block_scale,
+                )  # fmt: skip
+        if edited is not None and (heed or edited.observers or edited.comparers):
+            with times.edited:
+                self._edit(edited, heed, query, kv_cache, attn_metadata.block_table, output)
         return output
+
+    def _edit(
+        self,
+        edited: Edited,
+        heed: bool,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        block_table: torch.Tensor,
+        output: torch.Tensor,
+    ) -> None:
+        """Let the observers look, write the edited rows where `heed` says that there are some, and compare."""
+        assert self.edits is not None
+        tensors = query, *split_cache(kv_cache), block_table
+        of_layer = {"layer": self.layer_id, "scale": self.scale, "rope": self.rope}  # type: ignore[attr-defined]
+        if edited.observers:
+            self.edits.observe(edited.observers, *tensors, **of_layer)
+        if heed:
+            self.edits.attend(*tensors, output, **of_layer)
+        if edited.comparers:
+            self.edits.compare(edited.comparers, *tensors, output, **of_layer)
 
 
 def split_cache(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

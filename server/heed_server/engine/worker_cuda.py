@@ -9,6 +9,7 @@ from vllm.v1.worker import gpu_worker
 
 from heed_kernels.flags import BlockFlags
 from heed_server.engine import backend_cuda, runner_v1, runner_v2
+from heed_server.engine.attention_times import Sample
 from heed_server.engine.backend_cuda import EditingImpl, split_cache
 from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.device_edits import DeviceEdits
@@ -84,6 +85,9 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
     def _backend(self) -> str | None:
         editing = (runner_v1.EditsInRunner, runner_v2.EditsInRunner)
         return "cuda" if isinstance(self.model_runner, editing) else None
+
+    def _attention_times(self) -> list[Sample]:
+        return backend_cuda.TIMES.take()
 
     def _start_editing(self) -> None:
         start = time.perf_counter()

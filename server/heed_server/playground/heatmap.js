@@ -8,9 +8,9 @@ import { element } from "./dom.js";
  *
  * layers, heads: their ids; most: the number that has the full colour; name: of the table;
  * looked(layer, head): a cell was pointed at, by places; chosen(layer, head): it was clicked or entered,
- * head null for a whole layer.
+ * head null for a whole layer; marked: such a pair that was chosen before, or null.
  */
-export function heatMap({ name, layers, heads, values, most, signed, looked, chosen }) {
+export function heatMap({ name, layers, heads, values, most, signed, looked, chosen, marked }) {
   const cells = layers.map((layer, row) => [
     cell("th", `Layer ${layer}`, row, -1, { scope: "row" }, String(layer)),
     ...heads.map((head, column) => {
@@ -23,6 +23,7 @@ export function heatMap({ name, layers, heads, values, most, signed, looked, cho
   ]);
 
   let reached = null; // the one cell that Tab leads to
+  let selected = null;
 
   function reach(made) {
     if (reached) {
@@ -30,6 +31,17 @@ export function heatMap({ name, layers, heads, values, most, signed, looked, cho
     }
     reached = made;
     reached.tabIndex = 0;
+  }
+
+  function select(row, head) {
+    selected?.removeAttribute("aria-selected");
+    selected = cells[row][head === null ? 0 : head + 1];
+    selected.setAttribute("aria-selected", "true");
+  }
+
+  function choose(row, head) {
+    select(row, head);
+    chosen(row, head);
   }
 
   function cell(tag, label, row, column, attributes, text = null) {
@@ -45,7 +57,7 @@ export function heatMap({ name, layers, heads, values, most, signed, looked, cho
           reach(made);
           looked(row, head);
         },
-        onclick: () => chosen(row, head),
+        onclick: () => choose(row, head),
         onkeydown: (event) => walk(event, row, column + 1),
       },
       text,
@@ -59,7 +71,7 @@ export function heatMap({ name, layers, heads, values, most, signed, looked, cho
     }
     if (event.key === "Enter" || event.key === " ") {
       event.preventDefault();
-      chosen(row, column ? column - 1 : null);
+      choose(row, column ? column - 1 : null);
       return;
     }
     const steps = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] };
@@ -74,6 +86,9 @@ export function heatMap({ name, layers, heads, values, most, signed, looked, cho
   }
 
   reach(cells[0][1]);
+  if (marked) {
+    select(...marked);
+  }
   return element(
     "table",
     { class: signed ? "map signed" : "map", role: "grid", "aria-label": name },

@@ -28,6 +28,7 @@ export class Maps {
     this.measure = 0;
     this.side = "after";
     this.asked = 0;
+    this.marked = null;
     this.about = element("p", { class: "detail" });
     this.table = element("div", {});
     this.keys = element("div", { class: "keys", "aria-live": "polite" });
@@ -106,10 +107,11 @@ export class Maps {
           signed,
           looked: (layer, head) => this.look(values, layer, head),
           chosen: (layer, head) => this.choose(layer, head),
+          marked: this.marked,
         }),
       ),
     );
-    this.look(values, null, null);
+    this.look(values, ...(this.marked ?? [null, null]));
     this.showKeys();
   }
 
@@ -134,6 +136,7 @@ export class Maps {
 
   async choose(layer, head) {
     const { layers, heads } = this.after;
+    this.marked = [layer, head];
     this.asked += 1;
     const asked = this.asked;
     const fields = {

@@ -21,6 +21,8 @@ TOLERANCE = 1e-3
 """In log-probability, for a model served in float32. Sums of long rows differ by their order; a mistake in
 an edit moves answers by tenths."""
 
+Done = Callable[[], None]
+"""Called when a prompt, or a round, is done with."""
 Logprobs = Callable[[Sequence[int], Sequence[int]], list[float]]
 """Of the reference: log-probabilities of an answer behind a prompt, under `EDIT`."""
 
@@ -53,7 +55,9 @@ def prompts_below(vocabulary: int, longest: int) -> list[list[int]]:
     ]
 
 
-def identity(servers: Servers, prompts: Sequence[Sequence[int]], *, neutral: bool) -> Check:
+def identity(
+    servers: Servers, prompts: Sequence[Sequence[int]], done: Done, *, neutral: bool
+) -> Check:
     """Plain requests against stock vLLM, and those with neutral parameters where any are taken."""
     different: list[str] = []
     kinds: dict[str, Interventions | None] = {"plain": None, "empty": []}
@@ -64,6 +68,7 @@ def identity(servers: Servers, prompts: Sequence[Sequence[int]], *, neutral: boo
         for name, interventions in kinds.items():
             if ask(servers.heed, Question(prompt, interventions)).bits != stock:
                 different.append(f"{name}, {len(prompt)} tokens")
+        done()
     if different:
         return Check("identity", "fail", f"not stock vLLM's bits: {'; '.join(different)}")
     return Check(
@@ -73,16 +78,16 @@ def identity(servers: Servers, prompts: Sequence[Sequence[int]], *, neutral: boo
     )
 
 
-def isolation(servers: Servers, prompts: Sequence[Sequence[int]]) -> Check:
+def isolation(servers: Servers, prompts: Sequence[Sequence[int]], done: Done) -> Check:
     """Plain requests beside edited ones against the same alone; unknown where stock vLLM itself answers
     differently beside plain ones."""
-    if _moved(servers.stock, prompts, None):
+    if _moved(servers.stock, prompts, None, done):
         return Check(
             "isolation",
             "unknown",
             "stock vLLM itself does not keep its bits beside other requests on this machine",
         )
-    moved = _moved(servers.heed, prompts, EDIT)
+    moved = _moved(servers.heed, prompts, EDIT, done)
     if moved:
         return Check("isolation", "fail", f"{moved} plain answers changed beside edited requests")
     return Check(
@@ -93,7 +98,7 @@ def isolation(servers: Servers, prompts: Sequence[Sequence[int]]) -> Check:
 
 
 def reference(
-    servers: Servers, prompts: Sequence[Sequence[int]], logprobs: Logprobs, dtype: str
+    servers: Servers, prompts: Sequence[Sequence[int]], done: Done, logprobs: Logprobs, dtype: str
 ) -> Check:
     """Edited answers against an implementation of the edit that shares nothing with Heed."""
     worst = 0.0
@@ -102,13 +107,16 @@ def reference(
         if [report["status"] for report in answer.report] != ["applied"]:
             return Check("reference", "fail", f"the edit was not applied: {answer.report}")
         worst = max(worst, _distance(answer, logprobs(prompt, answer.tokens)))
+        done()
     said = f"log-probabilities within {worst:.1e} of transformers in float32"
     if dtype != "float32":
         return Check("reference", "unknown", f"{said}; served in {dtype}, so not judged")
     return Check("reference", "pass" if worst <= TOLERANCE else "fail", said)
 
 
-def _moved(url: str, prompts: Sequence[Sequence[int]], beside: Interventions | None) -> int:
+def _moved(
+    url: str, prompts: Sequence[Sequence[int]], beside: Interventions | None, done: Done
+) -> int:
     """How many plain answers are not those alone when as many others run with them."""
     plain = [Question(prompt) for prompt in prompts]
     alone = [ask(url, question).bits for question in plain]
@@ -117,6 +125,7 @@ def _moved(url: str, prompts: Sequence[Sequence[int]], beside: Interventions | N
     for _ in range(ROUNDS):
         answers = ask_together(url, [*plain, *others])[: len(plain)]
         moved += sum(a.bits != b for a, b in zip(answers, alone, strict=True))
+        done()
     return moved
 
 

@@ -5,6 +5,7 @@ import json
 import platform
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -15,8 +16,9 @@ import httpx
 from heed_server.engine.versions import installed_vllm
 from heed_server.measuring import servers
 from heed_server.measuring.models import MeasuredModel, served
+from heed_server.progress import Progress
 from heed_server.verify import checks
-from heed_server.verify.checks import Check, Servers
+from heed_server.verify.checks import Check, Done, Servers
 from heed_server.verify.reference import Reference
 from heed_server.version import __version__
 
@@ -53,11 +55,20 @@ def _found(both: Servers, options: argparse.Namespace, model: MeasuredModel) -> 
     prompts = checks.prompts_below(model.vocabulary, model.longest)
     reasons = {entry["method"]: entry["reason"] for entry in catalogue if not entry["available"]}
     editable = "zerotuning" not in reasons
-    results = [_checked("identity", lambda: checks.identity(both, prompts, neutral=editable))]
+    of_prompts, of_rounds = len(prompts), 2 * checks.ROUNDS
+    results = [
+        _checked(
+            "identity",
+            of_prompts,
+            lambda done: checks.identity(both, prompts, done, neutral=editable),
+        )
+    ]
     if not editable:
         results.append(Check("edits", "unknown", f"none here: {reasons['zerotuning']}"))
     else:
-        results.append(_checked("isolation", lambda: checks.isolation(both, prompts)))
+        results.append(
+            _checked("isolation", of_rounds, lambda done: checks.isolation(both, prompts, done))
+        )
         results.append(
             _reference(both, prompts, model.path, told["serving"]["dtype"])
             if not options.no_reference
@@ -83,12 +94,19 @@ def _reference(both: Servers, prompts: list[list[int]], model: str, dtype: str) 
         reference = Reference(model, checks.GAMMA)
     except (OSError, ValueError) as error:
         return Check("reference", "unknown", f"transformers cannot load the model: {error}")
-    return _checked("reference", lambda: checks.reference(both, prompts, reference.logprobs, dtype))
+    return _checked(
+        "reference",
+        len(prompts),
+        lambda done: checks.reference(both, prompts, done, reference.logprobs, dtype),
+    )
 
 
-def _checked(name: str, check: Any) -> Check:
-    _tell(f"checking {name}")
-    result: Check = check()
+def _checked(name: str, steps: int, check: Callable[[Done], Check]) -> Check:
+    """steps: how often the check says that it has done one, unless something is wrong."""
+    progress = Progress(sys.stderr)
+    progress.begin(name, steps)
+    result = check(lambda: progress.settled(1))
+    progress.end()
     return result
 
 
