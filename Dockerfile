@@ -55,11 +55,13 @@ RUN id 2000 > /dev/null 2>&1 || useradd --uid 2000 --gid 0 --no-create-home --ho
     chown -R 2000:0 /home/heed && \
     chmod -R g=u /home/heed
 
+# What is compiled is loaded from where it was written, and a /tmp in memory is often mounted noexec.
 ENV HOME=/home/heed \
     USER=heed \
     HF_HOME=/home/heed/.cache/huggingface \
     VLLM_CACHE_ROOT=/home/heed/.cache/vllm \
     TRITON_CACHE_DIR=/home/heed/.cache/triton \
+    TORCHINDUCTOR_CACHE_DIR=/home/heed/.cache/torchinductor \
     VLLM_NO_USAGE_STATS=1
 
 WORKDIR /home/heed

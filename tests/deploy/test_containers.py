@@ -92,6 +92,20 @@ def services() -> dict[str, Any]:
     return found
 
 
+def test_a_gpu_is_asked_for_in_a_file_of_its_own(services: dict[str, Any]) -> None:
+    """Docker starts no container with a reservation of GPUs, even of none, where it has no driver for them."""
+    assert "deploy" not in services["heed"]
+    ((name, over),) = loaded(DEPLOY / "compose.gpu.yaml")["services"].items()
+    assert name == "heed" and set(over) == {"deploy"}
+
+
+def test_what_is_compiled_at_run_time_is_not_loaded_from_tmp() -> None:
+    """A tmpfs of Docker's is mounted noexec, and torch would compile into /tmp."""
+    (variables,) = said("ENV")
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT"):
+        assert f"{name}=/home/heed/.cache/" in variables
+
+
 def test_files_that_services_mount_are_there(services: dict[str, Any]) -> None:
     for service in services.values():
         for volume in service.get("volumes", []):
