@@ -222,7 +222,11 @@ def serving(
 
 @contextmanager
 def started(
-    command: Sequence[str], log: Path, port: int, environment: Mapping[str, str]
+    command: Sequence[str],
+    log: Path,
+    port: int,
+    environment: Mapping[str, str],
+    start_seconds: float = START_SECONDS,
 ) -> Iterator[LiveServer]:
     """What `command` serves on a port until the block ends; it then has to end cleanly."""
     with log.open("wb") as sink:
@@ -237,7 +241,7 @@ def started(
         )
     try:
         server = LiveServer(f"http://127.0.0.1:{port}", log=log, process=process)
-        wait_until_healthy(server, process)
+        wait_until_healthy(server, process, start_seconds)
         yield server
         server.client.close()
         if process.poll() is None:  # a test may have ended it itself
@@ -246,8 +250,10 @@ def started(
         kill(process)
 
 
-def wait_until_healthy(server: LiveServer, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def wait_until_healthy(
+    server: LiveServer, process: subprocess.Popen[bytes], seconds: float
+) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
