@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -191,6 +192,20 @@ def together(calls: Sequence[Any]) -> list[Any]:
     """Make all calls at once, each in a thread of its own; results in the order of `calls`."""
     with ThreadPoolExecutor(len(calls)) as pool:
         return [future.result() for future in [pool.submit(call) for call in calls]]
+
+
+def chunks_of(lines: Sequence[str]) -> list[Body]:
+    """What the lines of a stream hold."""
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+
+
+def tokens_in(lines: Sequence[str]) -> int:
+    """Tokens of a stream that was asked for with `return_token_ids`.
+
+    They are not as many as its chunks: where a reader lags, vLLM puts several tokens into one.
+    """
+    choices = [choice for chunk in chunks_of(lines) for choice in chunk.get("choices", [])]
+    return sum(len(choice["token_ids"] or []) for choice in choices)
 
 
 def free_port() -> int:
