@@ -35,14 +35,16 @@ RUN if [ -n "${EXTRAS}" ]; then \
 
 WORKDIR /opt/heed
 COPY pyproject.toml README.md LICENSE ./
+COPY deploy/constraints-cpu.txt deploy/
 COPY scripts/setup_environment.py scripts/
 COPY kernels kernels
 COPY interventions interventions
 COPY server server
 
-# Versions are pinned in pyproject.toml.
+# vLLM's image has all that Heed needs, in versions of its own; on another base they are those that last served.
 # hadolint ignore=DL3013
-RUN python3 -m pip install --no-cache-dir --disable-pip-version-check ".${EXTRAS:+[${EXTRAS}]}" && \
+RUN if [ "${EXTRAS}" = cpu ]; then export PIP_CONSTRAINT=/opt/heed/deploy/constraints-cpu.txt; fi && \
+    python3 -m pip install --no-cache-dir --disable-pip-version-check ".${EXTRAS:+[${EXTRAS}]}" && \
     python3 scripts/setup_environment.py --repair && \
     rm -rf /opt/heed/*
 

