@@ -35,14 +35,16 @@ RUN if [ -n "${EXTRAS}" ]; then \
 
 WORKDIR /opt/heed
 COPY pyproject.toml README.md LICENSE ./
+COPY deploy/constraints-cpu.txt deploy/
 COPY scripts/setup_environment.py scripts/
 COPY kernels kernels
 COPY interventions interventions
 COPY server server
 
-# Versions are pinned in pyproject.toml.
+# vLLM's image has all that Heed needs, in versions of its own; on another base they are those that last served.
 # hadolint ignore=DL3013
-RUN python3 -m pip install --no-cache-dir --disable-pip-version-check ".${EXTRAS:+[${EXTRAS}]}" && \
+RUN if [ "${EXTRAS}" = cpu ]; then export PIP_CONSTRAINT=/opt/heed/deploy/constraints-cpu.txt; fi && \
+    python3 -m pip install --no-cache-dir --disable-pip-version-check ".${EXTRAS:+[${EXTRAS}]}" && \
     python3 scripts/setup_environment.py --repair && \
     rm -rf /opt/heed/*
 
@@ -55,11 +57,13 @@ RUN id 2000 > /dev/null 2>&1 || useradd --uid 2000 --gid 0 --no-create-home --ho
     chown -R 2000:0 /home/heed && \
     chmod -R g=u /home/heed
 
+# What is compiled is loaded from where it was written, and a /tmp in memory is often mounted noexec.
 ENV HOME=/home/heed \
     USER=heed \
     HF_HOME=/home/heed/.cache/huggingface \
     VLLM_CACHE_ROOT=/home/heed/.cache/vllm \
     TRITON_CACHE_DIR=/home/heed/.cache/triton \
+    TORCHINDUCTOR_CACHE_DIR=/home/heed/.cache/torchinductor \
     VLLM_NO_USAGE_STATS=1
 
 WORKDIR /home/heed

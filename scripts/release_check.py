@@ -2,9 +2,10 @@
 
     python scripts/release_check.py              (or: make release-check)
     python scripts/release_check.py --no-install    without the clean environment (seconds)
+    python scripts/release_check.py --write      note the versions that served in deploy/constraints-cpu.txt
 
 Builds the sdist, the wheel from it, and installs that with the extra `cpu` into an environment with nothing
-else in it. EXTRAS names another extra.
+else in it, in the versions that pip finds today, not in those noted. EXTRAS names another extra.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ PACKAGES = {
     "kernels": "heed_kernels",
 }
 NOT_CODE = ("tests/", "benchmarks/", "training/", "docs/", "deploy/", "scripts/")
+CONSTRAINTS = ROOT / "deploy" / "constraints-cpu.txt"
+CONSTRAINTS_HEAD = """\
+# Versions of all that `heed-server[cpu]` needs, as they last served; `scripts/release_check.py --write` notes them.
+# The Dockerfile installs these.
+"""
 BUILD_SDIST = (
     "import sys; from setuptools import build_meta as b; print(b.build_sdist(sys.argv[1]))"
 )
@@ -103,8 +109,11 @@ def build(folder: Path) -> Path:
     return wheel
 
 
-def check_installed(wheel: Path, folder: Path, extras: str) -> None:
-    """Installed alone, the wheel's `heed` names its version and its models, and serves."""
+def check_installed(wheel: Path, folder: Path, extras: str) -> str:
+    """Installed alone, the wheel's `heed` names its version and its models, and serves.
+
+    Returns what is installed beside it, as pip's constraints.
+    """
     venv = folder / "venv"
     environment = make_environment(venv)
     python = venv / "bin" / "python"
@@ -119,11 +128,14 @@ def check_installed(wheel: Path, folder: Path, extras: str) -> None:
         raise FailedError("the installed heed has no bundled model")
     serve_and_ask([heed, "serve"], folder, environment)
     say("installed, it serves, edits and stops")
+    frozen = run([python, "-m", "pip", "freeze"], folder, environment).splitlines()
+    return "".join(f"{line}\n" for line in frozen if " @ " not in line)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Check that this tree can be released.")
     parser.add_argument("--no-install", action="store_true")
+    parser.add_argument("--write", action="store_true")
     options = parser.parse_args()
     try:
         check_versions(version())
@@ -138,7 +150,9 @@ def main() -> int:
             wheel = build(folder)
             check_wheel(wheel, tracked())
             if not options.no_install:
-                check_installed(wheel, folder, os.environ.get("EXTRAS") or "cpu")
+                frozen = check_installed(wheel, folder, os.environ.get("EXTRAS") or "cpu")
+                if options.write:
+                    CONSTRAINTS.write_text(CONSTRAINTS_HEAD + frozen)
     except FailedError as error:
         say(str(error))
         return 1

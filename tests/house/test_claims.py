@@ -25,3 +25,15 @@ def test_every_test_that_a_page_names_is_there(page: str) -> None:
             text = (ROOT / file).read_text()
             assert f"def {test}(" in text, f"{page} names {test} of {file}"
     assert named
+
+
+def test_every_command_of_the_page_on_operations_is_in_its_table_of_what_runs_them() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    page, _, table = text.partition("## What runs the commands of this page")
+    blocks = re.findall(r"^    (\S.*)$", page, re.MULTILINE)
+    inline = re.findall(r"`((?:python|docker|helm|serve run|pip install) [^`]+)`", page)
+    assert len(blocks) >= 5 and len(inline) >= 3
+    # The first words of a command, up to what differs from one use to the next.
+    named = [each.split(" … ")[0] for each in re.findall(r"`([^`]+)`", table)]
+    for command in blocks + inline:
+        assert any(command.startswith(name) for name in named), command

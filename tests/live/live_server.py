@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import secrets
@@ -193,6 +194,20 @@ def together(calls: Sequence[Any]) -> list[Any]:
         return [future.result() for future in [pool.submit(call) for call in calls]]
 
 
+def chunks_of(lines: Sequence[str]) -> list[Body]:
+    """What the lines of a stream hold."""
+    return [json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: {")]
+
+
+def tokens_in(lines: Sequence[str]) -> int:
+    """Tokens of a stream that was asked for with `return_token_ids`.
+
+    They are not as many as its chunks: where a reader lags, vLLM puts several tokens into one.
+    """
+    choices = [choice for chunk in chunks_of(lines) for choice in chunk.get("choices", [])]
+    return sum(len(choice["token_ids"] or []) for choice in choices)
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -222,7 +237,11 @@ def serving(
 
 @contextmanager
 def started(
-    command: Sequence[str], log: Path, port: int, environment: Mapping[str, str]
+    command: Sequence[str],
+    log: Path,
+    port: int,
+    environment: Mapping[str, str],
+    start_seconds: float = START_SECONDS,
 ) -> Iterator[LiveServer]:
     """What `command` serves on a port until the block ends; it then has to end cleanly."""
     with log.open("wb") as sink:
@@ -237,7 +256,7 @@ def started(
         )
     try:
         server = LiveServer(f"http://127.0.0.1:{port}", log=log, process=process)
-        wait_until_healthy(server, process)
+        wait_until_healthy(server, process, start_seconds)
         yield server
         server.client.close()
         if process.poll() is None:  # a test may have ended it itself
@@ -246,8 +265,10 @@ def started(
         kill(process)
 
 
-def wait_until_healthy(server: LiveServer, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def wait_until_healthy(
+    server: LiveServer, process: subprocess.Popen[bytes], seconds: float
+) -> None:
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break

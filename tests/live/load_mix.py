@@ -1,6 +1,6 @@
 """Many clients at once, not all of them patient: what each asks for, how it reads, and what it got.
 
-Run as a script against a running server, it prints one JSON object:
+Run as a script against a running server, it prints one JSON object, and ends with 1 where a client got an error:
 
     python tests/live/load_mix.py --url http://127.0.0.1:8000 --clients 200
 """
@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import json
 import random
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -176,7 +177,7 @@ def tally(answers: Sequence[Got]) -> dict[str, int]:
     )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Ask a running server as many clients at once do.")
     parser.add_argument("--url", required=True)
     parser.add_argument("--clients", type=int, default=200)
@@ -186,7 +187,8 @@ def main() -> None:
     answers = asyncio.run(ask_all(server.url, waiting, options.clients))
     errors = Counter(got.error for got in answers if got.error)
     print(json.dumps(tally(answers) | {"errors": errors}, indent=2))
+    return 1 if errors else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

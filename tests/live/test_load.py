@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from conformance import largest_difference
@@ -13,6 +17,7 @@ from load_mix import Ask, Got, ask_all, asks, tally
 
 pytestmark = pytest.mark.slow
 
+SCRIPT = Path(__file__).with_name("load_mix.py")
 CLIENTS = 200
 # Plain requests repeat bit for bit; edited ones may split their work by what is in the cache.
 EDITED_TOLERANCE = 2e-5
@@ -88,3 +93,13 @@ def test_a_storm_of_preemptions_loses_nothing(cramped_server: LiveServer) -> Non
     assert_answers(crowd, expected)
     assert cramped_server.metric("vllm:num_preemptions_total") > before
     assert_nothing_is_left(cramped_server)
+
+
+def test_the_same_clients_can_be_sent_to_any_server(server: LiveServer) -> None:
+    """The command of docs/operations.md."""
+    command = [sys.executable, str(SCRIPT), "--url", server.url, "--clients", "70"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads(done.stdout)
+    assert said["finished"] >= 50 and said["errors"] == {}
+    assert_nothing_is_left(server)

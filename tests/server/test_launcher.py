@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from heed_server import models
+from heed_server.engine.plugin import RUST_VARIABLE, FrontEndError, require_python_front_end
 from heed_server.launcher import (
     BUNDLED_KV_CACHE_BYTES,
     choose_model,
@@ -22,6 +23,7 @@ from heed_server.settings import (
     PRIVILEGED_VARIABLE,
     PROFILES_VARIABLE,
     STREAMING_VARIABLE,
+    SettingsError,
 )
 
 
@@ -117,3 +119,15 @@ def test_vllm_is_not_served_without_heed_where_heed_cannot_be_loaded(
     monkeypatch.setitem(sys.modules, "heed_server.api.plugin", None)
     with pytest.raises(ImportError):
         serve(["heed-tiny"])
+
+
+def test_servers_that_know_no_interventions_are_not_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "heed")
+    with pytest.raises(SettingsError, match="gRPC"):
+        serve(["heed-tiny", "--grpc"])
+    with pytest.raises(FrontEndError, match=RUST_VARIABLE):
+        require_python_front_end({RUST_VARIABLE: "1"})
+    for environment in ({}, {RUST_VARIABLE: "0"}):
+        require_python_front_end(environment)

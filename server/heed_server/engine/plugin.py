@@ -11,6 +11,11 @@ from heed_server.engine.orphans import end_with_parent
 from heed_server.engine.versions import installed_vllm, require_supported_vllm
 
 PLUGIN_NAME = "heed"
+RUST_VARIABLE = "VLLM_USE_RUST_FRONTEND"
+
+
+class FrontEndError(RuntimeError):
+    """A server of vLLM's that would take requests without Heed's part of the API."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ def register() -> None:
 
     @wraps(stock)
     def create_engine_config(self: EngineArgs, *args: Any, **kwargs: Any) -> Any:
+        require_python_front_end()
         config = stock(self, *args, **kwargs)
         placed = put_in_place(config, pieces)
         check_streaming_length(config, on_cpu=placed and pieces is CPU)
@@ -101,6 +107,14 @@ def register() -> None:
 
     create_engine_config.heed = True  # type: ignore[attr-defined]
     EngineArgs.create_engine_config = create_engine_config
+
+
+def require_python_front_end(environment: Mapping[str, str] = os.environ) -> None:
+    """Raise `FrontEndError` where vLLM would answer requests with its server in Rust."""
+    if environment.get(RUST_VARIABLE, "0") not in ("", "0"):
+        raise FrontEndError(
+            f"{RUST_VARIABLE} is set: vLLM's server in Rust loads no plug-in, and would ignore interventions"
+        )
 
 
 def put_in_place(config: Any, pieces: Pieces) -> bool:
