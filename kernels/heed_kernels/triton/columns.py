@@ -87,8 +87,8 @@ class ColumnWork:
         at = self._table.sent(slots.astype(np.int64))
         self._places[layers].index_copy_(1, at, self._table.sent(addresses))
 
-    def add(self, layer: int, inputs: LayerInputs) -> None:
-        """Add the rows' weights in a layer, before its `attend`."""
+    def add(self, layer: int, inputs: LayerInputs, *, everything: bool = False) -> None:
+        """Add the rows' weights in a layer, before its `attend`. everything: as in `observe`."""
         # Rows that only pad the step are nobody's.
         query = inputs.query[: len(self._log_sum_exp)]
         observe(
@@ -102,6 +102,7 @@ class ColumnWork:
             inputs.rope,
             self._log_sum_exp[: len(query)],
             places=self._places[layer],
+            everything=everything,
         )
 
     def warm_up(
@@ -117,7 +118,8 @@ class ColumnWork:
         query = torch.zeros(1, heads, head_dim, dtype=dtype, device=key_cache.device)
         blocks = torch.zeros(1, 1, dtype=torch.int32, device=key_cache.device)
         for rope in {id(rope): rope for rope in ropes}.values():
-            self.add(0, LayerInputs(query, key_cache, key_cache, blocks, scale, rope))
+            inputs = LayerInputs(query, key_cache, key_cache, blocks, scale, rope)
+            self.add(0, inputs, everything=True)
 
 
 class DeviceSums:

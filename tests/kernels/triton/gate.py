@@ -26,7 +26,7 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from heed_kernels.triton import shapes
-from heed_kernels.triton.observe import measure_tiles, sum_columns
+from heed_kernels.triton.observe import measure_rows, merge_measures, sum_columns
 from heed_kernels.triton.score import score_tiles
 from heed_kernels.triton.split import attend_splits, merge_splits
 from heed_kernels.triton.tile import attend_tiles
@@ -44,6 +44,7 @@ POINTERS = {
     "work": "i32", "records": "i32", "lines": "i32", "vectors": "fp32", "factors": "fp32", "mix_heads": "i32",
     "mixes": "fp32", "found": "i64", "rotation": "i64", "scores": "fp32", "partial": "fp32", "sums": "fp32",
     "block_table": "i32", "log_sum_exp": "fp32", "masses": "fp32", "places": "i64",
+    "measures": "fp32",
 }  # fmt: skip
 
 
@@ -60,28 +61,32 @@ class Variant:
     @property
     def name(self) -> str:
         c = self.constants
-        more = "masses" if self.kernel is measure_tiles else "transfers"
-        turn = " rotary" * c["ROTARY"] + f" {more}" * c["TRANSFERS"]
+        more = "masses" if self.kernel in (measure_rows, merge_measures) else "transfers"
+        turn = " rotary" * c["ROTARY"] + f" {more}" * c["TRANSFERS"] + " split" * c["SPLIT"]
         return (
             f"{self.kernel.__name__} {TYPES[self.dtype]} {c['HEAD_DIM']}x{c['GROUP']}"
             f" block {c['BLOCK_SIZE']}{turn}"
         )
 
 
-def variant(kernel, dtype, arch, head_dim, group, block_size, rotary, more=True) -> Variant:
-    """With the constants that `launch` gives it. more: with transfers, or with masses."""
+def variant(
+    kernel, dtype, arch, head_dim, group, block_size, rotary, more=True, split=False
+) -> Variant:
+    """With the constants that its launch gives it. more: with transfers, or with masses; split: observing
+    splits of generated rows."""
     rows = max(1, shapes.tile_heads(arch) // group)
     constants = {
         "KV_HEADS": 8, "GROUP": group, "GROUP_PADDED": 1 << (group - 1).bit_length(),
         "HEAD_DIM": head_dim, "DIMS": shapes.padded(head_dim), "BLOCK_SIZE": block_size,
         "TILE_ROWS": rows, "ROWS": max(16, shapes.padded(rows * group)), "ROTARY": rotary,
-        "TRANSFERS": more, "MASSES": more,
+        "TRANSFERS": more, "MASSES": more, "SPLIT": split, "HEADS": 8 * group,
     }  # fmt: skip
-    if kernel is attend_splits:
-        shape = shapes.split_shape(head_dim, dtype, arch)
+    if kernel is attend_splits or split:
+        made = shapes.observed_shape if split else shapes.split_shape
+        shape = made(head_dim, dtype, arch)
         constants["ROWS"] = max(16, 1 << (group - 1).bit_length())
-    elif kernel in (merge_splits, score_tiles):
-        shape = shapes.MERGE if kernel is merge_splits else shapes.SCORE
+    elif kernel in (merge_splits, merge_measures, score_tiles):
+        shape = shapes.SCORE if kernel is score_tiles else shapes.MERGE
     else:
         shape = shapes.tile_shape(head_dim, dtype, arch)
     constants["TILE"] = shape.tile
@@ -91,21 +96,24 @@ def variant(kernel, dtype, arch, head_dim, group, block_size, rotary, more=True)
 def variants(archs: list[int], everything: bool) -> Iterator[Variant]:
     """All, or for each kernel and architecture the ones with the most to hold."""
     main = attend_tiles, attend_splits
-    rest = score_tiles, merge_splits, measure_tiles, sum_columns
+    rest = score_tiles, merge_splits, merge_measures, measure_rows, sum_columns
     if everything:
         sizes = itertools.product((32, 64, 80, 96, 128, 256), (1, 4, 8), (False, True), TYPES)
         few = [(d, g, 128 if d == 64 else 16, r, t) for d, g, r, t in sizes]
         for arch, kernel, (d, g, b, r, t) in itertools.product(archs, (*main, *rest), few):
-            yield variant(kernel, t, arch, d, g, b, r)
-            if kernel in (*main, merge_splits, measure_tiles):
-                yield variant(kernel, t, arch, d, g, b, r, False)
+            for split in (False, True) if kernel in (measure_rows, sum_columns) else (False,):
+                yield variant(kernel, t, arch, d, g, b, r, True, split)
+                if kernel in (*main, merge_splits, measure_rows):
+                    yield variant(kernel, t, arch, d, g, b, r, False, split)
         return
     for arch in archs:
         for kernel in (*main, *rest) if arch == 90 else main:
             yield variant(kernel, torch.bfloat16, arch, 128, 4, 16, True)
         yield variant(attend_tiles, torch.bfloat16, arch, 128, 4, 16, True, False)
     if 90 in archs:
-        yield variant(measure_tiles, torch.bfloat16, 90, 128, 4, 16, True, False)
+        yield variant(measure_rows, torch.bfloat16, 90, 128, 4, 16, True, False)
+        for kernel in measure_rows, sum_columns:
+            yield variant(kernel, torch.bfloat16, 90, 128, 4, 16, True, True, True)
 
 
 def compiled(made: Variant) -> Any:
@@ -199,6 +207,7 @@ def self_test() -> list[str]:
     constants = {
         "ROTARY": False,
         "TRANSFERS": False,
+        "SPLIT": False,
         "ROWS": 9,
         "HEAD_DIM": 128,
         "GROUP": 1,

@@ -34,7 +34,7 @@ EDITS = [
 ]
 
 
-def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111):
+def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111, capacity=None):
     """log-sum-exp and masses of the chunks' rows, and columns int64 [heads, keys] over all."""
     length, count = model.lengths[0], model.query_heads
     bounds = np.zeros((table.table.slots, 2), np.int64)
@@ -46,7 +46,7 @@ def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111):
     sums, masses = [], []
     for first, end in chunks:
         plan, _ = model.plan(table, [(0, slot, first, end)])
-        work = StepWork(table, length, 1)
+        work = StepWork(table, length, 1, capacity)
         work.fill_observed(plan, bounds)
         log_sum_exp = torch.full((end - first, count), torch.nan)
         mass = torch.full((end - first, count, 4), torch.nan)
@@ -94,6 +94,30 @@ def test_chunks_change_no_bit_of_an_observation():
     for one, other in zip(whole, cut, strict=True):
         assert torch.equal(one[..., :2], other[..., :2])
     assert torch.equal(whole[2], cut[2])
+
+
+def test_generated_rows_are_observed_in_splits_of_their_keys_and_waves_change_no_bit():
+    """Two splits of each row; the first rows of the step are prompt rows."""
+    model = Model([300], 3, 1)
+    table = model.table()
+    slot = model.slot(table, EDITS, 292)
+    rows = slice(290, 296)
+    sums, masses, columns = observed(model, table, slot, [(290, 296)], heads=0b101)
+    made = weights(model, EDITS)
+    assert_close(sums, made.log_sum_exp.T[rows], 1e-6, "log-sum-exp")
+    for probe, keys in enumerate(KEYS):
+        mass = reference.observed_mass(ObserveMass(ON, Rows(), keys, 0), made.before).T
+        assert_close(masses[:, :, probe], mass[rows], 1e-6, f"probe {probe}")
+    expected = reference.observed_columns(ObserveColumns(ON, Rows(290, 296), 0), made.before)
+    assert (columns[1] == 0).all() and (columns[[0, 2], 256:290] > 0).any()
+    assert_close(columns[[0, 2]].double() / 2**31, expected[[0, 2]], 1e-6, "columns")
+    # Room for the splits of two rows.
+    replayed = observed(model, table, slot, [(290, 293), (293, 296)], heads=0b101, capacity=64)
+    for one, other in zip(
+        (sums, masses[..., :2]), (replayed[0], replayed[1][..., :2]), strict=True
+    ):
+        assert torch.equal(one, other)
+    assert torch.equal(columns, replayed[2])
 
 
 def test_keys_that_are_found_in_a_layer_are_the_sources_of_its_transfer():
