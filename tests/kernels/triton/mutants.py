@@ -98,7 +98,7 @@ MUTANTS = [
     ("searching.py", "self._mass += on_found(self._found, self._sums) - self._held", "self._mass += on_found(self._found, self._sums)", F, "mass"),
     ("pages.py", ".long(), at % size]", ".long(), at % size // 2 * 2]", V, "match_the_definition and norm"),
     ("pages.py", "+ places % size", "", V, "move_in_place"),
-    ("move.py", "mask=i < count, other=-1", "mask=i < count, other=0", V, "move_in_place"),
+    ("move.py", "source >= 0", "source >= -1", V, "move_in_place"),
     ("move.py", "head // GROUP", "head", V, "move_in_place"),
     ("move.py", "source >= 0", "source >= 1", V, "move_in_place"),
     ("move.py", "tl.program_id(1) * DIMS", "0 * DIMS", V, "move_in_place"),

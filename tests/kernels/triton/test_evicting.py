@@ -159,11 +159,12 @@ def test_chunks_change_no_sum():
 def test_tokens_move_in_place_and_in_parts_without_memory(numbers):
     """Three heads keep other tokens, of which the first ones stay; in one block they go to its own places."""
     generator = torch.Generator().manual_seed(0)
-    cache = torch.randn(12, 3, SIZE, 40, generator=generator).transpose(1, 2)
+    cache = torch.randn(12, 3, SIZE, 56, generator=generator).transpose(1, 2)
     row = np.array([5, 2, 9, 4, 11, 1, 3, 8, 0, 6], np.int32)
     into = np.array([5, 7, 9, 4, 10, 1], np.int32)
     random = np.random.default_rng(0)
     kept = [np.sort(random.choice(160, n, replace=False)) for n in (96, 61, 1)]
+    kept[2][0] = 128  # the first token of all
     expected = cache.clone()
     for head, places in enumerate(kept):
         to = np.arange(len(places))
@@ -171,7 +172,7 @@ def test_tokens_move_in_place_and_in_parts_without_memory(numbers):
         expected[into[to // SIZE], to % SIZE, head] = values
     row_of = BlockRow(row, torch.device("cpu"))
     mover = Mover(torch.device("cpu"), numbers)
-    EvictedPages(*cache.split([32, 8], dim=3), row_of, mover).move(kept, into)
+    EvictedPages(*cache.split([48, 8], dim=3), row_of, mover).move(kept, into)
     assert torch.equal(cache, expected)
     assert "on_device" not in vars(row_of)
 
