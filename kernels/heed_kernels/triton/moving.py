@@ -12,14 +12,11 @@ import torch
 import triton
 from numpy.typing import NDArray
 
+from heed_kernels.triton import shapes
 from heed_kernels.triton.move import move_tokens
 
 NUMBERS = 1 << 17
 """Token numbers that are on the device at once, 1 MiB: where a layer's tokens come from and go to."""
-DIMENSIONS = 32
-"""Of a token's vector that one program moves, at most."""
-TOKENS = 128
-"""That are read before any of them is written."""
 
 
 class Mover:
@@ -60,9 +57,10 @@ class Mover:
 
     def _launch(self, cache: torch.Tensor, kv_heads: int, count: int) -> None:
         _, block_size, heads, vector = cache.shape
-        dims = min(triton.next_power_of_2(vector), DIMENSIONS)
+        dims, shape = min(triton.next_power_of_2(vector), shapes.MOVED_DIMENSIONS), shapes.MOVE
         block, token, head, _ = cache.stride()
         move_tokens[(heads, triton.cdiv(vector, dims))](
             cache, self._numbers, kv_heads, count, block_size, block, token, head, vector,
-            GROUP=heads // kv_heads, DIMS=dims, TOKENS=TOKENS, num_warps=4,
+            GROUP=heads // kv_heads, DIMS=dims, TOKENS=shape.tile,
+            num_warps=shape.warps, num_stages=shape.stages,
         )  # fmt: skip

@@ -82,6 +82,10 @@ def observed_shape(head_dim: int, dtype: torch.dtype, capability: int) -> Shape:
 
 MERGE = Shape(0, 4, 1, 2)
 SCORE = Shape(0, 4, 1, 2)
+MOVE = Shape(128, 4, 1, 2)
+"""Tokens that are read before any of them is written."""
+MOVED_DIMENSIONS = 32
+"""Of a token's vector that one program moves, at most: with 128 tokens 32 elements per thread."""
 
 
 PROGRAMS = 8
