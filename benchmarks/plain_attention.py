@@ -1,12 +1,26 @@
 # ruff: noqa: E741 (l is what papers call it)
-"""Plain paged attention on a GPU, to compare with: vLLM's Triton kernel, or a simple one where there is no vLLM."""
+"""Plain attention on a GPU, to compare with: vLLM's Triton kernel, a simple one where there is no vLLM, and
+PyTorch's FlashAttention."""
 
+import enum
+import importlib
+import importlib.util
+import logging
 import math
+import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
+
+SEGMENTS = 16
+FEWEST_PROGRAMS = 128
+"""How vLLM's Triton backend cuts keys of decode steps, and up to how many programs it does so."""
 
 
 @triton.jit
@@ -54,37 +68,124 @@ def plain_kernel(
         tl.store(output + at, acc.to(output.dtype.element_ty), mask=valid[:, None])
 
 
-def yardstick(batch: Any) -> tuple[str, Callable[[], None]]:
-    """Its name, and a call that runs plain attention over a `kernel_gpu.Batch`."""
+def yardstick(batch: Any, carried: str | None = None) -> tuple[str, Callable[[], None]]:
+    """Its name, and a call that runs plain attention over a `kernel_batches.Batch`.
+
+    carried: a folder with triton_unified_attention.py and triton_attention_helpers.py of vLLM, where it
+    is not installed.
+    """
+    unified = unified_attention(carried)
+    return (
+        _plain(batch) if unified is None else ("vLLM unified_attention", _unified(batch, unified))
+    )
+
+
+@cache
+def unified_attention(carried: str | None) -> Callable[..., None] | None:
+    """vLLM's, or None."""
+    name = "vllm.v1.attention.ops.triton_unified_attention"
     try:
-        from vllm.v1.attention.ops.triton_unified_attention import unified_attention
+        module = importlib.import_module(name) if carried is None else _loaded(Path(carried), name)
+    except ModuleNotFoundError:
+        return None
+    return module.unified_attention  # type: ignore[no-any-return]
 
-        def stock() -> None:
-            unified_attention(
-                q=batch.query, k=batch.keys, v=batch.values, out=batch.plain,
-                cu_seqlens_q=batch.starts, max_seqlen_q=batch.rows, seqused_k=batch.lengths,
-                max_seqlen_k=batch.context, softmax_scale=batch.scale, causal=True,
-                window_size=(-1, -1), block_table=batch.block_table, softcap=0,
-                q_descale=None, k_descale=None, v_descale=None,
-            )  # fmt: skip
 
-        stock()
-        return "vllm unified_attention", stock
-    except Exception:  # not installed, or its interface is another: the plain kernel is at hand
-        pass
-    group = batch.query_heads // batch.kv_heads
-    tile_rows = max(1, 64 // group) if batch.rows > 1 else 1
+def _loaded(folder: Path, name: str) -> ModuleType:
+    """vLLM's kernel out of its two files, with as much around it as it imports."""
+    parent = name.rpartition(".")[0]
+    platform = type(
+        "Platform",
+        (),
+        {
+            "fp8_dtype": lambda _: torch.float8_e4m3fn,
+            "is_device_capability_family": lambda *_: False,
+        },
+    )
+    names = ("NONE", "INT8_PER_TOKEN_HEAD", "FP8_PER_TOKEN_HEAD", "INT4_PER_TOKEN_HEAD")
+    around: dict[str, dict[str, Any]] = {
+        "vllm": {},
+        "vllm.envs": {"VLLM_BATCH_INVARIANT": False},
+        "vllm.logger": {"init_logger": logging.getLogger},
+        "vllm.platforms": {"current_platform": platform()},
+        "vllm.triton_utils": {"tl": tl, "triton": triton},
+        "vllm.v1": {}, "vllm.v1.attention": {}, parent: {},
+        "vllm.v1.kv_cache_interface": {"KVQuantMode": enum.IntEnum("KVQuantMode", names, start=0)},
+    }  # fmt: skip
+    for module, attributes in around.items():
+        made = sys.modules[module] = ModuleType(module)
+        made.__path__ = []
+        vars(made).update(attributes)
+    sys.modules["vllm"].envs = sys.modules["vllm.envs"]  # type: ignore[attr-defined]
+    for each in (f"{parent}.triton_attention_helpers", name):
+        file = folder / f"{each.rpartition('.')[2]}.py"
+        spec = importlib.util.spec_from_file_location(each, file)
+        assert spec is not None and spec.loader is not None
+        module_of_file = sys.modules[each] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module_of_file)
+    return module_of_file
+
+
+def _unified(batch: Any, unified: Callable[..., None]) -> Callable[[], None]:
+    """With the buffers that vLLM's backend gives it for decode steps: there the keys are cut too."""
+    shape, query = batch.shape, batch.query
+    threshold = FEWEST_PROGRAMS // shape.kv_heads
+    cut: dict[str, Any] = {"seq_threshold_3D": threshold, "num_par_softmax_segments": SEGMENTS}
+    sizes = threshold, shape.query_heads, SEGMENTS
+    options: dict[str, Any] = {"dtype": torch.float32, "device": query.device}
+    cut["softmax_segm_output"] = torch.empty(
+        *sizes, 1 << (shape.head_dim - 1).bit_length(), **options
+    )
+    cut["softmax_segm_max"] = torch.empty(sizes, **options)
+    cut["softmax_segm_expsum"] = torch.empty(sizes, **options)
+
+    def call() -> None:
+        unified(
+            q=query, k=batch.keys, v=batch.values, out=batch.plain, cu_seqlens_q=batch.starts,
+            max_seqlen_q=shape.rows, seqused_k=batch.lengths, max_seqlen_k=shape.context,
+            softmax_scale=batch.scale, causal=True, window_size=(-1, -1),
+            block_table=batch.block_table, softcap=0, q_descale=None, k_descale=None,
+            v_descale=None, **cut,
+        )  # fmt: skip
+
+    return call
+
+
+def _plain(batch: Any) -> tuple[str, Callable[[], None]]:
+    shape = batch.shape
+    group = shape.query_heads // shape.kv_heads
+    tile_rows = max(1, 64 // group) if shape.rows > 1 else 1
     rows = max(16, 1 << (tile_rows * group - 1).bit_length())
     step = batch.keys.stride()
-    grid = (-(-batch.rows // tile_rows), batch.kv_heads, batch.requests)
+    grid = (-(-shape.rows // tile_rows), shape.kv_heads, shape.requests)
 
-    def plain() -> None:
+    def call() -> None:
         plain_kernel[grid](
             batch.query, batch.plain, batch.keys, batch.values, batch.block_table, batch.lengths,
             batch.starts, batch.scale * math.log2(math.e), batch.query.stride(0), step[0], step[1],
             step[2], batch.block_table.stride(0),
-            GROUP=group, HEAD_DIM=batch.head_dim, BLOCK_SIZE=batch.block_size,
+            GROUP=group, HEAD_DIM=shape.head_dim, BLOCK_SIZE=batch.block_size,
             TILE_ROWS=tile_rows, ROWS=rows, TILE=64, num_warps=4, num_stages=3,
         )  # fmt: skip
 
-    return "plain Triton kernel (no split of the keys)", plain
+    return "plain Triton kernel (no split of the keys)", call
+
+
+def flash(batch: Any) -> Callable[[], None] | None:
+    """FlashAttention as PyTorch has it, of a whole prompt, over keys that are not paged; None for other batches."""
+    shape = batch.shape
+    if batch.query.device.type != "cuda" or (shape.requests, shape.rows) != (1, shape.context):
+        return None
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    query = batch.query.transpose(0, 1)[None].contiguous()
+    size = 1, shape.kv_heads, shape.context, shape.head_dim
+    keys, values = (torch.randn(size, dtype=query.dtype, device=query.device) for _ in range(2))
+
+    def call() -> None:
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            torch.nn.functional.scaled_dot_product_attention(
+                query, keys, values, is_causal=True, scale=batch.scale, enable_gqa=True
+            )
+
+    return call

@@ -2,7 +2,7 @@
 anything in a layer waits for the device. A part of `kernel_gpu.py`."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,6 +10,8 @@ from tests.kernels.triton.test_served import SETS, OnCPU, OnDevice, Tokens, same
 
 from heed_kernels.edits import FindKeys
 from heed_kernels.evict import Evict
+
+NAMES = tuple(SETS)
 
 
 @contextmanager
@@ -22,22 +24,17 @@ def unwaited() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def compared() -> list[dict[str, Any]]:
-    """Every kind of request as the worker carries it out. waits: whether a layer of it waited for the device,
-    which searches that look ahead, evictions and whoever asks for found keys may."""
-    rows = []
-    for name in SETS:
-        tokens = Tokens()
-        waits = False
-        try:
-            largest = same_on_both(name, OnCPU(tokens), OnDevice(tokens, "cuda", unwaited))
-        except RuntimeError as error:
-            if "synchronizing" not in str(error):
-                raise
-            waits = True
-            largest = same_on_both(name, OnCPU(tokens), OnDevice(tokens, "cuda"))
-        allowed = any(isinstance(edit, Evict | FindKeys) for edit in SETS[name])
-        rows.append(
-            {"request": name, "largest": largest, "waits": waits, "passed": allowed or not waits}
-        )
-    return rows
+def compared(name: str, device: str = "cuda") -> dict[str, Any]:
+    """A kind of request as the worker carries it out. waits: whether a layer of it waited for the device, which
+    searches that look ahead, evictions and whoever asks for found keys may."""
+    tokens, waits = Tokens(), False
+    around = unwaited if device == "cuda" else nullcontext
+    try:
+        largest = same_on_both(name, OnCPU(tokens), OnDevice(tokens, device, around))
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        waits = True
+        largest = same_on_both(name, OnCPU(tokens), OnDevice(tokens, device))
+    allowed = any(isinstance(edit, Evict | FindKeys) for edit in SETS[name])
+    return {"largest": largest, "waits": waits, "passed": allowed or not waits}

@@ -23,9 +23,15 @@ class Pages(Protocol):
         """
         ...
 
+
+class OwnPages(Pages, Protocol):
+    """Those that a request writes to."""
+
     def move(self, kept: Sequence[NDArray[np.int64]], targets: NDArray[np.int32]) -> None:
-        """Keys and values of each KV head at its places `kept` go to the first places of the blocks `targets`,
-        which may be the request's own."""
+        """Keys and values of each KV head at its places `kept`, ascending, go to the first places of the blocks
+        `targets`. Each of these is the request's block at that place, or not the request's at all; so no key
+        is overwritten before it is read. A device asks for no memory here: half a move would be worse
+        than none."""
         ...
 
 

@@ -199,14 +199,18 @@ class Paged:
         return torch.stack(outputs)
 
     def evict(self, computed: int) -> Moved:
-        """Decide, and move to other blocks, or to the request's own in random order."""
+        """Decide, and move to other blocks; with `overlap` to the request's own, but for some."""
         size = self.tokens.layout.block_size
         self.eviction.decide(computed, self.pages(), self.gather)
         begun = computed // size
         own = self.row[:begun].tolist()
         wanted = min(-(-self.most(computed) // size), begun)
         if self.overlap:
-            targets = self.random.permutation([block for block in own if block])[:wanted].tolist()
+            stays = self.random.random(wanted) < 0.7
+            targets = [
+                block if block and stay else self.free.pop(0)
+                for block, stay in zip(own, stays, strict=False)
+            ]
         else:
             targets = [self.free.pop(0) for _ in range(wanted)]
         moved = self.eviction.move(self.pages(), self.row, targets)

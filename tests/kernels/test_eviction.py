@@ -343,6 +343,8 @@ def test_rows_that_come_apart_or_are_missing_are_errors():
     few.eviction.decide(100, few.pages(), few.gather)
     with pytest.raises(EditError, match="do not hold"):
         few.eviction.move(few.pages(), few.row, few.row[:3])
+    with pytest.raises(EditError, match="holds keys of another place"):
+        few.eviction.move(few.pages(), few.row, few.row[:6][::-1])
 
 
 def test_a_rank_with_part_of_a_group_and_another_prompt_are_errors():

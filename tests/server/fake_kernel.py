@@ -201,6 +201,9 @@ class FakeKernel:
             def pages(self, caches: Any, block_row: Any) -> list[Any]:
                 return [PlainPages(*caches[layer], block_row) for layer in range(LAYERS)]
 
+            def warm_up(self, key_cache: torch.Tensor, value_cache: torch.Tensor) -> None:
+                assert key_cache.shape == value_cache.shape
+
             def moved(self, slot: int) -> None:
                 kernel.looked.append(("moved", [slot]))
 

@@ -73,6 +73,7 @@ class Server:
             "block_tables": nothing,
             "lora_state": nothing,
             "is_last_pp_rank": False,
+            "parallel_config": SimpleNamespace(data_parallel_size=1),
         }.items():
             setattr(self.runner, name, value)
         for name in (

@@ -1,4 +1,4 @@
-"""Which steps of the V2 runner are not replayed graphs."""
+"""Which steps of the V2 runner have no graph, or none that holds their attention."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -72,6 +72,26 @@ def graphs(server: Server, monkeypatch: pytest.MonkeyPatch) -> Any:
         return made.cg_mode
 
     return mode
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_between_piecewise_graphs_attention_can_be_looked_at(
+    server: Server, graphs: Any, ranks: int
+) -> None:
+    """But not on one data-parallel rank alone, whose graph may be padded otherwise."""
+    server.runner.parallel_config.data_parallel_size = ranks
+    full = BatchExecutionDescriptor(
+        CUDAGraphMode.FULL, num_tokens=8, num_reqs=8, uniform_token_count=1
+    )
+    pieces = BatchExecutionDescriptor(CUDAGraphMode.PIECEWISE, num_tokens=8, num_reqs=None)
+    server.runner.cudagraph_manager._candidates = {(n, 0): [full, pieces] for n in range(9)}
+    running = request("r", *act({1}, ahead=True, running=True))
+    server.step(("r", 10, 0), new=(running,))
+    assert graphs(scheduled(("p", 1, 31))) is CUDAGraphMode.FULL
+    expected = CUDAGraphMode.PIECEWISE if ranks == 1 else CUDAGraphMode.NONE
+    assert graphs(scheduled(("r", 1, 11))) is expected
+    server.book.flagging = SimpleNamespace(watches=lambda slot, first: True)  # type: ignore[assignment]
+    assert graphs(scheduled(("r", 1, 11))) is CUDAGraphMode.NONE
 
 
 def test_a_step_in_which_rows_are_counted_runs_without_a_graph(server: Server, graphs: Any) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from heed_kernels.device import Pages, Summing, Sums
+from heed_kernels.device import OwnPages, Pages, Summing, Sums
 from heed_kernels.edits import OPEN
 from heed_kernels.errors import EditError
 from heed_kernels.events import EvictionEvents
@@ -195,13 +195,14 @@ class Eviction:
         return own
 
     @one_thread
-    def move(self, pages: Sequence[Pages], block_row: ArrayLike, targets: ArrayLike) -> Moved:
+    def move(self, pages: Sequence[OwnPages], block_row: ArrayLike, targets: ArrayLike) -> Moved:
         """Write the survivors' keys and values to the first places of `targets`, and tell the edit table.
 
         pages: by layer; block_row: int32 [blocks], the request's own. targets: int32 block ids, enough for
-        `Moved.most` keys. They may be blocks of the request itself, in any order. The block that rows from
-        `computed` on share with earlier ones, if there is one, stays where it is in the request's list,
-        whatever `targets` says. Raises `EditError` where nothing was decided or blocks are missing.
+        `Moved.most` keys. Each is the request's own at that place, or none of its blocks. The block that rows
+        from `computed` on share with earlier ones, if there is one, stays where it is in the request's list,
+        whatever `targets` says. Raises `EditError` where nothing was decided, or blocks are missing or would be
+        overwritten before they are read; nothing has moved then.
         """
         if self._decided is None:
             raise EditError("there is no decision to be carried out")
@@ -213,6 +214,7 @@ class Eviction:
         into = self._targets(block_row, targets, computed)
         if len(into) * self._block_size < moved.most:
             raise EditError(f"{len(into)} target blocks do not hold {moved.most} keys")
+        self._check_order(block_row, into, computed)
         own = slice(
             self._table.kv_head_start, self._table.kv_head_start + self._table.local_kv_heads
         )
@@ -253,6 +255,18 @@ class Eviction:
         if computed % self._block_size == 0 or len(into) < begun:
             return into
         return np.append(into[:begun], np.asarray(block_row, np.int32)[begun])
+
+    def _check_order(self, block_row: ArrayLike, targets: NDArray[np.int32], computed: int) -> None:
+        """`EditError` where a target is read later than it is written. Blocks that hold no key of the request
+        any more may be others' by now."""
+        most = int(self._counts.max())
+        places = np.concatenate([np.arange(most), np.arange(self._end, computed)])
+        held = np.unique(places // self._block_size)
+        row = np.asarray(block_row, np.int32)
+        same = (row[held][:, None] == targets) & (held[:, None] != np.arange(len(targets)))
+        if same.any():
+            block = targets[same.any(axis=0).argmax()]
+            raise EditError(f"target block {block} holds keys of another place")
 
     def _places(self, layer: int, computed: int) -> NDArray[np.int64]:
         """Places of the keys that every KV head of the layer holds, ascending."""

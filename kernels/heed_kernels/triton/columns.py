@@ -14,6 +14,7 @@ from heed_kernels.eviction.scores import QueryMoments
 from heed_kernels.plan import FIRST_POSITION, ROWS, SLOT, Plan
 from heed_kernels.rope import Rope
 from heed_kernels.triton.device_table import DeviceTable, sent
+from heed_kernels.triton.moving import Mover
 from heed_kernels.triton.observing import UNITS, observe
 from heed_kernels.triton.pages import DevicePages
 from heed_kernels.triton.step_work import StepWork
@@ -21,6 +22,8 @@ from heed_kernels.triton.step_work import StepWork
 MOST_BYTES = 1 << 29
 """Of all that searches and evictions hold on a device at once. vLLM does not know of it: it comes out of the
 memory that it leaves free."""
+ALIGNED = 16
+"""Keys. One variant of the kernel that moves them then does for all sums."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +92,8 @@ class ColumnWork:
         at = self._table.sent(slots.astype(np.int64))
         self._places[layers].index_copy_(1, at, self._table.sent(addresses))
 
-    def add(self, layer: int, inputs: LayerInputs) -> None:
-        """Add the rows' weights in a layer, before its `attend`."""
+    def add(self, layer: int, inputs: LayerInputs, *, everything: bool = False) -> None:
+        """Add the rows' weights in a layer, before its `attend`. everything: as in `observe`."""
         # Rows that only pad the step are nobody's.
         query = inputs.query[: len(self._log_sum_exp)]
         observe(
@@ -104,6 +107,7 @@ class ColumnWork:
             inputs.rope,
             self._log_sum_exp[: len(query)],
             places=self._places[layer],
+            everything=everything,
         )
 
     def warm_up(
@@ -119,21 +123,28 @@ class ColumnWork:
         query = torch.zeros(1, heads, head_dim, dtype=dtype, device=key_cache.device)
         blocks = torch.zeros(1, 1, dtype=torch.int32, device=key_cache.device)
         for rope in {id(rope): rope for rope in ropes}.values():
-            self.add(0, LayerInputs(query, key_cache, key_cache, blocks, scale, rope))
+            inputs = LayerInputs(query, key_cache, key_cache, blocks, scale, rope)
+            self.add(0, inputs, everything=True)
 
 
 class DeviceSums:
     """Sums of weights of one request and layer, see `device.Sums`: int64 in units of 1 / UNITS.
 
-    heads: of this rank; wanted: those of them that are summed, by their local numbers, ascending.
+    heads: of this rank; wanted: those of them that are summed, by their local numbers, ascending; mover: of
+    sums whose keys may be let go. A head's sums begin at multiples of ALIGNED keys.
     """
 
     def __init__(
-        self, heads: int, capacity: int, device: torch.device, wanted: Sequence[int] | None = None
+        self,
+        heads: int,
+        capacity: int,
+        device: torch.device,
+        wanted: Sequence[int] | None = None,
+        mover: Mover | None = None,
     ) -> None:
-        self._heads = heads
+        self._heads, self._mover = heads, mover
         self._wanted = np.arange(heads) if wanted is None else np.array(wanted, np.int64)
-        shape = len(self._wanted), capacity
+        shape = len(self._wanted), _aligned(capacity)
         self._sums = torch.zeros(shape, dtype=torch.int64, device=device)
 
     def addresses(self) -> NDArray[np.int64]:
@@ -145,7 +156,7 @@ class DeviceSums:
 
     def grow(self, keys: int) -> None:
         """See `device.Sums`."""
-        more = keys - self._sums.shape[1]
+        more = _aligned(keys) - self._sums.shape[1]
         if more > 0:
             self._sums = torch.nn.functional.pad(self._sums, (0, more))
 
@@ -156,21 +167,28 @@ class DeviceSums:
 
     def keep(self, heads: slice, places: NDArray[np.int64]) -> None:
         """See `device.Sums`."""
-        at = sent(places, self._sums.device)
-        self._sums[heads, : len(places)] = self._sums[heads][:, at]
+        assert self._mover is not None
+        # As a cache of one block: the heads that share these places, and a vector of one number per key.
+        cache = self._sums[heads].T[None, :, :, None]
+        self._mover.move([cache], [places], np.arange(len(places)))
+
+
+def _aligned(keys: int) -> int:
+    return -(-keys // ALIGNED) * ALIGNED
 
 
 @dataclass(frozen=True)
 class DeviceSumming:
-    """See `device.Summing`. heads, wanted: as of `DeviceSums`."""
+    """See `device.Summing`. heads, wanted, mover: as of `DeviceSums`."""
 
     heads: int
     device: torch.device
     wanted: Sequence[int] | None = None
+    mover: Mover | None = None
 
     def __call__(self, layer: int, capacity: int) -> DeviceSums:
         """See `device.Summing`."""
-        return DeviceSums(self.heads, capacity, self.device, self.wanted)
+        return DeviceSums(self.heads, capacity, self.device, self.wanted, self.mover)
 
     def moments(self, score: ExpectedScore, heads: int, head_dim: int) -> QueryMoments:
         """See `device.Summing`."""

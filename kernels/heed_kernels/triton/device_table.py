@@ -73,9 +73,13 @@ class DeviceTable:
                 pool.changed.clear()
 
     def evicted(self, slot: int) -> None:
-        """An eviction has moved keys of a slot, and the table says which places rows read from now on."""
-        slots = np.array([slot])
-        self._put(self.records, slots, records_of(self.table, slots))
+        """An eviction has moved keys of a slot, and the table says which places rows read from now on.
+
+        Asks for no memory on the device: there may be none, and the keys have moved."""
+        record = torch.from_numpy(records_of(self.table, np.array([slot]))[0])
+        if self.pinned:
+            record = record.pin_memory()
+        self.records[slot].copy_(record, non_blocking=True)
 
     def reserve(self, slot: int) -> None:
         """Room for the found keys of the request that has got a slot. Raises `EditError` where there is none."""

@@ -12,7 +12,7 @@ from heed_kernels.triton import layout as at
 from heed_kernels.triton import shapes
 from heed_kernels.triton.device_table import DeviceTable
 from heed_kernels.triton.launch import check, check_reach, power
-from heed_kernels.triton.observe import measure_tiles, sum_columns
+from heed_kernels.triton.observe import measure_rows, merge_measures, sum_columns
 from heed_kernels.triton.sources import CHUNK
 from heed_kernels.triton.step_work import StepWork
 
@@ -32,6 +32,8 @@ def observe(
     log_sum_exp: torch.Tensor,
     masses: torch.Tensor | None = None,
     places: torch.Tensor | None = None,
+    *,
+    everything: bool = False,
 ) -> None:
     """Measure the weights of `work`'s rows (see `StepWork.fill_observed`), before any transfer.
 
@@ -40,7 +42,7 @@ def observe(
     as they are. places: int64 [slots, local_query_heads], the address of the columns of each head, int64 [as
     many keys as the rows see at least] in units of 1 / UNITS, to which the rows' weights are added; 0 where a
     head's are not wanted. Without masses, KV heads without columns cost nothing, and their log-sum-exp
-    means nothing. The rest as in `attend`.
+    means nothing. everything: launch also what finds no work. The rest as in `attend`.
     """
     heads, head_dim = query.shape[1:]
     check(query, query, key_cache, key_cache, block_table, table, layer)
@@ -61,35 +63,53 @@ def observe(
     kv_heads = key_cache.shape[2]
     group = heads // kv_heads
     processors, capability = shapes.machine(query.device)
-    programs = processors * shapes.PROGRAMS
-    rows = max(16, power(work.tile_rows * group))
-    dims = shapes.padded(head_dim)
-    scratch = work.scratch(programs, rows + CHUNK.value, dims, query.dtype)
+    most = processors * shapes.PROGRAMS
+    dims, padded_group = shapes.padded(head_dim), power(group)
+    tile_rows = max(16, power(work.tile_rows * group))
+    scratch = work.scratch(most, tile_rows + CHUNK.value, dims, query.dtype)
     rotation = table.records if rope is None else table.rotation(rope, head_dim)
-    shape = shapes.tile_shape(head_dim, query.dtype, capability)
+    # What a variant does not touch is given some address all the same.
+    mass = log_sum_exp if masses is None else masses
+    columns = work.buffer if places is None else places
+    measures = work.measures(heads)
     tensors = (
         query, key_cache, key_cache, block_table, work.buffer, table.records, table.lines,
         table.vectors, table.found_at, rotation, scratch, log_sum_exp,
     )  # fmt: skip
-    numbers = (
-        query.stride(0), query.stride(1), *key_cache.stride()[:3], block_table.stride(0), table.words,
-        table.table.layers, layer, len(key_cache),
-    )  # fmt: skip
+    strides = query.stride(0), query.stride(1), *key_cache.stride()[:3], block_table.stride(0)
+    sizes = table.words, table.table.layers, layer
+    rest = len(key_cache), scale * math.log2(math.e)
     options = {
-        "KV_HEADS": kv_heads, "GROUP": group, "GROUP_PADDED": power(group), "HEAD_DIM": head_dim,
-        "DIMS": dims, "BLOCK_SIZE": key_cache.shape[1], "TILE_ROWS": work.tile_rows, "ROWS": rows,
-        "TILE": shape.tile, "ROTARY": rope is not None, "num_warps": shape.warps,
-        "num_stages": shape.stages,
+        "KV_HEADS": kv_heads, "GROUP": group, "GROUP_PADDED": padded_group, "HEAD_DIM": head_dim,
+        "DIMS": dims, "BLOCK_SIZE": key_cache.shape[1], "TILE_ROWS": work.tile_rows,
+        "ROTARY": rope is not None,
     }  # fmt: skip
-    logits = scale * math.log2(math.e)
-    grid = (min(max(work.tiles, 1) * kv_heads, programs),)
-    # What a variant does not touch is given some address all the same.
-    measure_tiles[grid](
-        *tensors, log_sum_exp if masses is None else masses, places if places is not None else work.buffer,
-        *numbers, logits, **options, MASSES=masses is not None,
-    )  # fmt: skip
-    if places is not None:
-        sum_columns[grid](*tensors, places, *numbers, logits, **options)
+
+    def launch(wave: int, units: int, rows: int, shape: shapes.Shape, *, split: bool) -> None:
+        grid = (min(units * kv_heads, most),)
+        numbers = *strides, *sizes, wave, *rest
+        fixed = {
+            **options, "ROWS": rows, "TILE": shape.tile, "SPLIT": split, "num_warps": shape.warps,
+            "num_stages": shape.stages, "maxnreg": shape.registers,
+        }  # fmt: skip
+        measure_rows[grid](
+            *tensors, mass, columns, measures, *numbers, **fixed, MASSES=masses is not None
+        )
+        if split:
+            merge_measures[(min(max(work.rows, 1) * heads, 2 * most),)](
+                work.buffer, measures, log_sum_exp, mass, wave, HEADS=heads, MASSES=masses is not None,
+                num_warps=shapes.MERGE.warps, num_stages=shapes.MERGE.stages,
+            )  # fmt: skip
+        if places is not None:
+            sum_columns[grid](*tensors, columns, *numbers, **fixed)
+
+    if work.tiles or everything:
+        shape = shapes.tile_shape(head_dim, query.dtype, capability)
+        launch(0, max(work.tiles, 1), tile_rows, shape, split=False)
+    shape = shapes.observed_shape(head_dim, query.dtype, capability)
+    for wave in range(max(work.waves, int(everything))):
+        splits = max(min(work.splits, work.capacity), 1)
+        launch(wave, splits, max(16, padded_group), shape, split=True)
 
 
 def find_keys(

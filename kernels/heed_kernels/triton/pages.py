@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -9,6 +10,7 @@ from numpy.typing import NDArray
 
 from heed_kernels.device import Half
 from heed_kernels.triton.device_table import sent
+from heed_kernels.triton.moving import Mover
 
 
 @dataclass(frozen=True)
@@ -26,23 +28,43 @@ class DevicePages:
     def read(self, places: NDArray[np.int64], half: Half) -> torch.Tensor:
         """See `device.Pages`."""
         cache = self.key_cache if half == "key" else self.value_cache
-        return cache[self._at(self.blocks, places)].transpose(0, 1)
+        at, size = sent(places, cache.device), cache.shape[1]
+        return cache[self.blocks[at // size].long(), at % size].transpose(0, 1)
+
+
+@dataclass
+class BlockRow:
+    """The blocks of a request, int32, as the host knows them."""
+
+    blocks: NDArray[np.int32]
+    device: torch.device
+
+    @cached_property
+    def on_device(self) -> torch.Tensor:
+        """Copied when first asked for: a device without memory must not stop who needs no copy."""
+        return sent(self.blocks, self.device)
+
+    def tokens(self, places: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+        """Block * size + place in it."""
+        return self.blocks[places // size].astype(np.int64) * size + places % size
+
+
+@dataclass(frozen=True)
+class EvictedPages:
+    """The pages of one layer of a request that lets keys go, see `device.OwnPages`. Caches as in `DevicePages`."""
+
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    row: BlockRow
+    mover: Mover
+
+    def read(self, places: NDArray[np.int64], half: Half) -> torch.Tensor:
+        """See `device.Pages`."""
+        return DevicePages(self.key_cache, self.value_cache, self.row.on_device).read(places, half)
 
     def move(self, kept: Sequence[NDArray[np.int64]], targets: NDArray[np.int32]) -> None:
-        """See `device.Pages`. Memory: a copy of what survives, once for keys and once for values."""
-        counts = [len(places) for places in kept]
-        device = self.key_cache.device
-        heads = sent(np.repeat(np.arange(len(kept)), counts), device)
-        source = self._at(self.blocks, np.concatenate(kept))
-        to = np.concatenate([np.arange(count) for count in counts])
-        target = self._at(sent(targets, device), to)
-        for cache in (self.key_cache, self.value_cache):
-            # All is read before anything is written: both may be the same blocks.
-            cache[*target, heads] = cache[*source, heads]
-
-    def _at(
-        self, blocks: torch.Tensor, places: NDArray[np.int64]
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Blocks of the cache, and tokens in them."""
-        at, size = sent(places, self.key_cache.device), self.key_cache.shape[1]
-        return blocks[at // size].long(), at % size
+        """See `device.OwnPages`."""
+        size, most = self.key_cache.shape[1], max(map(len, kept))
+        into = BlockRow(targets, self.row.device).tokens(np.arange(most), size)
+        sources = [self.row.tokens(places, size) for places in kept]
+        self.mover.move((self.key_cache, self.value_cache), sources, into)

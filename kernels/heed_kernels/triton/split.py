@@ -36,7 +36,15 @@ from heed_kernels.triton.primitives import (
 )
 from heed_kernels.triton.sources import CHUNK, source_count, source_list
 from heed_kernels.triton.transfer import finished, transfer_weights
-from heed_kernels.triton.unit import cache_of, found_of, gap_of, line_of
+from heed_kernels.triton.unit import (
+    cache_of,
+    found_of,
+    gap_of,
+    line_of,
+    split_rows,
+    split_unit,
+    splits_of,
+)
 from heed_kernels.triton.walk import ATTEND, REWEIGH, walk
 
 SUMS = tl.constexpr(5)
@@ -58,29 +66,18 @@ def attend_splits(
     HEADS: tl.constexpr = KV_HEADS * GROUP
     PARTS: tl.constexpr = 2 if TRANSFERS else 1
     d = tl.arange(0, DIMS)
-    place = tl.arange(0, ROWS)
-    entry = work + WAVES + wave * WAVE_WORDS
-    first_split = tl.load(entry)
-    splits = tl.load(entry + 1) * KV_HEADS
-    rows_at, splits_at = tl.load(work + at.ROW_AT), tl.load(work + at.SPLIT_AT)
-    for item in range(tl.program_id(0), splits, tl.num_programs(0)):
+    first_split, splits = splits_of(work, wave)
+    for item in range(tl.program_id(0), splits * KV_HEADS, tl.num_programs(0)):
         local = item // KV_HEADS
         kv_head = item % KV_HEADS
-        packed = tl.load(work + splits_at + first_split + local)
-        unit = work + rows_at + packed // SPLITS * UNIT_WORDS
+        unit, split = split_unit(work, first_split + local)
         slot, phase, record, active, line = line_of(unit, records, lines, record_words, layer)
         if active:
             layer_found = found_of(found, slot, layer, HEADS)
-            position = tl.load(unit + at.POSITION)
-            length = tl.load(unit + at.SPLIT_KEYS)
-            low = packed % SPLITS * length
-            high = tl.minimum(low + length, position + 1)
-            row = position + tl.zeros([ROWS], tl.int32)
-            valid = place < GROUP
             head = kv_head * GROUP
-            heads = tl.where(valid, head + place, HEADS)
-            token = tl.load(unit + at.TOKEN).to(tl.int64)
-            query_rows = (token * query_token + heads * query_head)[:, None]
+            row, valid, heads, token, query_rows, position, low, high = split_rows(
+                unit, split, head, query_token, query_head, GROUP, HEADS, ROWS
+            )
             cache = cache_of(
                 unit, kv_head, key_cache, value_cache, block_table,
                 key_block, key_token, key_head, value_block, value_token, value_head, table_row, blocks,

@@ -46,6 +46,7 @@ class StepWork:
         self._partial: tuple[torch.Tensor, torch.Tensor] | None = None
         self._scratch: dict[torch.dtype, torch.Tensor] = {}
         self._scores: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._measures: torch.Tensor | None = None
         self.transfers = False
         self.fill(None)
 
@@ -80,17 +81,26 @@ class StepWork:
             self._scores = scores, torch.empty((*shape, 3), dtype=torch.float32, device=device)
         return self._scores
 
+    def measures(self, heads: int) -> torch.Tensor:
+        """What splits of observed rows leave for their merge, allocated once: see `observe.measure_rows`."""
+        if self._measures is None:
+            shape = self.capacity, heads, 6
+            self._measures = torch.empty(shape, dtype=torch.float32, device=self.buffer.device)
+        return self._measures
+
     def fill(self, plan: Plan | None) -> None:
         """Put the step's units on the device, in one copy on the current stream; None: there are none."""
         runs = plan.runs() if plan is not None else np.zeros((0, 6), np.int32)
+        self._cut_and_load(runs)
+        self.transfers = self.table.has_transfers(runs[:, SLOT])
+
+    def _cut_and_load(self, runs: NDArray[np.int32]) -> None:
+        """Prompt rows in tiles, generated ones each by itself."""
         end = runs[:, FIRST_POSITION] + runs[:, ROWS]
         prompt = self.table.table.prompt_length[runs[:, SLOT]]
-        tiles = tiles_of(
-            _cut(runs, runs[:, FIRST_POSITION], np.minimum(end, prompt)), self.tile_rows
-        )
+        tiles = _cut(runs, runs[:, FIRST_POSITION], np.minimum(end, prompt))
         rows = _cut(runs, np.maximum(runs[:, FIRST_POSITION], prompt), end)
-        self._load(tiles, tiles_of(rows, 1))
-        self.transfers = self.table.has_transfers(runs[:, SLOT])
+        self._load(tiles_of(tiles, self.tile_rows), tiles_of(rows, 1))
 
     def _load(self, tiles: NDArray[np.int32], rows: NDArray[np.int32]) -> None:
         rows, splits, waves = splits_of(rows, self.capacity)
@@ -113,8 +123,9 @@ class StepWork:
         runs = plan.runs(inactive=True)
         first, end = runs[:, FIRST_POSITION], runs[:, FIRST_POSITION] + runs[:, ROWS]
         wanted = rows[runs[:, SLOT]]
-        runs = _cut(runs, np.maximum(first, wanted[:, 0]), np.minimum(end, wanted[:, 1]))
-        self._load(tiles_of(runs, self.tile_rows), tiles_of(runs[:0], 1))
+        self._cut_and_load(
+            _cut(runs, np.maximum(first, wanted[:, 0]), np.minimum(end, wanted[:, 1]))
+        )
 
     def _put(
         self,

@@ -5,7 +5,16 @@ import triton
 import triton.language as tl
 
 from heed_kernels.triton import layout as at
-from heed_kernels.triton.layout import ACTIVE, FIELDS, FOUND_WORDS, PHASES
+from heed_kernels.triton.layout import (
+    ACTIVE,
+    FIELDS,
+    FOUND_WORDS,
+    PHASES,
+    SPLITS,
+    UNIT_WORDS,
+    WAVE_WORDS,
+    WAVES,
+)
 
 
 @triton.jit
@@ -57,6 +66,40 @@ def tile_rows(
     token = (tl.load(unit + at.TOKEN) + row - first).to(tl.int64)
     queries = (token * query_token + heads * query_head)[:, None]
     return row, valid, heads, token, queries, tile_first, high
+
+
+@triton.jit
+def splits_of(work, wave):
+    """Of a wave of generated rows: its first split, and how many it has."""
+    entry = work + WAVES + wave * WAVE_WORDS
+    return tl.load(entry), tl.load(entry + 1)
+
+
+@triton.jit
+def split_unit(work, index):
+    """The unit that has a split, and which of the unit's splits that is. index: of the split in the step."""
+    packed = tl.load(work + tl.load(work + at.SPLIT_AT) + index)
+    return work + tl.load(work + at.ROW_AT) + packed // SPLITS * UNIT_WORDS, packed % SPLITS
+
+
+@triton.jit
+def split_rows(
+    unit, split, head, query_token, query_head,
+    GROUP: tl.constexpr, HEADS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """Of a split of a generated row, whose matrix rows [ROWS] are the heads of the group: positions, which
+    are valid, heads, tokens, and offsets of the queries; the row's position; and the split's keys
+    [low, high). head: first query head of the group."""
+    place = tl.arange(0, ROWS)
+    position = tl.load(unit + at.POSITION)
+    length = tl.load(unit + at.SPLIT_KEYS)
+    low = split * length
+    valid = place < GROUP
+    heads = tl.where(valid, head + place, HEADS)
+    token = tl.load(unit + at.TOKEN).to(tl.int64) + place * 0
+    queries = (token * query_token + heads * query_head)[:, None]
+    row = position + place * 0
+    return row, valid, heads, token, queries, position, low, tl.minimum(low + length, position + 1)
 
 
 @triton.jit

@@ -14,7 +14,7 @@ What a step runs:
   row skips Heed's kernel; a layer in which every row of the batch is active skips the stock one.
 - A captured step: both launches are in the graph. Heed's reads its work from buffers that are
   filled before each replay and finds none in a plain step. Observers, watchers and comparers are not
-  in a graph: runners compute steps that have some without (`EditedRequests.looks_at`).
+  in a graph: in steps that have some, runners keep attention out of it (`EditedRequests.looks_at`).
 
 Edited requests are not cut out of the stock call, although their part of it is wasted. Plain rows
 must keep their bits, and stock kernels decide how to split the keys of one request by what the whole

@@ -162,3 +162,4 @@ class DeviceEdits:
             self._table, self._work, key_cache, value_cache, dtype=dtype, scale=scale, ropes=ropes
         )
         self._columns[0].warm_up(key_cache, dtype=dtype, scale=scale, ropes=ropes)
+        self.evictions.warm_up(key_cache, value_cache)

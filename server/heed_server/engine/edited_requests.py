@@ -5,6 +5,7 @@ No vLLM here: a runner tells it who enters and leaves and what each step holds.
 
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +28,15 @@ if TYPE_CHECKING:  # compiled code for the CPU, which other devices have no use 
 
 REPORTS_KEPT = 4096
 """Finished reports kept until the API process takes them; the oldest go first."""
+
+
+class LookedAt(Enum):
+    """Where a step is looked at: nowhere; at its queries, keys and outputs, in the attention layers; or at
+    hidden states too, in hooks that compiled code and its graphs do not have."""
+
+    NOWHERE = 0
+    IN_ATTENTION = 1
+    EVERYWHERE = 2
 
 
 class EditedRequests:
@@ -188,26 +198,29 @@ class EditedRequests:
             self._comparers(items),
         )
 
-    def looks_at(self, rows: Mapping[str, tuple[int, int]]) -> bool:
-        """Whether somebody looks at a step's layers while it is computed: it cannot be a replayed graph.
+    def looks_at(self, rows: Mapping[str, tuple[int, int]]) -> LookedAt:
+        """Where somebody looks at a step while it is computed, which no replayed graph allows.
 
         rows: by request id the position of the step's first row, and how many rows it has.
         """
+        looked_at = LookedAt.NOWHERE
         for name, (first, count) in rows.items():
             slot = self._slots.get(name)
             if slot is None:
                 continue
-            if self.searches is not None and self.searches.counts(slot, first):
-                return True
-            if self.evicting is not None and self.evicting.scores(slot, first, count):
-                return True
             if self.flagging is not None and self.flagging.watches(slot, first):
-                return True
-            if self.comparing is not None and self.comparing.compares(slot, first, count):
-                return True
-            if self.inspected is not None and self.inspected.sees(slot, first):
-                return True
-        return False
+                return LookedAt.EVERYWHERE
+            if self._attention_looked_at(slot, first, count):
+                looked_at = LookedAt.IN_ATTENTION
+        return looked_at
+
+    def _attention_looked_at(self, slot: int, first: int, count: int) -> bool:
+        return (
+            (self.searches is not None and self.searches.counts(slot, first))
+            or (self.evicting is not None and self.evicting.scores(slot, first, count))
+            or (self.comparing is not None and self.comparing.compares(slot, first, count))
+            or (self.inspected is not None and self.inspected.sees(slot, first))
+        )
 
     def _observers(self, items: NDArray[np.int32]) -> tuple[Observer, ...]:
         """items: int32 [edited requests, 5], as in `Pattern.items`."""

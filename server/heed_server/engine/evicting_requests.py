@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from heed_kernels.device import LayerInputs, Pages, Summing
+from heed_kernels.device import LayerInputs, OwnPages, Summing
 from heed_kernels.edits import Edit
 from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict
@@ -50,7 +50,7 @@ class Evicting(Protocol):
         """
         ...
 
-    def pages(self, block_row: NDArray[np.int32]) -> Sequence[Pages]:
+    def pages(self, block_row: NDArray[np.int32]) -> Sequence[OwnPages]:
         """By layer, of the request with these blocks."""
         ...
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels.device import Pages, Summed, Summing
+from heed_kernels.device import OwnPages, Summed, Summing
 from heed_kernels.evict import Evict
 from heed_kernels.eviction import Eviction
 from heed_kernels.plan import Plan
@@ -66,7 +66,7 @@ class EvictingOnCUDA:
         """See `evicting_requests.Evicting`."""
         return SummedColumns(self.device, evictions, items)
 
-    def pages(self, block_row: NDArray[np.int32]) -> list[Pages]:
+    def pages(self, block_row: NDArray[np.int32]) -> list[OwnPages]:
         """See `evicting_requests.Evicting`."""
         return self.device.pages(self.caches, block_row)
 

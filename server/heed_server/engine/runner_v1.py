@@ -1,13 +1,15 @@
 """V1 model-runner seam: who is in the batch, and the metadata of each step."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from vllm.config import CUDAGraphMode
 
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits
-from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.edited_requests import EditedRequests, LookedAt
 from heed_server.engine.eviction_events import Event
 from heed_server.engine.payload import packed_in, unpack
 from heed_server.engine.step import StepEdits
@@ -60,14 +62,18 @@ class EditsInRunner:
             )
 
     def _determine_batch_execution_and_padding(self, *args: Any, **kwargs: Any) -> Any:
-        """As in `GPUModelRunner`; a step that is looked at runs without graphs."""
-        if self.on_device is not None and self._looked_at():
+        """As in `GPUModelRunner`; a step that is looked at has its attention outside of graphs."""
+        looked_at = self._looked_at() if self.on_device is not None else LookedAt.NOWHERE
+        if looked_at is LookedAt.IN_ATTENTION:
+            with _without_full_graphs(self.cudagraph_dispatcher):  # type: ignore[attr-defined]
+                return super()._determine_batch_execution_and_padding(*args, **kwargs)  # type: ignore[misc]
+        if looked_at is LookedAt.EVERYWHERE:
             kwargs["force_eager"] = True
         return super()._determine_batch_execution_and_padding(*args, **kwargs)  # type: ignore[misc]
 
-    def _looked_at(self) -> bool:
+    def _looked_at(self) -> LookedAt:
         if self.edited is None or self.edited.rows_in_use == 0 or self._made_up:
-            return False
+            return LookedAt.NOWHERE
         names, starts, positions = self._batch()
         rows = zip(positions.tolist(), np.diff(starts).tolist(), strict=True)
         return self.edited.looks_at(dict(zip(names, rows, strict=True)))
@@ -117,3 +123,20 @@ class EditsInRunner:
             known = self.requests[request_id].block_ids[0]  # type: ignore[attr-defined]
             known[: len(event.targets)] = event.targets
         return most_kept
+
+
+@contextmanager
+def _without_full_graphs(dispatcher: Any) -> Iterator[None]:
+    """While this is open, a step gets piecewise graphs, between which attention runs eagerly, or none."""
+    stock = dispatcher.dispatch
+
+    def dispatch(*args: Any, **kwargs: Any) -> Any:
+        kwargs["invalid_modes"] = {CUDAGraphMode.FULL, *(kwargs.get("invalid_modes") or ())}
+        return stock(*args, **kwargs)
+
+    # In the instance, before the class's own.
+    dispatcher.dispatch = dispatch
+    try:
+        yield
+    finally:
+        del dispatcher.dispatch

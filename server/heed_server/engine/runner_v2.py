@@ -4,9 +4,9 @@ A request's slot in the edit table is the runner's own index of it (`req_index`)
 entering to leaving.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import Any
 
 from vllm.config import CUDAGraphMode
@@ -15,7 +15,7 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from heed_server.engine import step
 from heed_server.engine.device_edits import DeviceEdits
-from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.edited_requests import EditedRequests, LookedAt
 from heed_server.engine.eviction_events import Event
 from heed_server.engine.payload import packed_in, unpack
 from heed_server.engine.step import StepEdits
@@ -92,6 +92,7 @@ class EditsInRunner:
     req_states: Any
     block_tables: Any
     cudagraph_manager: Any
+    parallel_config: Any
 
     def edit_with(self, edited: EditedRequests, on_device: DeviceEdits) -> None:
         """From now on requests may be edited."""
@@ -108,19 +109,25 @@ class EditsInRunner:
         super().finish_requests(scheduler_output)  # type: ignore[misc]
 
     def gather_batch_req_state(self, scheduler_output: Any, dummy_run: bool) -> Any:
-        """As in `GPUModelRunner`, which chooses the step's graph next: none for a step that is looked at."""
+        """As in `GPUModelRunner`, which chooses the step's graph next: none that has the attention of a step
+        that is looked at."""
         manager: Any = self.cudagraph_manager
         if manager is not None:
             # In the instance, before the class's own. Nobody else puts anything there.
             vars(manager).pop("dispatch", None)
-            if not dummy_run and self._looked_at(scheduler_output):
+            looked_at = LookedAt.NOWHERE if dummy_run else self._looked_at(scheduler_output)
+            # Data-parallel ranks agree on eager steps, but not on how a piecewise graph is padded.
+            alone = self.parallel_config.data_parallel_size == 1
+            if looked_at is LookedAt.IN_ATTENTION and alone:
+                manager.dispatch = partial(without_full_graph, manager.dispatch)
+            elif looked_at is not LookedAt.NOWHERE:
                 manager.dispatch = without_graph
         return super().gather_batch_req_state(scheduler_output, dummy_run)  # type: ignore[misc]
 
-    def _looked_at(self, scheduler_output: Any) -> bool:
+    def _looked_at(self, scheduler_output: Any) -> LookedAt:
         edited = self.model_state.edited
         if edited is None or edited.rows_in_use == 0:
-            return False
+            return LookedAt.NOWHERE
         return edited.looks_at(rows_of(scheduler_output))
 
     def evict(self, events: Mapping[str, Event]) -> dict[str, int]:
@@ -157,6 +164,24 @@ def rows_of(scheduler_output: Any) -> dict[str, tuple[int, int]]:
     return {
         name: (first[name], rows) for name, rows in scheduler_output.num_scheduled_tokens.items()
     }
+
+
+def without_full_graph(
+    stock: Callable[..., BatchExecutionDescriptor],
+    num_reqs: int,
+    num_tokens: int,
+    uniform_token_count: int | None,
+    num_active_loras: int,
+    **rest: Any,
+) -> BatchExecutionDescriptor:
+    """As `CudaGraphManager.dispatch`, which is `stock`: a piecewise graph, between whose pieces attention runs
+    eagerly, or none."""
+    # Graphs of decode steps alone are full ones; a batch that is not uniform gets none of them.
+    rest["max_query_len"] = None
+    made = stock(num_reqs, num_tokens, None, num_active_loras, **rest)
+    if made.cg_mode == CUDAGraphMode.PIECEWISE:
+        return made
+    return without_graph(num_reqs, num_tokens, None, num_active_loras)
 
 
 def without_graph(

@@ -24,6 +24,7 @@ from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.layer_inputs import leave_compiled_code, watch_inputs
 from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
 from heed_server.engine.searches_cuda import SearchingOnCUDA
+from heed_server.engine.sink_samples import SinkSamples
 from heed_server.engine.twins import Twins
 from heed_server.engine.worker import EditsInWorker, gathered, gathered_heads
 
@@ -124,6 +125,7 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
         """What requests may do here beside editing rows. caches: keys and values by layer."""
         table, shared = edited.table, self._on_device
         twins = Twins()
+        edited.sinks = SinkSamples(table)
         edited.inspected = InspectedRequests(table, InspectingOnCUDA(shared.recordings), twins)
         edited.comparing = ComparedHeads(table, gathered_heads, twins, self.device, shared.multiply)
         if self._support.eviction_obstacle is None:

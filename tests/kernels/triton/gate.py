@@ -1,6 +1,6 @@
 """Compile every variant that can be launched, for GPUs that need not be there, and judge what comes out.
 
-    python tests/kernels/triton/gate.py [--all] [--arch 80 90 100] [--self-test]
+    python tests/kernels/triton/gate.py [--all] [--sample N] [--arch 80 90 100] [--self-test]
 
 Prints registers, spilled bytes and shared memory of each kernel, and how many programs fit on a
 multiprocessor. Exits with 1 where spills exceed SPILLS or fewer programs fit than `shapes` states.
@@ -26,7 +26,8 @@ from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from heed_kernels.triton import shapes
-from heed_kernels.triton.observe import measure_tiles, sum_columns
+from heed_kernels.triton.move import move_tokens
+from heed_kernels.triton.observe import measure_rows, merge_measures, sum_columns
 from heed_kernels.triton.score import score_tiles
 from heed_kernels.triton.split import attend_splits, merge_splits
 from heed_kernels.triton.tile import attend_tiles
@@ -40,10 +41,15 @@ MEMORY = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 RESERVED = 1024
 REGISTERS, THREADS = 65536, 2048
 TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
+TYPED = {"query", "output", "key_cache", "value_cache", "scratch", "cache"}
+"""Parameters that are pointers to the model's dtype."""
+SUMS = torch.int64
+"""Of columns, which move with their keys."""
 POINTERS = {
     "work": "i32", "records": "i32", "lines": "i32", "vectors": "fp32", "factors": "fp32", "mix_heads": "i32",
     "mixes": "fp32", "found": "i64", "rotation": "i64", "scores": "fp32", "partial": "fp32", "sums": "fp32",
     "block_table": "i32", "log_sum_exp": "fp32", "masses": "fp32", "places": "i64",
+    "measures": "fp32", "numbers": "i64",
 }  # fmt: skip
 
 
@@ -58,30 +64,46 @@ class Variant:
     constants: dict[str, Any] = field(hash=False)
 
     @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for variants that are the same to the compiler."""
+        names = {parameter.name for parameter in self.kernel.params}
+        fixed = sorted((name, value) for name, value in self.constants.items() if name in names)
+        dtype = self.dtype if names & TYPED else None
+        return self.kernel.__name__, dtype, self.arch, self.shape, *fixed
+
+    @property
     def name(self) -> str:
         c = self.constants
-        more = "masses" if self.kernel is measure_tiles else "transfers"
-        turn = " rotary" * c["ROTARY"] + f" {more}" * c["TRANSFERS"]
+        more = "masses" if self.kernel in (measure_rows, merge_measures) else "transfers"
+        turn = " rotary" * c["ROTARY"] + f" {more}" * c["TRANSFERS"] + " split" * c["SPLIT"]
         return (
-            f"{self.kernel.__name__} {TYPES[self.dtype]} {c['HEAD_DIM']}x{c['GROUP']}"
+            f"{self.kernel.__name__} {TYPES.get(self.dtype, 'i64')} {c['HEAD_DIM']}x{c['GROUP']}"
             f" block {c['BLOCK_SIZE']}{turn}"
         )
 
 
-def variant(kernel, dtype, arch, head_dim, group, block_size, rotary, more=True) -> Variant:
-    """With the constants that `launch` gives it. more: with transfers, or with masses."""
+def variant(
+    kernel, dtype, arch, head_dim, group, block_size, rotary, more=True, split=False
+) -> Variant:
+    """With the constants that its launch gives it. more: with transfers, or with masses; split: observing
+    splits of generated rows."""
     rows = max(1, shapes.tile_heads(arch) // group)
     constants = {
         "KV_HEADS": 8, "GROUP": group, "GROUP_PADDED": 1 << (group - 1).bit_length(),
         "HEAD_DIM": head_dim, "DIMS": shapes.padded(head_dim), "BLOCK_SIZE": block_size,
         "TILE_ROWS": rows, "ROWS": max(16, shapes.padded(rows * group)), "ROTARY": rotary,
-        "TRANSFERS": more, "MASSES": more,
+        "TRANSFERS": more, "MASSES": more, "SPLIT": split, "HEADS": 8 * group,
     }  # fmt: skip
-    if kernel is attend_splits:
-        shape = shapes.split_shape(head_dim, dtype, arch)
+    if kernel is attend_splits or split:
+        made = shapes.observed_shape if split else shapes.split_shape
+        shape = made(head_dim, dtype, arch)
         constants["ROWS"] = max(16, 1 << (group - 1).bit_length())
-    elif kernel in (merge_splits, score_tiles):
-        shape = shapes.MERGE if kernel is merge_splits else shapes.SCORE
+    elif kernel is move_tokens:
+        shape = shapes.MOVE
+        constants["DIMS"] = min(constants["DIMS"], shapes.MOVED_DIMENSIONS) if head_dim > 1 else 1
+        constants["TOKENS"] = shape.tile
+    elif kernel in (merge_splits, merge_measures, score_tiles):
+        shape = shapes.SCORE if kernel is score_tiles else shapes.MERGE
     else:
         shape = shapes.tile_shape(head_dim, dtype, arch)
     constants["TILE"] = shape.tile
@@ -91,21 +113,30 @@ def variant(kernel, dtype, arch, head_dim, group, block_size, rotary, more=True)
 def variants(archs: list[int], everything: bool) -> Iterator[Variant]:
     """All, or for each kernel and architecture the ones with the most to hold."""
     main = attend_tiles, attend_splits
-    rest = score_tiles, merge_splits, measure_tiles, sum_columns
+    rest = score_tiles, merge_splits, merge_measures, measure_rows, sum_columns
     if everything:
         sizes = itertools.product((32, 64, 80, 96, 128, 256), (1, 4, 8), (False, True), TYPES)
         few = [(d, g, 128 if d == 64 else 16, r, t) for d, g, r, t in sizes]
+        for arch in archs:
+            yield variant(move_tokens, SUMS, arch, 1, 4, 16, False, False)
+            for d, t in itertools.product((32, 64, 80, 96, 128, 256), TYPES):
+                yield variant(move_tokens, t, arch, d, 1, 16, False, False)
         for arch, kernel, (d, g, b, r, t) in itertools.product(archs, (*main, *rest), few):
-            yield variant(kernel, t, arch, d, g, b, r)
-            if kernel in (*main, merge_splits, measure_tiles):
-                yield variant(kernel, t, arch, d, g, b, r, False)
+            for split in (False, True) if kernel in (measure_rows, sum_columns) else (False,):
+                yield variant(kernel, t, arch, d, g, b, r, True, split)
+                if kernel in (*main, merge_splits, measure_rows):
+                    yield variant(kernel, t, arch, d, g, b, r, False, split)
         return
     for arch in archs:
         for kernel in (*main, *rest) if arch == 90 else main:
             yield variant(kernel, torch.bfloat16, arch, 128, 4, 16, True)
         yield variant(attend_tiles, torch.bfloat16, arch, 128, 4, 16, True, False)
     if 90 in archs:
-        yield variant(measure_tiles, torch.bfloat16, 90, 128, 4, 16, True, False)
+        yield variant(measure_rows, torch.bfloat16, 90, 128, 4, 16, True, False)
+        yield variant(move_tokens, torch.bfloat16, 90, 128, 1, 16, False, False)
+        yield variant(move_tokens, SUMS, 90, 1, 4, 16, False, False)
+        for kernel in measure_rows, sum_columns:
+            yield variant(kernel, torch.bfloat16, 90, 128, 4, 16, True, True, True)
 
 
 def compiled(made: Variant) -> Any:
@@ -115,8 +146,8 @@ def compiled(made: Variant) -> Any:
     for index, name in enumerate(names):
         if name in made.constants:
             signature[name] = "constexpr"
-        elif name in ("query", "output", "key_cache", "value_cache", "scratch"):
-            signature[name] = "*" + TYPES[made.dtype]
+        elif name in TYPED:
+            signature[name] = "*" + TYPES.get(made.dtype, "i64")
         elif name in POINTERS:
             signature[name] = "*" + POINTERS[name]
         else:
@@ -133,7 +164,7 @@ def compiled(made: Variant) -> Any:
 
 
 UNALIGNED = {
-    "block_table", "table_row", "record_words", "layers", "layer", "wave", "blocks",
+    "block_table", "table_row", "record_words", "layers", "layer", "wave", "blocks", "kv_heads", "count",
 }  # fmt: skip
 
 
@@ -199,6 +230,7 @@ def self_test() -> list[str]:
     constants = {
         "ROTARY": False,
         "TRANSFERS": False,
+        "SPLIT": False,
         "ROWS": 9,
         "HEAD_DIM": 128,
         "GROUP": 1,
@@ -213,6 +245,7 @@ def self_test() -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every variant, not only the largest")
+    parser.add_argument("--sample", type=int, help="only so many, evenly spread")
     parser.add_argument("--arch", type=int, nargs="+", default=sorted(MEMORY))
     parser.add_argument("--self-test", action="store_true", help="fails if a known spiller passes")
     options = parser.parse_args()
@@ -220,7 +253,10 @@ def main() -> int:
         print("the gate lets a kernel pass that is known to spill")
         return 1
     wrong = 0
-    for made in variants(options.arch, options.all):
+    chosen = list({made.identity: made for made in variants(options.arch, options.all)}.values())
+    if options.sample:
+        chosen = chosen[:: max(1, len(chosen) // options.sample)][: options.sample]
+    for made in chosen:
         result = measure(made)
         bad = faults(result, made.shape.programs, OPEN_SPILLS.get(made.arch, SPILLS))
         wrong += bool(bad)
@@ -229,6 +265,7 @@ def main() -> int:
             f" spilled {result.memory / 1024:6.1f} KiB {result.programs:2} programs  {'; '.join(bad)}",
             flush=True,
         )
+    print(f"{len(chosen) - wrong} of {len(chosen)} kernels within their budget")
     return 1 if wrong else 0
 
 

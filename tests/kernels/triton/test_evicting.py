@@ -19,11 +19,15 @@ from heed_kernels.evict import (
     WindowScore,
 )
 from heed_kernels.triton import (
+    BlockRow,
     ColumnWork,
     DeviceEvictions,
     DevicePages,
+    DeviceSums,
     DeviceTable,
+    EvictedPages,
     LayerInputs,
+    Mover,
     Room,
     StepWork,
     attend,
@@ -78,7 +82,8 @@ class OnDevice(Paged):
         )  # fmt: skip
 
     def pages(self):
-        return [self.inputs(layer, None).pages(0) for layer in range(self.tokens.layers)]
+        caches = {layer: self.halves(layer) for layer in range(self.tokens.layers)}
+        return self.device.pages(caches, self.row.copy())
 
     def summing(self):
         edit = next(edit for edit in self.edits if hasattr(edit, "counts"))
@@ -148,6 +153,37 @@ def test_chunks_change_no_sum():
         for layer in range(2):
             for one, other in zip(ours.survivors[layer], theirs.survivors[layer], strict=True):
                 assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("numbers", [4 * 40, 1 << 17])
+def test_tokens_move_in_place_and_in_parts_without_memory(numbers):
+    """Three heads keep other tokens, of which the first ones stay; in one block they go to its own places."""
+    generator = torch.Generator().manual_seed(0)
+    cache = torch.randn(12, 3, SIZE, 56, generator=generator).transpose(1, 2)
+    row = np.array([5, 2, 9, 4, 11, 1, 3, 8, 0, 6], np.int32)
+    into = np.array([5, 7, 9, 4, 10, 1], np.int32)
+    random = np.random.default_rng(0)
+    kept = [np.sort(random.choice(160, n, replace=False)) for n in (96, 61, 1)]
+    kept[2][0] = 128  # the first token of all
+    expected = cache.clone()
+    for head, places in enumerate(kept):
+        to = np.arange(len(places))
+        values = cache[row[places // SIZE], places % SIZE, head]
+        expected[into[to // SIZE], to % SIZE, head] = values
+    row_of = BlockRow(row, torch.device("cpu"))
+    mover = Mover(torch.device("cpu"), numbers)
+    EvictedPages(*cache.split([48, 8], dim=3), row_of, mover).move(kept, into)
+    assert torch.equal(cache, expected)
+    assert "on_device" not in vars(row_of)
+
+
+def test_sums_move_in_place():
+    sums = DeviceSums(6, 50, torch.device("cpu"), None, Mover(torch.device("cpu"), 40))
+    sums._sums[:] = torch.arange(sums._sums.numel()).view(sums._sums.shape)
+    before, places = sums._sums.clone(), np.array([0, 1, 7, 8, 30, 49])
+    sums.keep(slice(2, 4), places)
+    before[2:4, :6] = before[2:4][:, places]
+    assert torch.equal(sums._sums, before)
 
 
 def test_scores_share_a_bounded_room():

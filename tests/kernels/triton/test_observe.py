@@ -1,6 +1,7 @@
 """Observations against the float64 reference, and ACT's passes within one layer's forward."""
 
 import numpy as np
+import pytest
 import torch
 from tests.kernels.triton.paged_model import Model, assert_close, errors
 
@@ -34,22 +35,28 @@ EDITS = [
 ]
 
 
-def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111):
+@pytest.fixture
+def device():
+    return "cpu"
+
+
+def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111, capacity=None):
     """log-sum-exp and masses of the chunks' rows, and columns int64 [heads, keys] over all."""
     length, count = model.lengths[0], model.query_heads
     bounds = np.zeros((table.table.slots, 2), np.int64)
     bounds[slot] = rows
-    columns = torch.zeros(count, length + 3, dtype=torch.int64)
-    places = torch.zeros(table.table.slots, count, dtype=torch.int64)
+    device = model.device
+    columns = torch.zeros(count, length + 3, dtype=torch.int64, device=device)
+    places = torch.zeros(table.table.slots, count, dtype=torch.int64, device=device)
     for head in range(count):
         places[slot, head] = columns[head].data_ptr() * (heads >> head & 1)
     sums, masses = [], []
     for first, end in chunks:
         plan, _ = model.plan(table, [(0, slot, first, end)])
-        work = StepWork(table, length, 1)
+        work = StepWork(table, length, 1, capacity)
         work.fill_observed(plan, bounds)
-        log_sum_exp = torch.full((end - first, count), torch.nan)
-        mass = torch.full((end - first, count, 4), torch.nan)
+        log_sum_exp = torch.full((end - first, count), torch.nan, device=device)
+        mass = torch.full((end - first, count, 4), torch.nan, device=device)
         observe(
             model.query[0][first:end], model.key_cache, model.block_table, table, work, 0,
             model.scale, model.rope, log_sum_exp, mass, places,
@@ -57,7 +64,7 @@ def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111):
         sums.append(log_sum_exp)
         masses.append(mass)
     assert (columns[..., length:] == 0).all()
-    return torch.cat(sums), torch.cat(masses), columns[:, :length]
+    return torch.cat(sums).cpu(), torch.cat(masses).cpu(), columns[:, :length].cpu()
 
 
 def lines_of(table, layer):
@@ -65,12 +72,12 @@ def lines_of(table, layer):
 
 
 def weights(model, edits, found=None):
-    tensors = model.query[0].double(), model.key[0].double()
+    tensors = model.query[0].double().cpu(), model.key[0].double().cpu()
     return reference.attention_weights(*tensors, edits, 0, model.scale, model.rope, found)
 
 
-def test_observations_match_the_reference():
-    model = Model([100], 3, 1)
+def test_observations_match_the_reference(device):
+    model = Model([100], 3, 1, device=device)
     table = model.table()
     slot = model.slot(table, EDITS, 60)
     sums, masses, columns = observed(model, table, slot, [(0, 100)], (20, 90), 0b101)
@@ -85,8 +92,8 @@ def test_observations_match_the_reference():
     assert_close(columns[[0, 2]].double() / 2**31, expected[[0, 2]], 1e-6, "columns")
 
 
-def test_chunks_change_no_bit_of_an_observation():
-    model = Model([100], 3, 1)
+def test_chunks_change_no_bit_of_an_observation(device):
+    model = Model([100], 3, 1, device=device)
     table = model.table()
     slot = model.slot(table, EDITS, 60)
     whole = observed(model, table, slot, [(0, 100)])
@@ -94,6 +101,27 @@ def test_chunks_change_no_bit_of_an_observation():
     for one, other in zip(whole, cut, strict=True):
         assert torch.equal(one[..., :2], other[..., :2])
     assert torch.equal(whole[2], cut[2])
+
+
+def test_generated_rows_are_observed_in_splits_of_their_keys_and_waves_change_no_bit(device):
+    """Two splits of each row, more than fit into one wave; the first row of the step is a prompt row."""
+    model = Model([300], 3, 1, device=device)
+    table = model.table()
+    slot = model.slot(table, EDITS, 278)
+    rows = slice(277, 296)
+    whole = [(277, 296)]
+    sums, masses, columns = observed(model, table, slot, whole, heads=0b101, capacity=32)
+    made = weights(model, EDITS)
+    assert_close(sums, made.log_sum_exp.T[rows], 1e-6, "log-sum-exp")
+    for probe, keys in enumerate(KEYS):
+        mass = reference.observed_mass(ObserveMass(ON, Rows(), keys, 0), made.before).T
+        assert_close(masses[:, :, probe], mass[rows], 1e-6, f"probe {probe}")
+    expected = reference.observed_columns(ObserveColumns(ON, Rows(277, 296), 0), made.before)
+    assert (columns[1] == 0).all() and (columns[[0, 2], 256:290] > 0).any()
+    assert_close(columns[[0, 2]].double() / 2**31, expected[[0, 2]], 1e-6, "columns")
+    alone = observed(model, table, slot, [(294, 296)], heads=0b101)
+    for one, other in zip((sums, masses[..., :2]), (alone[0], alone[1][..., :2]), strict=True):
+        assert torch.equal(one[-2:], other)
 
 
 def test_keys_that_are_found_in_a_layer_are_the_sources_of_its_transfer():
@@ -149,3 +177,11 @@ def test_the_first_key_above_the_threshold_can_be_kept_and_ties_go_to_the_first(
         expected = reference.found_keys(find, columns.double() / 2**31, 0)[head]
         assert table.found[slot][0, head, 1:4].tolist() == expected
     assert table.found[slot][0, 1, 0] == 0
+
+
+CHECKS = (
+    test_observations_match_the_reference,
+    test_chunks_change_no_bit_of_an_observation,
+    test_generated_rows_are_observed_in_splits_of_their_keys_and_waves_change_no_bit,
+)
+"""Those that a GPU is asked too, by `benchmarks/kernel_gpu.py`."""

@@ -50,6 +50,7 @@ from heed_server.engine.key_searches import KeySearches
 from heed_server.engine.payload import Payload, Twin
 from heed_server.engine.searches_cpu import SearchingOnCPU
 from heed_server.engine.searches_cuda import SearchingOnCUDA
+from heed_server.engine.sink_samples import SinkSamples
 from heed_server.engine.twins import Twins
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, SIZE = 2, 4, 2, 32, 16
@@ -330,6 +331,22 @@ def test_heads_are_chosen_by_a_twin_on_both() -> None:
     assert reports[0] == reports[1] and [len(heads) for heads in reports[0].values()] == [2, 2]
     for cpu, device in zip(*outputs, strict=True):
         assert torch.allclose(cpu, device, atol=2e-5)
+
+
+def test_the_weight_of_the_first_token_is_sampled_the_same_on_both() -> None:
+    samples = []
+    for server in OnCPU(Tokens()), OnDevice(Tokens()):
+        sinks = server.book.sinks = SinkSamples(server.table, every=2)
+        server.book.enter("r", Payload("report", 1, PROMPT, 0, (BIAS,)), 0)
+        server.step(0, 12)
+        assert sinks.take() == []
+        # A step whose attention is replayed in a graph: nobody looks, and the next one is due as well.
+        assert server.book.plan(["r"], np.array([0, 8]), np.array([12])) is not None
+        server.step(12, 20)
+        samples.append(sinks.take())
+        server.step(20, 21)
+        assert sinks.take() == []
+    assert len(samples[0]) == LAYERS and samples[1] == pytest.approx(samples[0], abs=1e-5)
 
 
 @pytest.mark.parametrize("name", [None, "act"])
