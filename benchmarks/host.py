@@ -14,7 +14,7 @@ import numpy as np
 
 from heed_kernels.edits import HeadSet, KeyBias, KeyRanges, Rows
 from heed_kernels.table import EditTable
-from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.books.edited_requests import EditedRequests
 from heed_server.engine.payload import Payload, pack, unpack
 
 LAYERS, HEADS, KV_HEADS = 24, 14, 2

@@ -22,7 +22,7 @@ from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request
 from vllm.v1.structured_output import StructuredOutputManager
 
-from heed_server.engine.scheduler import HeedAsyncScheduler, HeedScheduler
+from heed_server.engine.scheduling.scheduler import HeedAsyncScheduler, HeedScheduler
 from heed_server.models import bundled_model
 
 BATCHES = (1, 16, 64, 256)

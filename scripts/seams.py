@@ -30,9 +30,9 @@ Seams = dict[str, dict[str, str]]
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 GONE = "gone"
 PLACED = {
-    "heed_server.engine.runner_v1:EditsInRunner": "vllm.v1.worker.gpu_model_runner:GPUModelRunner",
-    "heed_server.engine.runner_v2:EditsInRunner": "vllm.v1.worker.gpu.model_runner:GPUModelRunner",
-    "heed_server.engine.runner_v2:EditsInModelState": (
+    "heed_server.engine.running.runner_v1:EditsInRunner": "vllm.v1.worker.gpu_model_runner:GPUModelRunner",
+    "heed_server.engine.running.runner_v2:EditsInRunner": "vllm.v1.worker.gpu.model_runner:GPUModelRunner",
+    "heed_server.engine.running.runner_v2:EditsInModelState": (
         "vllm.v1.worker.gpu.model_states.interface:ModelState"
     ),
 }

@@ -18,7 +18,7 @@ from heed_interventions.registry import (
     method_schema,
 )
 from heed_interventions.resolve import Resolution, Source, resolve
-from heed_interventions.token_text import AlignmentError, TokenText, align
+from heed_interventions.text.token_text import AlignmentError, TokenText, align
 from heed_interventions.views import ImageSpan, ModelView, PromptView
 
 __all__ = [

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from heed_interventions.act import ACT
-from heed_interventions.gift import GIFT
 from heed_interventions.head_gain import HeadGain
 from heed_interventions.method import Method
-from heed_interventions.spin import SPIN
 from heed_interventions.streaming_llm import StreamingLLM
-from heed_interventions.var import VAR
-from heed_interventions.vhr import VHR
+from heed_interventions.vision.gift import GIFT
+from heed_interventions.vision.spin import SPIN
+from heed_interventions.vision.var import VAR
+from heed_interventions.vision.vhr import VHR
 from heed_interventions.zerotuning import ZeroTuning
 from heed_kernels.edits import Edit
 from heed_kernels.errors import EditError

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from heed_interventions.errors import InterventionError, join_path, quote
-from heed_interventions.token_text import AlignmentError, TokenText
+from heed_interventions.text.token_text import AlignmentError, TokenText
 from heed_interventions.views import RequestView
 
 _POSITION_BOUND = 2**31 - 1

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from heed_interventions.errors import InterventionError, Reason, join_path
-from heed_interventions.token_text import TokenText
+from heed_interventions.text.token_text import TokenText
 from heed_kernels.edits import KeyRanges
 
 

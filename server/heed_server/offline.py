@@ -35,7 +35,7 @@ from heed_server.api.served_model import (
     view_of,
 )
 from heed_server.api.unsent_items import UnsentItems
-from heed_server.engine.model_support import ModelSupport
+from heed_server.engine.model.model_support import ModelSupport
 from heed_server.engine.plugin import register
 from heed_server.launcher import BUNDLED_KV_CACHE_BYTES, plugin_names
 from heed_server.metrics import Metrics

@@ -6,7 +6,7 @@ import pytest
 from intervention_views import MODEL, prompt
 
 from heed_interventions import METHODS, ModelView, Resolution, parse, resolve
-from heed_interventions.eviction import EvictionMethod
+from heed_interventions.eviction.budget import EvictionMethod
 from heed_kernels.evict import Evict
 
 EVICTORS = [name for name, method in METHODS.items() if issubclass(method, EvictionMethod)]

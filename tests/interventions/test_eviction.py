@@ -8,7 +8,7 @@ from evictors import EVICTORS, IN_DECODE, WINDOWED, each_method, run
 from intervention_views import MODEL, prompt
 
 from heed_interventions import METHODS, InterventionError, ModelView, parse, resolve
-from heed_interventions.eviction import EvictionMethod
+from heed_interventions.eviction.budget import EvictionMethod
 from heed_kernels.checks import check_edit
 from heed_kernels.edits import OPEN, Rows
 from heed_kernels.evict import (

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from heed_interventions import METHODS, ModelView, PromptView, TokenText, parse, resolve
-from heed_interventions.eviction import EvictionMethod
+from heed_interventions.eviction.budget import EvictionMethod
 from heed_kernels.evict import Evict
 
 ROOT = Path(__file__).parents[2]

@@ -29,7 +29,7 @@ from heed_kernels.edits import (
     VisibleRanges,
 )
 from heed_kernels.evict import Evict, NormScore
-from heed_kernels.reference import attention_weights
+from heed_kernels.reference.attention import attention_weights
 
 KEYS = 12
 HEADS = 2

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from heed_interventions import AlignmentError, align
-from heed_interventions import token_text as module
+from heed_interventions.text import token_text as module
 
 CORPUS = [
     "the quick brown fox jumps over the lazy dog",

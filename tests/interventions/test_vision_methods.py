@@ -16,7 +16,7 @@ from heed_interventions import (
     parse,
     resolve,
 )
-from heed_interventions.sink_dimensions import sink_dimensions
+from heed_interventions.vision.sink_dimensions import sink_dimensions
 from heed_kernels.checks import check_edit
 from heed_kernels.edits import (
     OPEN,

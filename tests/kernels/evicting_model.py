@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from tests.kernels.paged_model import write_plain
 
-from heed_kernels import reference
 from heed_kernels.cpu import ColumnSums, Layout, add_columns, attend
 from heed_kernels.cpu.pages import Pages
 from heed_kernels.cpu.summing import Summing
 from heed_kernels.edits import Edit
 from heed_kernels.evict import Evict
 from heed_kernels.eviction import Eviction, Moved
-from heed_kernels.reference_eviction import Held
+from heed_kernels.reference import attention as reference
+from heed_kernels.reference.eviction import Held
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 

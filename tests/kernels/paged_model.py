@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from heed_kernels import reference
 from heed_kernels.cpu import ColumnSums, Layout, Observed, attend, observe, probe_layout
 from heed_kernels.edits import Edit, FoundKeys, KeyRanges, MassTransfer
+from heed_kernels.reference import attention as reference
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.kernels.paged_model import layout_of
 
-from heed_kernels.compare import HeadComparer, SettledRows, chosen_heads
+from heed_kernels.beside.compare import HeadComparer, SettledRows, chosen_heads
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import (
     OPEN,
@@ -20,8 +20,8 @@ from heed_kernels.edits import (
     KeyRanges,
     Rows,
 )
-from heed_kernels.reference import attend
-from heed_kernels.reference_compare import chosen, masked
+from heed_kernels.reference.attention import attend
+from heed_kernels.reference.compare import chosen, masked
 from heed_kernels.table import EditTable
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, BLOCK = 1, 6, 2, 16, 16

@@ -7,7 +7,6 @@ import torch
 from tests.kernels.paged_model import Model, assert_close, layout_of, write_pairs, write_plain
 from tests.kernels.test_cpu_attention import TOLERANCE, cut, every_head
 
-from heed_kernels import reference
 from heed_kernels.cpu import ColumnSums
 from heed_kernels.edits import (
     ALL_KEYS,
@@ -26,6 +25,7 @@ from heed_kernels.edits import (
 )
 from heed_kernels.errors import EditError
 from heed_kernels.evict import Evict, NormScore
+from heed_kernels.reference import attention as reference
 from heed_kernels.table import EditTable
 
 

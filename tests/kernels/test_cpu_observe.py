@@ -13,7 +13,6 @@ from tests.kernels.paged_model import Model, assert_close, layout_of, write_pair
 from tests.kernels.test_cpu_attention import cut, every_head, key_ranges, mixtures, rows
 from tests.kernels.test_cpu_primitives import mixture, on_some, visible_ranges
 
-from heed_kernels import reference
 from heed_kernels.cpu import ColumnSums, add_columns, find_keys, observe
 from heed_kernels.cpu.observation_call import head_runs
 from heed_kernels.cpu.observe_kernel import ONE_FIXED
@@ -35,6 +34,7 @@ from heed_kernels.edits import (
 )
 from heed_kernels.errors import EditError
 from heed_kernels.ranges import PROBES
+from heed_kernels.reference import attention as reference
 
 
 def check_observed(model, edits, entry, layer=0):

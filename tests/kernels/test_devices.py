@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from heed_kernels.compare import HeadComparer
+from heed_kernels.beside.compare import HeadComparer
+from heed_kernels.beside.flags import BlockFlags, KeyFlags
+from heed_kernels.beside.recording import LayerRows, Recording
+from heed_kernels.beside.shift import GazeShifter
 from heed_kernels.edits import (
     ALL_KEYS,
     OPEN,
@@ -26,11 +29,8 @@ from heed_kernels.edits import (
     TrailingKeys,
     VisibleKeys,
 )
-from heed_kernels.flags import BlockFlags, KeyFlags
 from heed_kernels.inspection import QUANTITIES, Inspection
-from heed_kernels.recording import LayerRows, Recording
 from heed_kernels.rope import Rope
-from heed_kernels.shift import GazeShifter
 from heed_kernels.table import EditTable
 
 META = torch.device("meta")

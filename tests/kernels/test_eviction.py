@@ -12,7 +12,6 @@ import torch
 from tests.kernels.evicting_model import Dense, Paged, Tokens
 from tests.kernels.paged_model import assert_close, layout_of, write_pairs, write_plain
 
-from heed_kernels import reference_eviction
 from heed_kernels.edits import (
     ALL_KEYS,
     HeadGain,
@@ -36,6 +35,7 @@ from heed_kernels.evict import (
     WindowScore,
 )
 from heed_kernels.eviction import Eviction
+from heed_kernels.reference import eviction as reference_eviction
 from heed_kernels.survivors import LayerScores, head_counts, kind_counts, survivors
 from heed_kernels.table import EditTable
 

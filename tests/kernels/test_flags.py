@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from heed_kernels.beside.flags import BlockFlags, KeyFlags
 from heed_kernels.cpu.flags import FoundOnCPU
 from heed_kernels.edits import (
     OPEN,
@@ -19,8 +20,7 @@ from heed_kernels.edits import (
     Rows,
 )
 from heed_kernels.errors import EditError
-from heed_kernels.flags import BlockFlags, KeyFlags
-from heed_kernels.reference import flagged_keys
+from heed_kernels.reference.attention import flagged_keys
 from heed_kernels.table import EditTable
 
 LAYERS, HEADS, KV_HEADS, WIDTH, PROMPT = 3, 4, 2, 32, 150

@@ -21,7 +21,7 @@ from heed_kernels.edits import (
     Rows,
 )
 from heed_kernels.errors import EditError
-from heed_kernels.reference_search import attend_while_searching, found_by_segment
+from heed_kernels.reference.search import attend_while_searching, found_by_segment
 
 LENGTH, PROMPT = 150, 129
 

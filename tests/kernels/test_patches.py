@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from heed_kernels.beside.patches import ClassAttention, at_worst, local_of, ranges_of, summary_of
 from heed_kernels.edits import OPEN, Edit, HeadSet, KeyRanges, KeyScale, PatchKeys, Rows
 from heed_kernels.errors import EditError
-from heed_kernels.patches import ClassAttention, at_worst, local_of, ranges_of, summary_of
 from heed_kernels.ranges import RANGES
 from heed_kernels.table import EditTable
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from tests.kernels.paged_model import Model, layout_of
 
-from heed_kernels import reference
+from heed_kernels.beside.recording import LayerRows, Recording
 from heed_kernels.cpu.pages import Pages
 from heed_kernels.cpu.recording import RecordingOnCPU
 from heed_kernels.cpu.search import LayerInputs
@@ -25,9 +25,9 @@ from heed_kernels.edits import (
     VisibleKeys,
 )
 from heed_kernels.inspection import AHEAD, LOCAL_WINDOW, QUANTITIES, SLOWER, Inspection
-from heed_kernels.recording import LayerRows, Recording
+from heed_kernels.reference import attention as reference
 from heed_kernels.table import EditTable
-from heed_server.engine.evictions_cpu import SummedColumns
+from heed_server.engine.books.evictions_cpu import SummedColumns
 
 QUERY_HEADS, KV_HEADS, LENGTH, RESPONSE = 6, 2, 150, 130
 LAYERS, HEADS, ROWS = (0, 1), (0, 2, 5), (0, 3, 70, 71, 149)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from heed_kernels import reference
 from heed_kernels.edits import (
     ALL_KEYS,
     OPEN,
@@ -21,6 +20,7 @@ from heed_kernels.edits import (
     VisibleKeys,
     VisibleRanges,
 )
+from heed_kernels.reference import attention as reference
 from heed_kernels.rope import Rope
 
 HEADS, KEYS, DIM = 4, 20, 8

@@ -156,7 +156,7 @@ def crowd() -> list[tuple[int, tuple[Any, ...]]]:
 
 def keeping(engine: Engine, run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """The same with nothing freed before its request ends."""
-    from heed_server.engine.kv_release import ReleaseMixin
+    from heed_server.engine.scheduling.kv_release import ReleaseMixin
 
     release, ReleaseMixin._release = ReleaseMixin._release, lambda *_: None
     try:

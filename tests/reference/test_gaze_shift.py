@@ -21,10 +21,10 @@ from tests.kernels.test_compare import (
 )
 from vision_definition import Images
 
+from heed_kernels.beside.shift import GazeShifter, saliency
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import OPEN, GazeShift, HeadSet, KeyRanges, Rows
-from heed_kernels.reference import attention_weights
-from heed_kernels.shift import GazeShifter, saliency
+from heed_kernels.reference.attention import attention_weights
 from heed_kernels.table import EditTable
 
 LAYERS, IMAGE_END = 2, 30

@@ -32,9 +32,9 @@ from heed_kernels.edits import (
     Rows,
 )
 from heed_kernels.table import EditTable
-from heed_server.engine import backend_cuda
-from heed_server.engine.attention_times import AttentionTimes, HostLap
 from heed_server.engine.payload import Payload
+from heed_server.engine.running import backend_cuda
+from heed_server.engine.running.attention_times import AttentionTimes, HostLap
 
 CPU = torch.device("cpu")
 STOCK, UNTOUCHED = -1.0, -2.0
@@ -86,14 +86,14 @@ BACKENDS = [
         "vllm.v1.attention.backends.flash_attn",
         "FlashAttention",
         "_FA4_DENSE_ATTENTION_KERNEL",
-        "heed_server.engine.backend_flash",
+        "heed_server.engine.running.backend_flash",
     ),
     Stock(
         "TRITON_ATTN",
         "vllm.v1.attention.backends.triton_attn",
         "TritonAttention",
         "unified_attention",
-        "heed_server.engine.backend_triton",
+        "heed_server.engine.running.backend_triton",
     ),
 ]
 

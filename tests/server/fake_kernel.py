@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from heed_kernels.beside.key_search import Counted, KeySearch
 from heed_kernels.edits import FindKeys
 from heed_kernels.evict import Evict
 from heed_kernels.inspection import Inspection
-from heed_kernels.key_search import Counted, KeySearch
 from heed_kernels.plan import Plan
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable

@@ -18,13 +18,13 @@ from vllm.v1.worker.gpu.states import RequestState
 from vllm.v1.worker.utils import AttentionGroup
 
 from heed_kernels.edits import Edit
-from heed_server.engine.backend_triton import HeedTritonAttentionBackend
-from heed_server.engine.device_edits import DeviceEdits
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.key_searches import KeySearches
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.key_searches import KeySearches
+from heed_server.engine.books.searches_cuda import SearchingOnCUDA
 from heed_server.engine.payload import RESERVED_KEY, pack
-from heed_server.engine.runner_v2 import EditsInRunner, with_edits
-from heed_server.engine.searches_cuda import SearchingOnCUDA
+from heed_server.engine.running.backend_triton import HeedTritonAttentionBackend
+from heed_server.engine.running.device_edits import DeviceEdits
+from heed_server.engine.running.runner_v2 import EditsInRunner, with_edits
 
 SLOTS = 4
 LAYER = "layers.0.attn"

@@ -8,7 +8,7 @@ from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
 from heed_kernels.edits import OPEN, FindKeys, HeadChoice, HeadSet, KeyRanges, Rows
 from heed_kernels.segments import Segments
-from heed_server.engine.hidden_blocks import Window
+from heed_server.engine.scheduling.hidden_blocks import Window
 
 LONGEST = 1 << 14
 EVERYTHING = Window(0, LONGEST)

@@ -15,7 +15,7 @@ from vllm.v1.core.kv_cache_utils import init_none_hash
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
 from vllm.v1.structured_output import StructuredOutputManager
 
-from heed_server.engine.scheduler import HeedAsyncScheduler, HeedScheduler
+from heed_server.engine.scheduling.scheduler import HeedAsyncScheduler, HeedScheduler
 from heed_server.models import bundled_model
 
 

@@ -25,11 +25,11 @@ from heed_server.api.door import Door
 from heed_server.api.reports import ReportCollector
 from heed_server.attention import routes
 from heed_server.attention.service import Diagnostics
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.inspected_requests import InspectedRequests
-from heed_server.engine.inspections_cpu import InspectingOnCPU
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.inspected_requests import InspectedRequests
+from heed_server.engine.books.inspections_cpu import InspectingOnCPU
+from heed_server.engine.books.twins import Twins
 from heed_server.engine.payload import RESERVED_KEY, unpack
-from heed_server.engine.twins import Twins
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
 from heed_server.settings import Settings

@@ -25,14 +25,19 @@ from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from heed_kernels.edits import HeadRanking, HeadSet, KeyRanges, Rows
-from heed_server.engine import backend_cuda, step
-from heed_server.engine.backend_cuda import EditingBuilder, EditingImpl, obstacles, split_cache
-from heed_server.engine.compared_heads import ComparedHeads
-from heed_server.engine.device_edits import DeviceEdits
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.key_searches import KeySearches
-from heed_server.engine.searches_cuda import SearchingOnCUDA
-from heed_server.engine.twins import Twins
+from heed_server.engine.books.compared_heads import ComparedHeads
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.key_searches import KeySearches
+from heed_server.engine.books.searches_cuda import SearchingOnCUDA
+from heed_server.engine.books.twins import Twins
+from heed_server.engine.running import backend_cuda, step
+from heed_server.engine.running.backend_cuda import (
+    EditingBuilder,
+    EditingImpl,
+    obstacles,
+    split_cache,
+)
+from heed_server.engine.running.device_edits import DeviceEdits
 
 
 @pytest.fixture(params=BACKENDS, ids=lambda stock: stock.name)

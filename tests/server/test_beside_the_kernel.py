@@ -15,6 +15,7 @@ from vllm.compilation import decorators
 from vllm.config import CompilationMode
 from vllm.forward_context import ForwardContext
 
+from heed_kernels.beside.flags import BlockFlags
 from heed_kernels.cpu.flags import FoundOnCPU
 from heed_kernels.edits import (
     OPEN,
@@ -29,20 +30,19 @@ from heed_kernels.edits import (
     MassTransfer,
     Rows,
 )
-from heed_kernels.flags import BlockFlags
 from heed_kernels.table import EditTable
-from heed_server.engine import layer_inputs
-from heed_server.engine.compared_heads import ComparedHeads
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.flagged_tokens import FlaggedTokens
-from heed_server.engine.layer_inputs import (
+from heed_server.engine.books.compared_heads import ComparedHeads
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.flagged_tokens import FlaggedTokens
+from heed_server.engine.books.twins import Twins
+from heed_server.engine.model import layer_inputs
+from heed_server.engine.model.layer_inputs import (
     decoder_layers,
     inputs_obstacle,
     leave_compiled_code,
     watch_inputs,
 )
 from heed_server.engine.payload import Payload, pack, unpack
-from heed_server.engine.twins import Twins
 
 LAYERS, HEADS, PROMPT = 2, 4, 12
 BLOCKS = [2, 0]

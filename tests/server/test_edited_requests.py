@@ -3,7 +3,7 @@ import pytest
 
 from heed_kernels.edits import HeadGain, HeadSet, Rows, VisibleKeys
 from heed_kernels.table import EditTable
-from heed_server.engine.edited_requests import REPORTS_KEPT, EditedRequests
+from heed_server.engine.books.edited_requests import REPORTS_KEPT, EditedRequests
 from heed_server.engine.payload import Payload, pack, unpack
 
 LAYERS, HEADS = 2, 4

@@ -13,9 +13,9 @@ from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import OPEN, Rows
 from heed_kernels.evict import ColumnScore, Evict, NormScore, Score, WindowScore
 from heed_kernels.table import EditTable
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.evicting_requests import EvictingRequests
-from heed_server.engine.evictions_cpu import EvictingOnCPU
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.evicting_requests import EvictingRequests
+from heed_server.engine.books.evictions_cpu import EvictingOnCPU
 from heed_server.engine.payload import Payload
 from heed_server.engine.worker import EditsInWorker
 

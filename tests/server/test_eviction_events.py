@@ -10,8 +10,8 @@ from heed_kernels.events import EvictionEvents
 from heed_kernels.evict import ColumnScore, Evict, Score, WindowScore
 from heed_kernels.eviction import Eviction
 from heed_kernels.table import EditTable
-from heed_server.engine.eviction_events import EvictionPolicy, eviction_in
 from heed_server.engine.payload import Payload, pack
+from heed_server.engine.scheduling.eviction_events import EvictionPolicy, eviction_in
 
 PROMPTS, SIZES, BUDGETS, ANSWERS = (1, 15, 16, 17, 40), (8, 16), (8, 16, 33), (None, 2, 20, 30)
 LONGEST = 100

@@ -11,9 +11,9 @@ from heed_kernels.edits import Rows
 from heed_kernels.evict import Evict, NormScore
 from heed_kernels.table import EditTable
 from heed_server.api.reports import memory_counts
-from heed_server.engine import evicting_requests
-from heed_server.engine.evicting_requests import EvictingRequests, LetGo
-from heed_server.engine.evictions_cpu import EvictingOnCPU
+from heed_server.engine.books import evicting_requests
+from heed_server.engine.books.evicting_requests import EvictingRequests, LetGo
+from heed_server.engine.books.evictions_cpu import EvictingOnCPU
 from heed_server.engine.payload import Payload
 
 KV_HEADS, SIZE, PROMPT = 2, 32, 100

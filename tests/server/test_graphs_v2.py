@@ -15,6 +15,7 @@ from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor, CudaGra
 from vllm.v1.worker.gpu.dp_utils import dispatch_cg_and_sync_dp
 from vllm.v1.worker.gpu.model_runner import GPUModelRunner
 
+from heed_kernels.beside.flags import BlockFlags
 from heed_kernels.edits import (
     OPEN,
     Edit,
@@ -27,17 +28,16 @@ from heed_kernels.edits import (
     Rows,
 )
 from heed_kernels.evict import ColumnScore, Evict, NormScore, Score, WindowScore
-from heed_kernels.flags import BlockFlags
 from heed_kernels.inspection import Inspection
-from heed_server.engine.backend_cuda import split_cache
-from heed_server.engine.compared_heads import ComparedHeads
-from heed_server.engine.evicting_requests import EvictingRequests
-from heed_server.engine.evictions_cuda import EvictingOnCUDA
-from heed_server.engine.flagged_tokens import FlaggedTokens
-from heed_server.engine.inspected_requests import InspectedRequests
-from heed_server.engine.inspections_cuda import InspectingOnCUDA
+from heed_server.engine.books.compared_heads import ComparedHeads
+from heed_server.engine.books.evicting_requests import EvictingRequests
+from heed_server.engine.books.evictions_cuda import EvictingOnCUDA
+from heed_server.engine.books.flagged_tokens import FlaggedTokens
+from heed_server.engine.books.inspected_requests import InspectedRequests
+from heed_server.engine.books.inspections_cuda import InspectingOnCUDA
+from heed_server.engine.books.twins import Twins
 from heed_server.engine.payload import Payload, Twin
-from heed_server.engine.twins import Twins
+from heed_server.engine.running.backend_cuda import split_cache
 
 
 @pytest.fixture

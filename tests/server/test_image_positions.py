@@ -8,8 +8,8 @@ import torch
 from vllm.multimodal.inputs import PlaceholderRange
 
 from heed_interventions.views import ImageSpan
-from heed_server.engine import image_positions
-from heed_server.engine.image_positions import image_spans, takes_images
+from heed_server.engine.model import image_positions
+from heed_server.engine.model.image_positions import image_spans, takes_images
 
 
 def marked(offset: int, marks: str) -> PlaceholderRange:

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 
 import pytest
 
-from heed_server.engine import image_processors
-from heed_server.engine.image_processors import (
+from heed_server.engine.model import image_processors
+from heed_server.engine.model.image_processors import (
     ON_PIL,
     ON_TORCHVISION,
     PilFinder,

@@ -12,12 +12,12 @@ from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import VisibleKeys
 from heed_kernels.inspection import Inspection
 from heed_kernels.table import EditTable
-from heed_server.engine import inspected_requests
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.inspected_requests import InspectedRequests
-from heed_server.engine.inspections_cpu import InspectingOnCPU
+from heed_server.engine.books import inspected_requests
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.inspected_requests import InspectedRequests
+from heed_server.engine.books.inspections_cpu import InspectingOnCPU
+from heed_server.engine.books.twins import Twins
 from heed_server.engine.payload import Payload, pack, unpack
-from heed_server.engine.twins import Twins
 
 LENGTH, LAYERS = 40, 2
 ASKED = Inspection(LENGTH, (0, 1), (1, 3), (39,), (((0, 1),),), LENGTH, ("mass", "columns"))

@@ -14,8 +14,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 
 from heed_kernels.edits import OPEN
 from heed_kernels.segments import Segments
-from heed_server.engine import kept_counts, publication
-from heed_server.engine.hidden_blocks import Window
+from heed_server.engine.scheduling import kept_counts, publication
+from heed_server.engine.scheduling.hidden_blocks import Window
 
 
 def causal(name: str, prompt: int, shared: int, answer: int = 5, running: bool = False) -> Plan:

@@ -21,11 +21,11 @@ from heed_kernels.edits import (
 )
 from heed_kernels.table import EditTable
 from heed_server.api.found_keys import of_all_ranks, sink_counts
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.kept_counts import Orders
-from heed_server.engine.key_searches import KeySearches
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.key_searches import KeySearches
+from heed_server.engine.books.searches_cpu import SearchingOnCPU, StepSearches
 from heed_server.engine.payload import Payload, pack, unpack
-from heed_server.engine.searches_cpu import SearchingOnCPU, StepSearches
+from heed_server.engine.scheduling.kept_counts import Orders
 
 ON = HeadSet((0b0110, 0))
 

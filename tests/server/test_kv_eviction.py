@@ -16,8 +16,8 @@ from tests.slow_cases import gated
 from heed_kernels.edits import OPEN, Rows
 from heed_kernels.evict import ColumnScore, Evict, NormScore, WindowScore
 from heed_kernels.segments import Segments
-from heed_server.engine.eviction_events import EvictionPolicy, eviction_in
 from heed_server.engine.payload import Payload, pack
+from heed_server.engine.scheduling.eviction_events import EvictionPolicy, eviction_in
 
 SCHEDULES, IN_THE_GATE = range(260), range(80)
 

@@ -9,7 +9,7 @@ from tests.server.schedule_simulator import Plan, Simulator
 from tests.server.simulated_scheduler import Setting
 from tests.slow_cases import gated
 
-from heed_server.engine.hidden_blocks import Window
+from heed_server.engine.scheduling.hidden_blocks import Window
 
 SCHEDULES, IN_THE_GATE = range(240), range(60)
 WINDOWS = [Window(4, 16), Window(0, 16), Window(1, 23), Window(7, 32), Window(33, 17)]

@@ -8,14 +8,14 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 
 from heed_server.api.context_length import context_length, let_requests_differ
-from heed_server.engine.longer_streams import (
+from heed_server.engine.model.longer_streams import (
     StreamingLengthError,
     check_streaming_length,
     lengthen,
     lengthen_rotary_tables,
     room_for_streams,
 )
-from heed_server.engine.model_support import rope_of
+from heed_server.engine.model.model_support import rope_of
 from heed_server.settings import STREAMING_VARIABLE, Settings, SettingsError
 
 TRAINED, LONGER = 256, 1000

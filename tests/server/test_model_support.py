@@ -16,8 +16,8 @@ from vllm.model_executor.layers.rotary_embedding.dynamic_ntk_scaling_rope import
 )
 from vllm.v1.attention.backend import AttentionType
 
-from heed_server.engine import model_support
-from heed_server.engine.model_support import layer_id, rope_by_layer, rope_of
+from heed_server.engine.model import model_support
+from heed_server.engine.model.model_support import layer_id, rope_by_layer, rope_of
 
 PLAIN_IMPL = {
     "attn_type": AttentionType.DECODER,

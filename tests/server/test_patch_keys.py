@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import nn
 
+from heed_kernels.beside.patches import ClassAttention
 from heed_kernels.edits import OPEN, Edit, HeadSet, KeyBias, KeyRanges, KeyScale, PatchKeys, Rows
 from heed_kernels.errors import EditError
-from heed_kernels.patches import ClassAttention
 from heed_kernels.table import EditTable
-from heed_server.engine import image_tower
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.image_tower import ClassToken, patches_of, tower_obstacle
-from heed_server.engine.patch_keys import with_patches
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.patch_keys import with_patches
+from heed_server.engine.model import image_tower
+from heed_server.engine.model.image_tower import ClassToken, patches_of, tower_obstacle
 from heed_server.engine.payload import Payload
 
 ON, ROWS, IMAGE = HeadSet((1,)), Rows(19, OPEN), KeyRanges(((3, 11),))

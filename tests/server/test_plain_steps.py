@@ -7,8 +7,8 @@ from tests.server.schedule_simulator import Plan, Simulator
 from tests.server.simulated_scheduler import Setting
 from tests.server.test_kv_release import tokens
 
-from heed_server.engine.hidden_blocks import Window
-from heed_server.engine.plain_steps import STOCK_METHODS
+from heed_server.engine.scheduling.hidden_blocks import Window
+from heed_server.engine.scheduling.plain_steps import STOCK_METHODS
 
 
 def are_stock(simulator: Simulator) -> list[bool]:

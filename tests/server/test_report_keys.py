@@ -12,8 +12,8 @@ from heed_interventions.resolve import report_of
 from heed_kernels.edits import Rows
 from heed_server.api.exchange import EngineRequest
 from heed_server.api.reports import assemble
-from heed_server.engine.evicting_requests import LetGo
-from heed_server.engine.run_records import RunRecord
+from heed_server.engine.books.evicting_requests import LetGo
+from heed_server.engine.books.run_records import RunRecord
 
 MODEL = ModelView(
     layers=4, query_heads=8, kv_heads=2, head_dim=16, max_length=4096,

@@ -9,13 +9,13 @@ from vllm.config import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
 
-from heed_server.engine import step
-from heed_server.engine.device_edits import DeviceEdits
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.key_searches import KeySearches
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.key_searches import KeySearches
+from heed_server.engine.books.searches_cuda import SearchingOnCUDA
 from heed_server.engine.payload import RESERVED_KEY, pack
-from heed_server.engine.runner_v1 import EditsInRunner
-from heed_server.engine.searches_cuda import SearchingOnCUDA
+from heed_server.engine.running import step
+from heed_server.engine.running.device_edits import DeviceEdits
+from heed_server.engine.running.runner_v1 import EditsInRunner
 
 
 def dispatcher(mode: CUDAGraphMode) -> CudagraphDispatcher:

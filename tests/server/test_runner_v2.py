@@ -15,8 +15,8 @@ from vllm.v1.worker.gpu.input_batch import InputBatch, InputBuffers
 from vllm.v1.worker.gpu.model_states.interface import ModelState
 
 from heed_kernels.edits import OPEN, HeadSet, KeyRanges, KeyScale, PatchKeys, Rows
-from heed_server.engine.backend_cuda import Captured, EditedStep
-from heed_server.engine.runner_v2 import EditsInModelState, EditsInRunner
+from heed_server.engine.running.backend_cuda import Captured, EditedStep
+from heed_server.engine.running.runner_v2 import EditsInModelState, EditsInRunner
 
 
 @pytest.fixture

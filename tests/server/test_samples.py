@@ -10,10 +10,10 @@ from tests.kernels.paged_model import Model, layout_of
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import HeadSet, KeyBias, KeyRanges, Rows, VisibleKeys
 from heed_kernels.table import EditTable
-from heed_server.engine.attention_times import AttentionTimes, DeviceLap
-from heed_server.engine.edited_requests import EditedRequests
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.sink_samples import SinkSamples
 from heed_server.engine.payload import Payload
-from heed_server.engine.sink_samples import SinkSamples
+from heed_server.engine.running.attention_times import AttentionTimes, DeviceLap
 from heed_server.metrics import Metrics
 
 LENGTH, LAYERS = 40, 2

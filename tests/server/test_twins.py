@@ -20,13 +20,13 @@ from heed_kernels.edits import OPEN, Edit, HeadChoice, HeadSet, KeyRanges, Rows
 from heed_kernels.inspection import Inspection
 from heed_kernels.table import EditTable
 from heed_server.api.twins import TwinRequest, TwinRunner, twin_of, without
-from heed_server.engine import twins
-from heed_server.engine.compared_heads import ComparedHeads
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.inspected_requests import InspectedRequests
-from heed_server.engine.inspections_cpu import InspectingOnCPU
+from heed_server.engine.books import twins
+from heed_server.engine.books.compared_heads import ComparedHeads
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.inspected_requests import InspectedRequests
+from heed_server.engine.books.inspections_cpu import InspectingOnCPU
+from heed_server.engine.books.twins import Twins
 from heed_server.engine.payload import RESERVED_KEY, Payload, Twin, pack, unpack
-from heed_server.engine.twins import Twins
 
 LAYERS, HEADS, HEAD_DIM = 3, 4, 16
 PROMPT, TEXT = 12, 8

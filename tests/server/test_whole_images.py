@@ -7,7 +7,7 @@ import pytest
 
 from heed_kernels.edits import OPEN, Edit, HeadSet, KeyRanges, KeyScale, PatchKeys, Rows
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
-from heed_server.engine.whole_images import WholeImagesMixin
+from heed_server.engine.scheduling.whole_images import WholeImagesMixin
 
 IMAGE = KeyRanges(((3, 11),))
 ON, ROWS = HeadSet((1,)), Rows(19, OPEN)

@@ -11,7 +11,7 @@ from tests.server.test_kv_release import WINDOWS, tokens
 from tests.slow_cases import gated
 
 from heed_kernels.segments import Segments
-from heed_server.engine.rows_together import MOST_PASSES
+from heed_server.engine.scheduling.rows_together import MOST_PASSES
 
 SCHEDULES, IN_THE_GATE = range(160), range(40)
 

@@ -19,13 +19,15 @@ from vllm.v1.worker.mm_encoder_model_runner import MMEncoderModelRunner
 
 from heed_kernels.edits import Rows
 from heed_kernels.evict import Evict, NormScore
-from heed_server.engine import model_support, plugin, runner_v1, runner_v2
+from heed_server.engine import plugin
 from heed_server.engine import worker as worker_parts
-from heed_server.engine.eviction_events import EVICTED, EVICTING, Event
-from heed_server.engine.kept_counts import NOT_KEPT, ORDERS, Orders
+from heed_server.engine.model import model_support
 from heed_server.engine.plugin import CPU, CUDA, Pieces, pieces_for, put_in_place
-from heed_server.engine.publication import FAILED
-from heed_server.engine.scheduler import HeedAsyncScheduler, HeedScheduler
+from heed_server.engine.running import runner_v1, runner_v2
+from heed_server.engine.scheduling.eviction_events import EVICTED, EVICTING, Event
+from heed_server.engine.scheduling.kept_counts import NOT_KEPT, ORDERS, Orders
+from heed_server.engine.scheduling.publication import FAILED
+from heed_server.engine.scheduling.scheduler import HeedAsyncScheduler, HeedScheduler
 from heed_server.engine.worker_cuda import HeedCUDAWorker
 
 STOCK_WORKER = "vllm.v1.worker.gpu_worker.Worker"

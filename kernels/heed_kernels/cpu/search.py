@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels import key_search
+from heed_kernels.beside import key_search
+from heed_kernels.beside.key_search import Counted
 from heed_kernels.cpu.columns import ColumnSums, add_columns, weight_of
 from heed_kernels.cpu.layout import Layout
 from heed_kernels.cpu.observation import find_keys
 from heed_kernels.cpu.pages import Pages
 from heed_kernels.edits import FindKeys
-from heed_kernels.key_search import Counted
 from heed_kernels.plan import FIRST_POSITION, ROWS
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from heed_kernels import key_search
+from heed_kernels.beside import key_search
+from heed_kernels.beside.key_search import Counted
 from heed_kernels.edits import FindKeys
 from heed_kernels.errors import EditError
-from heed_kernels.key_search import Counted
 from heed_kernels.plan import FIRST_POSITION, Plan
 from heed_kernels.triton.columns import ColumnWork, LayerInputs, Room
 from heed_kernels.triton.device_table import DeviceTable

@@ -17,12 +17,12 @@ from vllm.sampling_params import SamplingParams
 from heed_interventions.errors import InterventionError
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.resolve import Resolution, report_of, resolve
-from heed_interventions.token_text import align
+from heed_interventions.text.token_text import align
 from heed_interventions.views import ModelView, PromptView
+from heed_kernels.beside.patches import at_worst
 from heed_kernels.edits import Edit, VisibleKeys
 from heed_kernels.errors import EditError
 from heed_kernels.inspection import Inspection
-from heed_kernels.patches import at_worst
 from heed_kernels.table import EditTable
 from heed_server.api.cache_room import CacheRoom
 from heed_server.api.errors import RefusedError, refused
@@ -30,7 +30,7 @@ from heed_server.api.exchange import EngineRequest, Exchange
 from heed_server.api.image_attention import on_images
 from heed_server.api.reserved import reserved
 from heed_server.api.twins import TwinRequest, twin_of
-from heed_server.engine.image_positions import image_spans
+from heed_server.engine.model.image_positions import image_spans
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
 from heed_server.metrics import Metrics
 from heed_server.profiles.fit import check_adapter

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from heed_interventions.errors import InterventionError, join_path
 from heed_kernels.edits import Edit, VisibleKeys
 from heed_kernels.evict import Evict
-from heed_server.engine.hidden_blocks import Window
+from heed_server.engine.scheduling.hidden_blocks import Window
 
 
 @dataclass(frozen=True)

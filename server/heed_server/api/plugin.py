@@ -33,7 +33,7 @@ from heed_server.api.served_model import (
 )
 from heed_server.attention import routes as attention_routes
 from heed_server.attention.service import Diagnostics
-from heed_server.engine.model_support import ModelSupport
+from heed_server.engine.model.model_support import ModelSupport
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
 from heed_server.settings import Settings, serves_playground

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from heed_interventions.vhr import COMPANION
+from heed_interventions.vision.vhr import COMPANION
 from heed_server.api import found_keys, image_attention
 from heed_server.api.exchange import EngineRequest, Report
 from heed_server.metrics import Metrics

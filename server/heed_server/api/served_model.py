@@ -8,11 +8,11 @@ from typing import Any
 from vllm.logger import init_logger
 
 from heed_interventions.errors import InterventionError
-from heed_interventions.sink_dimensions import sink_dimensions
 from heed_interventions.views import ModelView
+from heed_interventions.vision.sink_dimensions import sink_dimensions
 from heed_kernels.table import EditTable
-from heed_server.engine.image_positions import takes_images
-from heed_server.engine.model_support import ModelSupport
+from heed_server.engine.model.image_positions import takes_images
+from heed_server.engine.model.model_support import ModelSupport
 from heed_server.profiles.identity import (
     ModelIdentity,
     UnknownFilesError,

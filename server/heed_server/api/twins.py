@@ -2,7 +2,7 @@
 
 A twin is a request of the engine like any other, of one token that nobody reads. It is an ordinary text
 prefill, so it reads and writes plain blocks of the prefix cache under the request's own salt. The workers
-keep what its last row gives until the request takes it (`engine/twins.py`).
+keep what its last row gives until the request takes it (`engine/books/twins.py`).
 """
 
 import random

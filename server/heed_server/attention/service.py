@@ -9,7 +9,7 @@ from uuid import uuid4
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
-from heed_interventions.token_text import align
+from heed_interventions.text.token_text import align
 from heed_interventions.views import PromptView
 from heed_server.api.answers import choice_reports
 from heed_server.api.context_length import context_length
@@ -23,7 +23,7 @@ from heed_server.attention.answer import measured
 from heed_server.attention.asked import asked_for, check_body
 from heed_server.attention.body import AttentionBody
 from heed_server.attention.recordings import of_all_workers
-from heed_server.engine.image_positions import image_spans
+from heed_server.engine.model.image_positions import image_spans
 
 MOST_AT_ONCE = 4
 """Requests of one API process that are measured at a time; others wait, so that memory stays bounded."""

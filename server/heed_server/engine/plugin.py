@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import wraps
 from typing import Any
 
-from heed_server.engine.image_processors import do_without_torchvision
+from heed_server.engine.model.image_processors import do_without_torchvision
 from heed_server.engine.orphans import end_with_parent
 from heed_server.engine.versions import installed_vllm, require_supported_vllm
 
@@ -34,20 +34,20 @@ CPU = Pieces(
     worker={
         "vllm.v1.worker.cpu_worker.CPUWorker": "heed_server.engine.worker_cpu.HeedCPUWorker",
     },
-    backends={"CPU_ATTN": "heed_server.engine.backend_cpu.HeedCPUBackend"},
+    backends={"CPU_ATTN": "heed_server.engine.running.backend_cpu.HeedCPUBackend"},
 )
 CUDA = Pieces(
     worker={"vllm.v1.worker.gpu_worker.Worker": "heed_server.engine.worker_cuda.HeedCUDAWorker"},
     # One module each: where vLLM cannot import one of the two, it must still find the other.
     backends={
-        "FLASH_ATTN": "heed_server.engine.backend_flash.HeedFlashAttentionBackend",
-        "TRITON_ATTN": "heed_server.engine.backend_triton.HeedTritonAttentionBackend",
+        "FLASH_ATTN": "heed_server.engine.running.backend_flash.HeedFlashAttentionBackend",
+        "TRITON_ATTN": "heed_server.engine.running.backend_triton.HeedTritonAttentionBackend",
     },
 )
 _SCHEDULERS = {
-    "vllm.v1.core.sched.scheduler.Scheduler": "heed_server.engine.scheduler.HeedScheduler",
+    "vllm.v1.core.sched.scheduler.Scheduler": "heed_server.engine.scheduling.scheduler.HeedScheduler",
     "vllm.v1.core.sched.async_scheduler.AsyncScheduler": (
-        "heed_server.engine.scheduler.HeedAsyncScheduler"
+        "heed_server.engine.scheduling.scheduler.HeedAsyncScheduler"
     ),
 }
 
@@ -86,7 +86,7 @@ def register() -> None:
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    from heed_server.engine.longer_streams import check_streaming_length
+    from heed_server.engine.model.longer_streams import check_streaming_length
 
     pieces = pieces_for(current_platform)
     if pieces is None:

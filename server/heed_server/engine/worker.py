@@ -10,13 +10,13 @@ from vllm.distributed import get_tp_group
 from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from heed_kernels.table import EditTable
-from heed_server.engine.attention_times import Sample
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.eviction_events import EVICTED, EVICTING
-from heed_server.engine.kept_counts import NOT_KEPT, ORDERS, Orders
-from heed_server.engine.kv_release import RELEASED
-from heed_server.engine.model_support import ModelSupport
-from heed_server.engine.publication import FAILED
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.model.model_support import ModelSupport
+from heed_server.engine.running.attention_times import Sample
+from heed_server.engine.scheduling.eviction_events import EVICTED, EVICTING
+from heed_server.engine.scheduling.kept_counts import NOT_KEPT, ORDERS, Orders
+from heed_server.engine.scheduling.kv_release import RELEASED
+from heed_server.engine.scheduling.publication import FAILED
 
 
 class EditsInWorker:

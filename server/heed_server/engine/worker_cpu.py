@@ -6,32 +6,32 @@ from vllm.logger import init_logger
 from vllm.v1.worker import cpu_worker
 from vllm.v1.worker.cpu_model_runner import CPUModelRunner
 
+from heed_kernels.beside.flags import BlockFlags
 from heed_kernels.cpu.flags import FoundOnCPU
-from heed_kernels.flags import BlockFlags
-from heed_server.engine import warm_up
-from heed_server.engine.attention_times import Sample
-from heed_server.engine.backend_cpu import TIMES, HeedCPUImpl
-from heed_server.engine.compared_heads import ComparedHeads
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.evicting_requests import EvictingRequests
-from heed_server.engine.evictions_cpu import EvictingOnCPU
-from heed_server.engine.flagged_tokens import FlaggedTokens
-from heed_server.engine.image_tower import ClassToken
-from heed_server.engine.inspected_requests import InspectedRequests
-from heed_server.engine.inspections_cpu import InspectingOnCPU
-from heed_server.engine.key_searches import KeySearches
-from heed_server.engine.layer_inputs import watch_inputs
-from heed_server.engine.longer_streams import (
+from heed_server.engine.books.compared_heads import ComparedHeads
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.evicting_requests import EvictingRequests
+from heed_server.engine.books.evictions_cpu import EvictingOnCPU
+from heed_server.engine.books.flagged_tokens import FlaggedTokens
+from heed_server.engine.books.inspected_requests import InspectedRequests
+from heed_server.engine.books.inspections_cpu import InspectingOnCPU
+from heed_server.engine.books.key_searches import KeySearches
+from heed_server.engine.books.searches_cpu import SearchingOnCPU
+from heed_server.engine.books.sink_samples import SinkSamples
+from heed_server.engine.books.twins import Twins
+from heed_server.engine.model.image_tower import ClassToken
+from heed_server.engine.model.layer_inputs import watch_inputs
+from heed_server.engine.model.longer_streams import (
     lengthen_rotary_tables,
     room_for_streams,
     streaming_length,
 )
-from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
-from heed_server.engine.runner_v1 import EditsInRunner
-from heed_server.engine.searches_cpu import SearchingOnCPU
-from heed_server.engine.seeded_chunks import SeededChunks
-from heed_server.engine.sink_samples import SinkSamples
-from heed_server.engine.twins import Twins
+from heed_server.engine.model.model_support import attention_layers, model_support, rope_by_layer
+from heed_server.engine.running import warm_up
+from heed_server.engine.running.attention_times import Sample
+from heed_server.engine.running.backend_cpu import TIMES, HeedCPUImpl
+from heed_server.engine.running.runner_v1 import EditsInRunner
+from heed_server.engine.running.seeded_chunks import SeededChunks
 from heed_server.engine.worker import EditsInWorker, gathered, gathered_heads
 
 logger = init_logger("vllm.heed.worker")

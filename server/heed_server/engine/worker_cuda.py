@@ -7,25 +7,25 @@ from typing import Any
 from vllm.logger import init_logger
 from vllm.v1.worker import gpu_worker
 
-from heed_kernels.flags import BlockFlags
-from heed_server.engine import backend_cuda, runner_v1, runner_v2
-from heed_server.engine.attention_times import Sample
-from heed_server.engine.backend_cuda import EditingImpl, split_cache
-from heed_server.engine.compared_heads import ComparedHeads
-from heed_server.engine.device_edits import DeviceEdits
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.evicting_requests import EvictingRequests
-from heed_server.engine.evictions_cuda import EvictingOnCUDA, Halves
-from heed_server.engine.flagged_tokens import FlaggedTokens
-from heed_server.engine.image_tower import ClassToken
-from heed_server.engine.inspected_requests import InspectedRequests
-from heed_server.engine.inspections_cuda import InspectingOnCUDA
-from heed_server.engine.key_searches import KeySearches
-from heed_server.engine.layer_inputs import leave_compiled_code, watch_inputs
-from heed_server.engine.model_support import attention_layers, model_support, rope_by_layer
-from heed_server.engine.searches_cuda import SearchingOnCUDA
-from heed_server.engine.sink_samples import SinkSamples
-from heed_server.engine.twins import Twins
+from heed_kernels.beside.flags import BlockFlags
+from heed_server.engine.books.compared_heads import ComparedHeads
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.evicting_requests import EvictingRequests
+from heed_server.engine.books.evictions_cuda import EvictingOnCUDA, Halves
+from heed_server.engine.books.flagged_tokens import FlaggedTokens
+from heed_server.engine.books.inspected_requests import InspectedRequests
+from heed_server.engine.books.inspections_cuda import InspectingOnCUDA
+from heed_server.engine.books.key_searches import KeySearches
+from heed_server.engine.books.searches_cuda import SearchingOnCUDA
+from heed_server.engine.books.sink_samples import SinkSamples
+from heed_server.engine.books.twins import Twins
+from heed_server.engine.model.image_tower import ClassToken
+from heed_server.engine.model.layer_inputs import leave_compiled_code, watch_inputs
+from heed_server.engine.model.model_support import attention_layers, model_support, rope_by_layer
+from heed_server.engine.running import backend_cuda, runner_v1, runner_v2
+from heed_server.engine.running.attention_times import Sample
+from heed_server.engine.running.backend_cuda import EditingImpl, split_cache
+from heed_server.engine.running.device_edits import DeviceEdits
 from heed_server.engine.worker import EditsInWorker, gathered, gathered_heads
 
 logger = init_logger("vllm.heed.worker")

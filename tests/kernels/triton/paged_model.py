@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from heed_kernels import reference
 from heed_kernels.edits import Edit
+from heed_kernels.reference import attention as reference
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 from heed_kernels.triton import DeviceTable, StepWork, attend

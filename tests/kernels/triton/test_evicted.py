@@ -6,9 +6,9 @@ import torch
 from tests.kernels.triton.paged_model import Model, assert_close
 from tests.kernels.triton.test_observe import observed
 
-from heed_kernels import reference
 from heed_kernels.edits import ALL_KEYS, HeadGain, HeadSet, KeyBias, KeyRanges, KeyScale, Rows
 from heed_kernels.evict import Evict, NormScore
+from heed_kernels.reference import attention as reference
 
 LENGTH, PROMPT, END = 330, 300, 310
 ON = HeadSet((0b1011, 0b1111))

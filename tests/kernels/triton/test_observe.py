@@ -5,7 +5,6 @@ import pytest
 import torch
 from tests.kernels.triton.paged_model import Model, assert_close, errors
 
-from heed_kernels import reference
 from heed_kernels.edits import (
     ALL_KEYS,
     OPEN,
@@ -22,6 +21,7 @@ from heed_kernels.edits import (
     TrailingKeys,
     VisibleKeys,
 )
+from heed_kernels.reference import attention as reference
 from heed_kernels.triton import StepWork, find_keys, observe
 
 ON = HeadSet((0b101, 0b111))

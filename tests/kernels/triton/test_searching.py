@@ -5,7 +5,6 @@ import pytest
 import torch
 from tests.kernels.triton.paged_model import LAYERS, Model, assert_close
 
-from heed_kernels import reference
 from heed_kernels.edits import (
     ALL_KEYS,
     OPEN,
@@ -19,7 +18,8 @@ from heed_kernels.edits import (
     Rows,
 )
 from heed_kernels.errors import EditError
-from heed_kernels.reference_search import attend_while_searching, found_by_segment
+from heed_kernels.reference import attention as reference
+from heed_kernels.reference.search import attend_while_searching, found_by_segment
 from heed_kernels.table import EditTable
 from heed_kernels.triton import (
     ColumnWork,

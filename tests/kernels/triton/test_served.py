@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.kernels.paged_model import layout_of, write_plain
 
-from heed_kernels import reference
+from heed_kernels.beside.flags import BlockFlags
 from heed_kernels.cpu import attend
 from heed_kernels.cpu.flags import FoundOnCPU
 from heed_kernels.cpu.search import LayerInputs
@@ -33,25 +33,25 @@ from heed_kernels.edits import (
     Rows,
 )
 from heed_kernels.evict import ColumnScore, DifferenceScore, Evict, WindowScore
-from heed_kernels.flags import BlockFlags
 from heed_kernels.inspection import QUANTITIES, Inspection
+from heed_kernels.reference import attention as reference
 from heed_kernels.table import EditTable
-from heed_server.engine.compared_heads import ComparedHeads
-from heed_server.engine.device_edits import DeviceEdits
-from heed_server.engine.edited_requests import EditedRequests
-from heed_server.engine.evicting_requests import EvictingRequests
-from heed_server.engine.evictions_cpu import EvictingOnCPU
-from heed_server.engine.evictions_cuda import EvictingOnCUDA
-from heed_server.engine.flagged_tokens import FlaggedTokens
-from heed_server.engine.inspected_requests import InspectedRequests
-from heed_server.engine.inspections_cpu import InspectingOnCPU
-from heed_server.engine.inspections_cuda import InspectingOnCUDA
-from heed_server.engine.key_searches import KeySearches
+from heed_server.engine.books.compared_heads import ComparedHeads
+from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.books.evicting_requests import EvictingRequests
+from heed_server.engine.books.evictions_cpu import EvictingOnCPU
+from heed_server.engine.books.evictions_cuda import EvictingOnCUDA
+from heed_server.engine.books.flagged_tokens import FlaggedTokens
+from heed_server.engine.books.inspected_requests import InspectedRequests
+from heed_server.engine.books.inspections_cpu import InspectingOnCPU
+from heed_server.engine.books.inspections_cuda import InspectingOnCUDA
+from heed_server.engine.books.key_searches import KeySearches
+from heed_server.engine.books.searches_cpu import SearchingOnCPU
+from heed_server.engine.books.searches_cuda import SearchingOnCUDA
+from heed_server.engine.books.sink_samples import SinkSamples
+from heed_server.engine.books.twins import Twins
 from heed_server.engine.payload import Payload, Twin
-from heed_server.engine.searches_cpu import SearchingOnCPU
-from heed_server.engine.searches_cuda import SearchingOnCUDA
-from heed_server.engine.sink_samples import SinkSamples
-from heed_server.engine.twins import Twins
+from heed_server.engine.running.device_edits import DeviceEdits
 
 LAYERS, HEADS, KV_HEADS, HEAD_DIM, SIZE = 2, 4, 2, 32, 16
 PROMPT, TOTAL, SCALE = 44, 49, 32**-0.5

@@ -1,0 +1,1 @@
+"""Eviction methods, each in its file, and the budget that they have in common."""

@@ -1,0 +1,1 @@
+"""Methods for images, each in its file."""

@@ -1,0 +1,1 @@
+"""What is measured or changed beside the attention kernels, by the same code on every device."""
