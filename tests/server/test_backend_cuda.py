@@ -25,6 +25,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from heed_kernels.edits import HeadRanking, HeadSet, KeyRanges, Rows
 from heed_server.engine import step
+from heed_server.engine.attention_times import AttentionTimes
 from heed_server.engine.backend_cuda import EditingBuilder, EditingImpl, obstacles, split_cache
 from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.device_edits import DeviceEdits
@@ -129,6 +130,17 @@ def test_a_plain_step_launches_nothing_of_heeds(model: Model) -> None:
     model.book.enter("elsewhere", payload("r", gain({0})), 0)
     assert model.forward(model.metadata(["p", "q"], [2, 1], [0, 7])) == [STOCK] * 3
     assert not model.kernel.calls
+
+
+def test_both_kernels_are_timed_in_the_steps_that_are_sampled(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = AttentionTimes(every=2)
+    monkeypatch.setattr(EditingBuilder, "times", times)
+    model.book.enter("e", payload("r", gain({0})), 0)
+    for _ in range(3):
+        model.forward(model.metadata(["p", "e"], [1, 1], [3, 7]))
+    assert [sample[0] for sample in times.take()] == ["stock", "edited"]
 
 
 def test_in_a_mixed_step_only_edited_rows_are_heeds(model: Model) -> None:

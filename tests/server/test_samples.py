@@ -1,16 +1,17 @@
 """What workers sample for the metrics, and where it ends up."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
+import torch
 from prometheus_client import CollectorRegistry
 from tests.kernels.paged_model import Model, layout_of
 
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import HeadSet, KeyBias, KeyRanges, Rows, VisibleKeys
 from heed_kernels.table import EditTable
-from heed_server.engine.attention_times import AttentionTimes
+from heed_server.engine.attention_times import AttentionTimes, DeviceLap
 from heed_server.engine.edited_requests import EditedRequests
 from heed_server.engine.payload import Payload
 from heed_server.engine.sink_samples import SinkSamples
@@ -33,6 +34,50 @@ def test_one_step_in_so_many_is_timed_and_told_when_it_has_ended() -> None:
     times.begin("prompt")
     ((path, phase, seconds),) = times.take()
     assert (path, phase) == ("stock", "generation") and seconds > 0
+    assert times.take() == []
+
+
+class Event:
+    """A stand-in for CUDA's: what is recorded happens when the device goes on."""
+
+    recorded: ClassVar[list["Event"]] = []
+
+    def __init__(self, enable_timing: bool = False) -> None:
+        assert enable_timing
+        self.at: float | None = None
+
+    def record(self) -> None:
+        Event.recorded.append(self)
+
+    def query(self) -> bool:
+        return self.at is not None
+
+    def elapsed_time(self, end: "Event") -> float:
+        assert self.at is not None and end.at is not None
+        return end.at - self.at
+
+
+def test_steps_on_a_gpu_are_told_when_the_device_has_done_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(Event, "recorded", [])
+    times = AttentionTimes(every=2, lap=DeviceLap)
+    assert times.begin("generation") is None
+    # Replayed in a graph: nobody times it, and the next step is due as well.
+    assert times.begin("generation") is not None
+    step = times.begin("prompt")
+    assert step is not None
+    for _ in range(LAYERS):
+        with step.stock:
+            pass
+        with step.edited:
+            pass
+    assert times.begin("generation") is None
+    assert times.take() == []
+    for milliseconds, event in enumerate(Event.recorded):
+        event.at = float(milliseconds)
+    assert times.take() == [("stock", "prompt", 0.002), ("edited", "prompt", 0.002)]
     assert times.take() == []
 
 

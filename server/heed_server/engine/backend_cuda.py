@@ -35,6 +35,7 @@ from vllm.model_executor.layers.quantization.utils.quant_utils import kFp8Static
 
 from heed_kernels.rope import Rope
 from heed_server.engine import step
+from heed_server.engine.attention_times import NOT_TIMED, AttentionTimes, StepTimes
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.step import Comparer, Observer, StepEdits, Watcher
 
@@ -92,11 +93,20 @@ class EditingBuilder:
     from buffers at fixed addresses, so it can be captured wherever the stock one can.
     """
 
+    times: AttentionTimes | None = None
+    """Of this worker, from when all graphs are captured on: vLLM makes backends, and hands them nothing of the
+    worker's."""
+
     def build(
         self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False
     ) -> Any:
         """As the stock builder."""
         metadata = super().build(common_prefix_len, common_attn_metadata, fast_build)  # type: ignore[misc]
+        if EditingBuilder.times is not None:
+            generates = common_attn_metadata.max_query_len == 1
+            times = EditingBuilder.times.begin("generation" if generates else "prompt")
+            if times is not None:
+                metadata.times = times
         edits = step.current()
         if edits is not None:
             alone = common_attn_metadata.num_reqs == len(edits.rows)
@@ -139,25 +149,41 @@ class EditingImpl:
         edited: Edited | None = getattr(attn_metadata, "edited", None)
         if self.edits is None:
             edited = None
+        times: StepTimes = getattr(attn_metadata, "times", NOT_TIMED)
         stock, heed = edited.kernels(self.layer_id) if edited is not None else (True, False)
         if stock:
-            super().forward(  # type: ignore[misc]
-                layer, query, key, value, kv_cache, attn_metadata, output,
-                output_scale, output_block_scale,
-            )  # fmt: skip
-        if edited is not None and self.edits is not None:
-            looked_at = edited.observers or edited.comparers
-            if heed or looked_at:
-                key_cache, value_cache = split_cache(kv_cache)
-                tensors = query, key_cache, value_cache, attn_metadata.block_table
-                of_layer = {"layer": self.layer_id, "scale": self.scale, "rope": self.rope}  # type: ignore[attr-defined]
-            if edited.observers:
-                self.edits.observe(edited.observers, *tensors, **of_layer)
-            if heed:
-                self.edits.attend(*tensors, output, **of_layer)
-            if edited.comparers:
-                self.edits.compare(edited.comparers, *tensors, output, **of_layer)
+            with times.stock:
+                super().forward(  # type: ignore[misc]
+                    layer, query, key, value, kv_cache, attn_metadata, output,
+                    output_scale, output_block_scale,
+                )  # fmt: skip
+        if edited is None or self.edits is None:
+            return output
+        if heed or edited.observers or edited.comparers:
+            with times.edited:
+                self._edit(self.edits, edited, heed, query, kv_cache, attn_metadata, output)
         return output
+
+    def _edit(
+        self,
+        edits: DeviceEdits,
+        edited: Edited,
+        heed: bool,
+        query: torch.Tensor,
+        kv_cache: torch.Tensor,
+        attn_metadata: Any,
+        output: torch.Tensor,
+    ) -> None:
+        """Let observers look, write the edited rows where there are some, and let comparers look."""
+        key_cache, value_cache = split_cache(kv_cache)
+        tensors = query, key_cache, value_cache, attn_metadata.block_table
+        of_layer = {"layer": self.layer_id, "scale": self.scale, "rope": self.rope}  # type: ignore[attr-defined]
+        if edited.observers:
+            edits.observe(edited.observers, *tensors, **of_layer)
+        if heed:
+            edits.attend(*tensors, output, **of_layer)
+        if edited.comparers:
+            edits.compare(edited.comparers, *tensors, output, **of_layer)
 
 
 def split_cache(kv_cache: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -9,7 +9,8 @@ from vllm.v1.worker import gpu_worker
 
 from heed_kernels.flags import BlockFlags
 from heed_server.engine import backend_cuda, runner_v1, runner_v2
-from heed_server.engine.backend_cuda import EditingImpl, split_cache
+from heed_server.engine.attention_times import AttentionTimes, DeviceLap, Sample
+from heed_server.engine.backend_cuda import EditingBuilder, EditingImpl, split_cache
 from heed_server.engine.compared_heads import ComparedHeads
 from heed_server.engine.device_edits import DeviceEdits
 from heed_server.engine.edited_requests import EditedRequests
@@ -80,7 +81,11 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
             layers = attention_layers(self.vllm_config)
             watch_inputs(self.get_model(), layers)
             leave_compiled_code(self.get_model(), layers)
+        EditingBuilder.times = AttentionTimes(lap=DeviceLap)
         return times
+
+    def _attention_times(self) -> list[Sample]:
+        return EditingBuilder.times.take() if EditingBuilder.times is not None else []
 
     def _backend(self) -> str | None:
         editing = (runner_v1.EditsInRunner, runner_v2.EditsInRunner)
