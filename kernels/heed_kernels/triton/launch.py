@@ -113,7 +113,7 @@ def _launch(
     if not waves:
         return
     partial, sums = work.partial(heads, head_dim)
-    shape = shapes.split_shape(head_dim, query.dtype, capability)
+    shape = shapes.split_shape(head_dim, query.dtype)
     splits = work.capacity if everything else min(work.splits, work.capacity)
     for wave in range(waves):
         attend_splits[(min(splits * kv_heads, most),)](

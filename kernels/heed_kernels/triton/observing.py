@@ -106,7 +106,7 @@ def observe(
     if work.tiles or everything:
         shape = shapes.tile_shape(head_dim, query.dtype, capability)
         launch(0, max(work.tiles, 1), tile_rows, shape, split=False)
-    shape = shapes.observed_shape(head_dim, query.dtype, capability)
+    shape = shapes.split_shape(head_dim, query.dtype)
     for wave in range(max(work.waves, int(everything))):
         splits = max(min(work.splits, work.capacity), 1)
         launch(wave, splits, max(16, padded_group), shape, split=True)

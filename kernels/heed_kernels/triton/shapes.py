@@ -6,12 +6,13 @@ Reasons, checked by tests/kernels/triton/gate.py:
   warps, and two programs fit on a multiprocessor (at most 255 registers a thread).
 - Before sm_90 matrix products take operands from registers: 32 query rows times heads, and 8 warps. Of 64 at 128
   dimensions 1,324 B were spilled, of 32 it is 92 B, and nothing without transfers; at 64 dimensions 188 B and nothing.
-  Of generated rows ptxas fits three programs there by spilling 356 B; told that it may have 255 registers, it
-  takes 246, spills nothing, and two fit.
-- Of generated rows that are observed ptxas fits four programs on sm_90 by spilling 156 B, and is told the same.
+- Of generated rows ptxas fits three programs by spilling: 356 B on sm_80, 396 B on sm_90 at 64 dimensions, and 156 B,
+  for four programs, where they are observed. Told that it may have 255 registers it takes 166 to 248, spills nothing,
+  and two fit.
 - Wider heads take tiles of 32 keys and 8 warps, one program: as many warps as two programs of 4, and half
   the accumulator per thread. At 4 warps the second walk of partial transfers spilled 264 B (sm_90).
-- float32 operands take twice the registers and shared memory: one program.
+- float32 operands take twice the registers and shared memory, and their products no tensor cores: one program, which
+  spills. In three parts of TF32 they spill a tenth of that; whether that is right and faster a GPU has to tell.
 - Stages: as many tiles in flight as shared memory holds for two programs (227 KiB on sm_90 and sm_100,
   163 KiB on sm_80, where 86 and 89 have 99).
 - Generated rows are limited by memory, not by products: smaller tiles, more programs.
@@ -20,7 +21,7 @@ How the keys are cut into tiles is part of the result's last bits, so it depends
 alone, never on a step or on what is edited.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -68,16 +69,11 @@ def tile_shape(head_dim: int, dtype: torch.dtype, capability: int) -> Shape:
     return Shape(64, 4, 3, 2) if capability >= 90 else Shape(64, 8, 2, 1)
 
 
-def split_shape(head_dim: int, dtype: torch.dtype, capability: int) -> Shape:
+def split_shape(head_dim: int, dtype: torch.dtype) -> Shape:
     """Generated rows."""
     wide = dtype == torch.float32
     tile = 32 if wide or padded(head_dim) > 128 else 64
-    return Shape(tile, 4, 2 if wide else 3, 2, None if capability >= 90 else 255)
-
-
-def observed_shape(head_dim: int, dtype: torch.dtype, capability: int) -> Shape:
-    """Generated rows that are observed: the same tiles."""
-    return replace(split_shape(head_dim, dtype, capability), registers=255)
+    return Shape(tile, 4, 2 if wide else 3, 2, 255)
 
 
 MERGE = Shape(0, 4, 1, 2)
