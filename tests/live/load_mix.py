@@ -23,6 +23,10 @@ from live_server import LiveServer
 Body = dict[str, Any]
 Manner = Literal["whole", "streamed", "slow", "leaves", "hurries"]
 
+KEEP_ALIVE_SECONDS = 1.0
+"""vLLM closes a connection that has been idle for five, which is when httpx would stop using it too: a request that
+is sent at that moment is lost, and its client reads an error."""
+
 MANNERS: tuple[Manner, ...] = (
     "whole",
     "whole",
@@ -95,7 +99,7 @@ def asks(server: LiveServer, count: int, seed: int = 0, kinds: int = 33) -> list
 
 async def ask_all(url: str, waiting: Sequence[Ask], at_once: int) -> list[Got]:
     """All clients, `at_once` of them at a time; results in the order of `waiting`."""
-    limits = httpx.Limits(max_connections=at_once)
+    limits = httpx.Limits(max_connections=at_once, keepalive_expiry=KEEP_ALIVE_SECONDS)
     gate = asyncio.Semaphore(at_once)
     async with httpx.AsyncClient(base_url=url, limits=limits, timeout=300) as client:
 
