@@ -1,6 +1,5 @@
 import inspect
 import itertools
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from tests.server.cuda_standins import (
     payload,
 )
 from tests.server.fake_kernel import HEAD_DIM, HEADS, HEED, KV_HEADS, LAYERS, FakeKernel
-from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
 from heed_kernels.edits import HeadRanking, HeadSet, KeyRanges, Rows
@@ -34,7 +32,6 @@ from heed_server.engine.running import backend_cuda, step
 from heed_server.engine.running.backend_cuda import (
     EditingBuilder,
     EditingImpl,
-    obstacles,
     split_cache,
 )
 from heed_server.engine.running.device_edits import DeviceEdits
@@ -342,64 +339,3 @@ def test_cache_views_are_halves_of_the_last_axis() -> None:
     assert key.shape == value.shape == (2, 4, 3, 4)
     assert key[1, 2, 0].tolist() == whole[1, 0, 2, :4].tolist()
     assert value[1, 2, 0].tolist() == whole[1, 0, 2, 4:].tolist()
-
-
-def obstacle(impl: Any, **changed: Any) -> str | None:
-    config = SimpleNamespace(
-        parallel_config=SimpleNamespace(
-            prefill_context_parallel_size=changed.pop("prefill_context", 1),
-            use_ubatching=changed.pop("microbatches", False),
-        ),
-        model_config=SimpleNamespace(rswa_window=changed.pop("rswa", None)),
-        attention_config=SimpleNamespace(use_non_causal=changed.pop("both_ways", False)),
-        compilation_config=SimpleNamespace(
-            pass_config=SimpleNamespace(fuse_attn_quant=changed.pop("fused", False))
-        ),
-    )
-    attributes = {
-        "impl": impl,
-        "head_size": HEAD_DIM,
-        "dtype": torch.bfloat16,
-        "kv_cache_torch_dtype": torch.bfloat16,
-        "attn_backend": SimpleNamespace(get_name=lambda: "FLASHINFER"),
-    } | changed
-    made = Attention.__new__(Attention)
-    torch.nn.Module.__init__(made)
-    for name, value in attributes.items():
-        setattr(made, name, value)
-    reasons: list[str] = list(obstacles(config, {0: made}))  # type: ignore[arg-type]
-    return reasons[0] if reasons else None
-
-
-def test_the_wrapped_backends_can_be_edited(stock: Stock) -> None:
-    assert obstacle(stock.impl(stock.heed("Impl"))) is None
-
-
-def test_another_backend_is_named_with_the_flag_that_helps() -> None:
-    reason = obstacle(SimpleNamespace(fused_output_quant_supported=lambda key: False))
-    assert reason is not None
-    assert "FLASHINFER" in reason and "--attention-backend FLASH_ATTN or TRITON_ATTN" in reason
-
-
-@pytest.mark.parametrize(
-    ("changed", "words"),
-    [
-        ({"prefill_context": 2}, "prefill context"),
-        ({"microbatches": True}, "dual batch overlap"),
-        ({"rswa": 128}, "R-SWA"),
-        ({"both_ways": True}, "not causal"),
-        ({"head_size": 512}, "512"),
-        ({"kv_cache_torch_dtype": torch.float16}, "another type"),
-    ],
-)
-def test_what_cannot_be_edited_on_a_gpu_is_refused_with_its_reason(
-    stock: Stock, changed: dict[str, Any], words: str
-) -> None:
-    reason = obstacle(stock.impl(stock.heed("Impl")), **changed)
-    assert reason is not None and words in reason
-
-
-def test_quantisation_fused_into_attention_is_refused_where_it_happens() -> None:
-    flash, triton = (obstacle(s.impl(s.heed("Impl")), fused=True) for s in BACKENDS)
-    assert flash is None
-    assert triton is not None and "fuse_attn_quant" in triton
