@@ -11,11 +11,7 @@ from vllm.model_executor.layers.attention import Attention
 
 from heed_server.engine.running.backend_cuda import obstacles
 
-
-@pytest.fixture(params=BACKENDS, ids=lambda stock: stock.name)
-def stock(request: pytest.FixtureRequest) -> Stock:
-    found: Stock = request.param
-    return found
+each_backend = pytest.mark.parametrize("stock", BACKENDS, ids=lambda stock: stock.name)
 
 
 def obstacle(impl: Any, **changed: Any) -> str | None:
@@ -45,6 +41,7 @@ def obstacle(impl: Any, **changed: Any) -> str | None:
     return reasons[0] if reasons else None
 
 
+@each_backend
 def test_the_wrapped_backends_can_be_edited(stock: Stock) -> None:
     assert obstacle(stock.impl(stock.heed("Impl"))) is None
 
@@ -55,6 +52,7 @@ def test_another_backend_is_named_with_the_flag_that_helps() -> None:
     assert "FLASHINFER" in reason and "--attention-backend FLASH_ATTN or TRITON_ATTN" in reason
 
 
+@each_backend
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

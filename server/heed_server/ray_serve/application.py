@@ -51,6 +51,7 @@ class Engine:
         self._name: str = serve.get_replica_context().replica_id.unique_id
 
     async def answer(self, ask: Ask) -> AsyncGenerator[Head | bytes, None]:
+        """The head of the answer, with this replica's name, and the body in parts as they are made."""
         mark = (REPLICA_HEADER, self._name.encode())
         async with aclosing(answered(self._app, ask)) as parts:
             async for part in parts:

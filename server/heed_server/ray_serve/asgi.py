@@ -39,6 +39,7 @@ class Head:
     headers: Headers
 
     def marked(self, header: tuple[bytes, bytes]) -> "Head":
+        """The same with one more header."""
         return replace(self, headers=[*self.headers, header])
 
 
