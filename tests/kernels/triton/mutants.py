@@ -118,9 +118,10 @@ MUTANTS = [
     ("unit.py", "tl.minimum(low + length, position + 1)", "position + 1", O, "splits"),
     ("observing.py", "flagged.cumsum(dim=1) > 1", "flagged.cumsum(dim=1) > 0", O, "ties"),
     ("observing.py", "right=True) - 1", "right=True)", O, "sources_of_its_transfer"),
-    ("step_work.py", "tile = first // tile_rows", "tile = first * 0", S, "chunks_change"),
+    ("step_work.py", "start = (tile[run] + offset) * tile_rows", "start = first[run] + offset * tile_rows", S, "absolute_multiples"),
+    ("step_work.py", "tile = first // tile_rows", "tile = first * 0", S, "absolute_multiples"),
     ("device_table.py", "- self._reserved:", "- {*self.found}:", O, "sources_of_its_transfer"),
-    ("device_table.py", "kind << at.CLASS_AT.value", "kind << at.VISIBLE_AT.value", P, "prompt_rows and holes"),
+    ("device_table.py", "kind << at.CLASS_AT.value", "kind << at.VISIBLE_AT.value", P, "prompt_rows and gate"),
 ]  # fmt: skip
 
 

@@ -163,19 +163,26 @@ def test_keys_that_are_found_in_a_layer_are_the_sources_of_its_transfer():
         assert not table.found, "room of requests that are gone"
 
 
-def test_the_first_key_above_the_threshold_can_be_kept_and_ties_go_to_the_first():
+@pytest.mark.parametrize(("protect_first", "keys"), [(True, [6, 9, 11]), (False, [1, 6, 9])])
+def test_the_first_key_above_the_threshold_can_be_protected_and_ties_go_to_the_first(
+    protect_first, keys
+):
     model = Model([20], 3, 1)
     table = model.table()
-    find = FindKeys(ON, Rows(0, 16), 0.1, 2, 3, KeyRanges(((4, 5),)), True, 0)
+    find = FindKeys(ON, Rows(0, 16), 0.1, 2, 3, KeyRanges(((4, 5),)), protect_first, 0)
     slot = model.slot(table, [find], 20)
     table.reserve(slot)
     columns = torch.zeros(3, 20, dtype=torch.int64)
-    columns[:, [1, 4, 6, 9, 11, 12]] = 2**31 * 3
+    for key in (1, 4, 6, 9, 11, 12):
+        columns[:, key] = 2**30 * (
+            16 - key
+        )  # A half of each row that sees the key: all means are equal.
     columns[0, 14] = 2**31
     find_keys(table, slot, find, lines_of(table, 0), columns[[0, 2]], 20)
     for head in (0, 2):
         expected = reference.found_keys(find, columns.double() / 2**31, 0)[head]
         assert table.found[slot][0, head, 1:4].tolist() == expected
+    assert table.found[slot][0, 2, 1:4].tolist() == keys
     assert table.found[slot][0, 1, 0] == 0
 
 

@@ -22,7 +22,9 @@ from heed_kernels.edits import (
     TrailingKeys,
     VisibleKeys,
 )
+from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS, SLOT
 from heed_kernels.triton import StepWork, find_keys, shapes
+from heed_kernels.triton.step_work import PHASE, tiles_of
 
 ALL = HeadSet((0b111, 0b111))
 
@@ -38,6 +40,25 @@ def test_the_smaller_tiles_of_older_devices_match_the_reference_in_any_chunks(mo
     assert_close(whole, model.expected(0, edits), 1e-5, "tiles of 10 rows")
     parts = [model.run(table, [(0, slot, a, b)])[0] for a, b in ((0, 33), (33, 100))]
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("tile_rows", [1, 10, 64])
+def test_tiles_are_cut_at_absolute_multiples_and_none_is_empty(tile_rows):
+    runs = np.zeros((3, 6), np.int32)
+    runs[:, SLOT], runs[:, BLOCK_TABLE_ROW], runs[:, PHASE] = [5, 3, 8], [0, 1, 2], [0, 1, 0]
+    runs[:, FIRST_TOKEN], runs[:, FIRST_POSITION] = [0, 40, 41], [95, 63, 0]
+    runs[:, ROWS] = [40, 1, 129]
+    rows_of: list[tuple[int, ...]] = []
+    for slot, token, rows, position, line, phase, *_ in tiles_of(runs, tile_rows).tolist():
+        assert rows > 0
+        assert position // tile_rows == (position + rows - 1) // tile_rows
+        rows_of += [(slot, line, phase, token + i, position + i) for i in range(rows)]
+    expected = [
+        (run[SLOT], run[BLOCK_TABLE_ROW], run[PHASE], run[FIRST_TOKEN] + i, run[FIRST_POSITION] + i)
+        for run in runs.tolist()
+        for i in range(run[ROWS])
+    ]
+    assert sorted(rows_of) == sorted(expected)
 
 
 @pytest.mark.parametrize(
