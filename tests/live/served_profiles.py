@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from live_server import LiveServer
 
+from heed_server.models import bundled_model
+
 PATIENCE = 30
 """Seconds that a reload may take on a busy machine."""
 
@@ -28,6 +30,17 @@ def profile_of(server: LiveServer, name: str) -> Iterator[Path]:
     finally:
         shutil.rmtree(root / name, ignore_errors=True)
         reload(server, name, there=False)
+
+
+@contextmanager
+def bundled_profile(server: LiveServer, name: str) -> Iterator[None]:
+    """A profile that comes with heed-tiny, served while the context lasts."""
+    bundled = bundled_model("heed-tiny")
+    assert bundled is not None
+    with profile_of(server, name) as root:
+        shutil.copytree(bundled.profiles / name, root / name)
+        reload(server, name, there=True)
+        yield
 
 
 def reload(server: LiveServer, name: str, *, there: bool) -> None:

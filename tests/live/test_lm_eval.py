@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from live_server import LiveServer
+from served_profiles import bundled_profile
 
 from heed_server.scoring.data import task_file
 
@@ -53,12 +54,13 @@ def harness(
 def test_a_profile_as_the_model_s_name_reaches_the_harness_s_log_likelihoods(
     server: LiveServer, tmp_path: Path
 ) -> None:
-    found = [
-        harness(server, tmp_path, "heed_sentiment", model, "/v1/completions", "local-completions")[
-            1
+    with bundled_profile(server, "sentiment"):
+        found = [
+            harness(
+                server, tmp_path, "heed_sentiment", model, "/v1/completions", "local-completions"
+            )[1]
+            for model in (server.model, f"{server.model}@sentiment")
         ]
-        for model in (server.model, f"{server.model}@sentiment")
-    ]
     plain, edited = (
         [float(choice[0][0]) for sample in samples for choice in sample["resps"]]
         for samples in found

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import re
-import shutil
 
 import pytest
 from live_server import ROOT, LiveServer
 from pages import blocks, page, run_script
-from served_profiles import profile_of, reload
-
-from heed_server.models import bundled_model
+from served_profiles import bundled_profile
 
 LANGCHAIN, LITELLM, NAMED = blocks(page("docs/clients.md"), "python")
 PYTHON = ROOT / ".venv-clients" / "bin" / "python"
@@ -51,10 +48,6 @@ def test_litellm_passes_on_why_a_request_was_refused(server: LiveServer) -> None
 
 def test_a_profile_is_asked_for_as_a_model(server: LiveServer) -> None:
     name = "sentiment-zerotuning"
-    bundled = bundled_model("heed-tiny")
-    assert bundled is not None
-    with profile_of(server, name) as root:
-        shutil.copytree(bundled.profiles / name, root / name)
-        reload(server, name, there=True)
+    with bundled_profile(server, name):
         script = NAMED.replace("heed-tiny@", f"{server.model}@")
         assert run_script(script, server).split() == [server.model, name]

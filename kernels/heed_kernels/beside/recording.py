@@ -2,7 +2,7 @@
 
 Column sums come from the kernel that observes. All else is taken from the weights themselves, which are
 made again in float32, in tiles of at most TILE_ROWS rows and the query heads of one KV head: as for an
-eviction's window where edits are of logits alone, else by their definition (`reference.attention_weights`),
+eviction's window where edits are of logits alone, else by their definition (`reference.attention.attention_weights`),
 which takes SLOWER times as long (`inspection.py`). Beside what is kept, a tile takes some 40 bytes for
 each row, key and query head of the group, of which it has MOST_WEIGHTS where that is one row or more.
 """

@@ -88,7 +88,7 @@ def find_keys(
     columns: NDArray[np.int64],
     rows_seen: int,
 ) -> None:
-    """Write what `edit` finds in `layer` to the table's found keys, as `reference.found_keys` defines.
+    """Write what `edit` finds in `layer` to the table's found keys, as `reference.attention.found_keys` defines.
 
     columns: int64 [heads, at least rows_seen], `ColumnSums.sums` over the request's first `rows_seen`
     rows: a line for each of the heads that `edit` names.

@@ -48,7 +48,7 @@ def attend_while_searching(
     layer: int,
     scale: float,
 ) -> torch.Tensor:
-    """`reference.attend` of all rows of a sequence, each with the keys that are found for it."""
+    """`attention.attend` of all rows of a sequence, each with the keys that are found for it."""
     starts = found_by_segment(query, key, edits, layer, scale)
     ends = [start for start, _ in starts[1:]] + [len(query)]
     return torch.cat(

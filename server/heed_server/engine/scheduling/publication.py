@@ -2,7 +2,7 @@
 
 A block is published only when each of its rows would be the same under any continuation of the
 prompt, so blocks past a request's publication limit are neither hashed nor read. The salt that
-keeps differently edited prefixes apart is part of the block hash already (`door.py`). Where a worker could
+keeps differently edited prefixes apart is part of the block hash already (`heed_server/salt.py`). Where a worker could
 not edit a request as its salt says, its blocks are taken out again (docs/decisions/0005).
 """
 
