@@ -91,6 +91,7 @@ class FakeKernel:
         self.captured: list[dict[str, Any]] | None = None
         self.warmed: list[tuple[Any, ...]] = []
         self.tables: list[Any] = []
+        self.reserved: list[tuple[int, torch.dtype]] = []
         kernel = self
 
         class DeviceTable:
@@ -118,6 +119,9 @@ class FakeKernel:
                 self.plan: Plan | None = None
                 self.fills = 0
                 self.most = most_tokens, most_requests
+
+            def reserve(self, head_dim: int, dtype: torch.dtype, *, observed: bool = False) -> None:
+                kernel.reserved.append((head_dim, dtype))
 
             def fill(self, plan: Plan | None) -> None:
                 self.plan = plan
@@ -157,6 +161,9 @@ class FakeKernel:
         class ColumnWork:
             def __init__(self, table: DeviceTable, most_tokens: int, most_requests: int) -> None:
                 self.table = table.host
+
+            def reserve(self, head_dim: int, dtype: torch.dtype) -> None:
+                kernel.reserved.append((head_dim, dtype))
 
             def warm_up(
                 self,

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.server.cuda_standins import BACKENDS, CPU, input_batch, new_table, payload, spec
-from tests.server.fake_kernel import FakeKernel
+from tests.server.fake_kernel import HEAD_DIM, FakeKernel
 from vllm.config import CUDAGraphMode
 from vllm.sampling_params import SamplingParams
 from vllm.v1.core.sched.output import NewRequestData, SchedulerOutput
@@ -53,7 +53,9 @@ class Server:
 
     def __init__(self, *, editing: bool = True) -> None:
         table = new_table(SLOTS)
-        self.on_device = DeviceEdits(table, CPU, most_tokens=64, most_requests=SLOTS)
+        self.on_device = DeviceEdits(
+            table, CPU, most_tokens=64, most_requests=SLOTS, head_dim=HEAD_DIM, dtype=torch.float32
+        )
         self.book = EditedRequests(table, KeySearches(SearchingOnCUDA(self.on_device.searches)))
         self.state: Any = with_edits(DefaultModelState).__new__(with_edits(DefaultModelState))
         self.state.rope_state = self.state.prompt_embeds_state = None

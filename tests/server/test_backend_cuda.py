@@ -51,7 +51,9 @@ class Model:
         self.kernel = FakeKernel()
         self.kernel.install(monkeypatch)
         table = new_table()
-        self.on_device = DeviceEdits(table, CPU, most_tokens=64, most_requests=8)
+        self.on_device = DeviceEdits(
+            table, CPU, most_tokens=64, most_requests=8, head_dim=HEAD_DIM, dtype=torch.float32
+        )
         self.book = EditedRequests(table, KeySearches(SearchingOnCUDA(self.on_device.searches)))
         self.builder = stock.builder(stock.heed("MetadataBuilder"))
         self.impl = stock.impl(stock.heed("Impl"))
@@ -324,7 +326,9 @@ def test_the_stand_in_has_the_signatures_of_the_kernel() -> None:
             "enter", "leave", "summing", "found", "load", "observe",
         )),
         ("FoundOnDevice", "write"),
+        ("ColumnWork", "reserve"),
         ("ColumnWork", "warm_up"),
+        ("StepWork", "reserve"),
     ],
 )  # fmt: skip
 def test_the_stand_ins_observers_take_what_the_kernels_take(name: str, method: str) -> None:

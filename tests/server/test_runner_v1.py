@@ -3,8 +3,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tests.server.cuda_standins import CPU, act, gain, new_table, payload
-from tests.server.fake_kernel import FakeKernel
+from tests.server.fake_kernel import HEAD_DIM, FakeKernel
 from vllm.config import CUDAGraphMode
 from vllm.forward_context import BatchDescriptor
 from vllm.v1.cudagraph_dispatcher import CudagraphDispatcher
@@ -64,7 +65,9 @@ def edited_runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
     FakeKernel().install(monkeypatch)
     runner = Runner()
     table = new_table()
-    on_device = DeviceEdits(table, CPU, most_tokens=64, most_requests=8)
+    on_device = DeviceEdits(
+        table, CPU, most_tokens=64, most_requests=8, head_dim=HEAD_DIM, dtype=torch.float32
+    )
     book = EditedRequests(table, KeySearches(SearchingOnCUDA(on_device.searches)))
     runner.edit_with(book, on_device)
     book.enter("e", payload("r", gain({0})), 0)

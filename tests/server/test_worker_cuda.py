@@ -204,6 +204,7 @@ def test_tables_are_made_when_the_model_is_loaded_and_used_once_the_kernel_is_co
     (table,) = loaded.kernel.tables
     assert (table.host.slots, table.host.layers) == (5, LAYERS)
     assert worker._on_device._work.most == (64, 5)
+    assert loaded.kernel.reserved == [(HEAD_DIM, torch.float32)] * 4
     assert loaded.runner.model_state.edited is None and not loaded.kernel.warmed
 
     assert worker.compile_or_warm_up_model() == "compile_or_warm_up_model"

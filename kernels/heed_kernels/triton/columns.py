@@ -79,6 +79,10 @@ class ColumnWork:
             host.layers, host.slots, host.local_query_heads, dtype=torch.int64, device=table.device
         )
 
+    def reserve(self, head_dim: int, dtype: torch.dtype) -> None:
+        """As `StepWork.reserve`."""
+        self._work.reserve(head_dim, dtype, observed=True)
+
     def load(self, plan: Plan, slots: NDArray[np.integer], rows: NDArray[np.integer]) -> None:
         """Of the step's rows those are added that lie in `rows`, [slots, 2], of each of `slots`."""
         bounds = np.zeros((self._table.table.slots, 2), np.int64)

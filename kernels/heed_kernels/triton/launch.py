@@ -11,9 +11,8 @@ from heed_kernels.rope import Rope
 from heed_kernels.triton import shapes
 from heed_kernels.triton.device_table import DeviceTable
 from heed_kernels.triton.score import score_tiles
-from heed_kernels.triton.sources import CHUNK
 from heed_kernels.triton.split import attend_splits, merge_splits
-from heed_kernels.triton.step_work import StepWork
+from heed_kernels.triton.step_work import StepWork, power
 from heed_kernels.triton.tile import attend_tiles
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -77,11 +76,11 @@ def _launch(
     rotation = table.records if rope is None else table.rotation(rope, head_dim)
     key, value, blocks = key_cache.stride(), value_cache.stride(), len(key_cache)
     logits = scale * math.log2(math.e)
-    processors, capability = shapes.machine(query.device)
-    most = processors * shapes.PROGRAMS
+    _, capability = shapes.machine(query.device)
+    most = work.programs
     tiles = tokens if everything else work.tiles
     rows = max(16, power(work.tile_rows * group))
-    scratch = work.scratch(most, max(rows, power(group)) + CHUNK.value, dims, query.dtype)
+    scratch = work.scratch(head_dim, query.dtype)
     if tiles:
         scores, row_sums = work.scores(heads)
         shape = shapes.tile_shape(head_dim, query.dtype, capability)
@@ -224,8 +223,3 @@ def check_reach(
             f"the work reaches row {rows - 1} and key {keys - 1}, beyond a block table of"
             f" {len(block_table)} rows of {width} keys"
         )
-
-
-def power(number: int) -> int:
-    """number rounded up to a power of two."""
-    return 1 << (number - 1).bit_length()

@@ -11,10 +11,9 @@ from heed_kernels.segments import threshold_at
 from heed_kernels.triton import layout as at
 from heed_kernels.triton import shapes
 from heed_kernels.triton.device_table import DeviceTable
-from heed_kernels.triton.launch import check, check_reach, power
+from heed_kernels.triton.launch import check, check_reach
 from heed_kernels.triton.observe import measure_rows, merge_measures, sum_columns
-from heed_kernels.triton.sources import CHUNK
-from heed_kernels.triton.step_work import StepWork
+from heed_kernels.triton.step_work import StepWork, power
 
 UNITS = 1 << 31
 """Columns hold weights in units of one part in so many, as `walk.COLUMN_UNIT`."""
@@ -62,11 +61,11 @@ def observe(
         raise EditError("places of columns must be int64 [slots, heads], contiguous")
     kv_heads = key_cache.shape[2]
     group = heads // kv_heads
-    processors, capability = shapes.machine(query.device)
-    most = processors * shapes.PROGRAMS
+    _, capability = shapes.machine(query.device)
+    most = work.programs
     dims, padded_group = shapes.padded(head_dim), power(group)
     tile_rows = max(16, power(work.tile_rows * group))
-    scratch = work.scratch(most, tile_rows + CHUNK.value, dims, query.dtype)
+    scratch = work.scratch(head_dim, query.dtype)
     rotation = table.records if rope is None else table.rotation(rope, head_dim)
     # What a variant does not touch is given some address all the same.
     mass = log_sum_exp if masses is None else masses

@@ -12,6 +12,7 @@ from heed_kernels.plan import BLOCK_TABLE_ROW, FIRST_POSITION, FIRST_TOKEN, ROWS
 from heed_kernels.triton import layout as at
 from heed_kernels.triton import shapes
 from heed_kernels.triton.device_table import DeviceTable
+from heed_kernels.triton.sources import CHUNK
 
 PHASE = 5
 """Column of `Plan.runs`."""
@@ -32,9 +33,11 @@ class StepWork:
     ) -> None:
         self.table, self.most_tokens = table, most_tokens
         heads = table.table
-        _, capability = shapes.machine(table.device)
-        group = heads.query_heads // heads.kv_heads
-        self.tile_rows = max(1, shapes.tile_heads(capability) // group)
+        processors, capability = shapes.machine(table.device)
+        self._group = heads.query_heads // heads.kv_heads
+        self.tile_rows = max(1, shapes.tile_heads(capability) // self._group)
+        self.programs = processors * shapes.PROGRAMS
+        """Most programs of a launch; each has its part of the scratch."""
         self.capacity = capacity or max(LEAST_CAPACITY, 8 * most_requests)
         self.most_waves = self.waves_of(most_tokens)
         self._units_at = at.WAVES.value + self.most_waves * at.WAVE_WORDS.value
@@ -64,12 +67,13 @@ class StepWork:
             raise EditError("all layers that are edited must have the same heads")
         return self._partial
 
-    def scratch(self, programs: int, rows: int, dims: int, dtype: torch.dtype) -> torch.Tensor:
-        """A program's memory for turned queries and keys, allocated once."""
+    def scratch(self, head_dim: int, dtype: torch.dtype) -> torch.Tensor:
+        """Memory of each program for turned queries and keys, allocated once: [programs, rows, dims]."""
+        rows = max(16, power(self.tile_rows * self._group)) + CHUNK.value
+        shape = self.programs, rows, shapes.padded(head_dim)
         if dtype not in self._scratch:
-            shape = (programs, rows, dims)
             self._scratch[dtype] = torch.empty(shape, dtype=dtype, device=self.buffer.device)
-        if self._scratch[dtype].numel() < programs * rows * dims:
+        if self._scratch[dtype].shape != shape:
             raise EditError("all layers that are edited must have the same heads")
         return self._scratch[dtype]
 
@@ -87,6 +91,17 @@ class StepWork:
             shape = self.capacity, heads, 6
             self._measures = torch.empty(shape, dtype=torch.float32, device=self.buffer.device)
         return self._measures
+
+    def reserve(self, head_dim: int, dtype: torch.dtype, *, observed: bool = False) -> None:
+        """Allocate now what `attend` needs, or `observe` of observed rows, and not in the first launch:
+        whoever profiles memory between then counts it."""
+        heads = self.table.table.local_query_heads
+        self.scratch(head_dim, dtype)
+        if observed:
+            self.measures(heads)
+        else:
+            self.scores(heads)
+            self.partial(heads, head_dim)
 
     def fill(self, plan: Plan | None) -> None:
         """Put the step's units on the device, in one copy on the current stream; None: there are none."""
@@ -202,3 +217,8 @@ def splits_of(
     row = np.repeat(np.arange(len(rows)), count)
     splits = row * most + np.arange(len(row)) - before[row]
     return rows, splits.astype(np.int32), waves
+
+
+def power(number: int) -> int:
+    """number rounded up to a power of two."""
+    return 1 << (number - 1).bit_length()

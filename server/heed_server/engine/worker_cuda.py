@@ -65,6 +65,8 @@ class HeedCUDAWorker(EditsInWorker, gpu_worker.Worker):  # type: ignore[misc]
                 self.device,
                 most_tokens=scheduling.max_num_batched_tokens,
                 most_requests=scheduling.max_num_seqs,
+                head_dim=layers[0].head_size,
+                dtype=layers[0].dtype,
             )
             searching = SearchingOnCUDA(self._on_device.searches)
             self.edited = EditedRequests(table, KeySearches(searching))

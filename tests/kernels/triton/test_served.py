@@ -171,7 +171,14 @@ class OnDevice(OnCPU):
 
     def new_book(self) -> EditedRequests:
         device = self.device
-        self.edits = DeviceEdits(self.table, device, most_tokens=TOTAL, most_requests=1)
+        self.edits = DeviceEdits(
+            self.table,
+            device,
+            most_tokens=TOTAL,
+            most_requests=1,
+            head_dim=HEAD_DIM,
+            dtype=torch.float32,
+        )
         # vLLM's layout, and tokens before heads behind it.
         self.halves = {
             layer: torch.zeros(9, SIZE, KV_HEADS, 2 * HEAD_DIM, device=device).chunk(2, dim=-1)

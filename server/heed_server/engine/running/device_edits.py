@@ -32,12 +32,21 @@ class DeviceObserver(Observer, Protocol):
 class DeviceEdits:
     """Buffers at fixed addresses, so that a CUDA graph which was captured once meets each step's edits.
 
-    most_tokens, most_requests: upper bounds of a step. searches, evictions, recordings: what these share.
-    found: where keys are written that were found elsewhere.
+    most_tokens, most_requests: upper bounds of a step. head_dim, dtype: of queries. searches, evictions,
+    recordings: what these share. found: where keys are written that were found elsewhere.
+
+    All that does not depend on the KV cache is allocated here, at once.
     """
 
     def __init__(
-        self, table: EditTable, device: torch.device, most_tokens: int, most_requests: int
+        self,
+        table: EditTable,
+        device: torch.device,
+        *,
+        most_tokens: int,
+        most_requests: int,
+        head_dim: int,
+        dtype: torch.dtype,
     ) -> None:
         import heed_kernels.triton as triton
 
@@ -46,6 +55,9 @@ class DeviceEdits:
         bounds = self._table, most_tokens, most_requests
         # Requests of one step may do all of them, so they have buffers of their own, and one room.
         self._columns = [triton.ColumnWork(*bounds) for _ in range(3)]
+        self._work.reserve(head_dim, dtype)
+        for columns in self._columns:
+            columns.reserve(head_dim, dtype)
         room = triton.Room(triton.MOST_BYTES)
         self.searches: DeviceSearches = triton.DeviceSearches(self._table, self._columns[0], room)
         self.evictions: DeviceEvictions = triton.DeviceEvictions(
