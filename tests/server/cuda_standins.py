@@ -113,6 +113,7 @@ def builder_config() -> Any:
             get_head_size=lambda: HEAD_DIM,
             rswa_window=None,
             is_mm_prefix_lm=False,
+            is_multimodal_model=True,
             hf_config=SimpleNamespace(model_type="llama"),
         ),
         parallel_config=SimpleNamespace(cp_kv_cache_interleave_size=1),

@@ -204,8 +204,11 @@ def model_of(kind: type[nn.Module]) -> tuple[nn.Module, dict[int, Any]]:
     return nn.ModuleDict({"tower": nn.Linear(2, 2), "language_model": language}), attentions
 
 
-def config(mode: CompilationMode = CompilationMode.NONE) -> Any:
-    return SimpleNamespace(compilation_config=SimpleNamespace(mode=mode))
+def config(mode: CompilationMode = CompilationMode.NONE, *, images: bool = True) -> Any:
+    return SimpleNamespace(
+        compilation_config=SimpleNamespace(mode=mode),
+        model_config=SimpleNamespace(is_multimodal_model=images),
+    )
 
 
 def test_decoder_layers_are_found_around_their_attention() -> None:
@@ -223,6 +226,8 @@ def test_what_cannot_be_watched_says_why() -> None:
     assert inputs_obstacle(compiled, model, attentions, uncompiled_steps=True) is None
     for uncompiled_steps in (False, True):
         of = {"uncompiled_steps": uncompiled_steps}
+        text_only = config(images=False)
+        assert "images" in str(inputs_obstacle(text_only, model, attentions, **of))
         assert "not found" in str(inputs_obstacle(config(), nn.Linear(1, 1), attentions, **of))
         assert "two parts" in str(inputs_obstacle(config(), *model_of(Whole), **of))
 

@@ -45,6 +45,7 @@ def obstacle(
         model_config=SimpleNamespace(
             use_mla=changed.pop("use_mla", False),
             is_mm_prefix_lm=changed.pop("both_ways", False),
+            is_multimodal_model=False,
             is_encoder_decoder=changed.pop("encoder", False),
         ),
         parallel_config=SimpleNamespace(

@@ -144,6 +144,7 @@ class Loaded:
                 get_total_num_kv_heads=lambda: KV_HEADS,
                 max_model_len=4096,
                 is_mm_prefix_lm=False,
+                is_multimodal_model=True,
                 is_encoder_decoder=False,
                 get_hidden_size=lambda: 64,
                 hf_text_config=SimpleNamespace(model_type="llama"),

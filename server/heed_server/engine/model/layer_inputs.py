@@ -28,6 +28,9 @@ def inputs_obstacle(
     layers: the attention layers by layer id. uncompiled_steps: whether single steps may leave the compiled
     code, see `leave_compiled_code`.
     """
+    if not config.model_config.is_multimodal_model:
+        # Hooks cost plain steps a little, and only methods for images look at hidden states.
+        return "hidden states are looked at in models that take images alone"
     if config.compilation_config.mode != CompilationMode.NONE and not uncompiled_steps:
         return "hidden states cannot be read in a compiled model: start with --enforce-eager"
     decoders = decoder_layers(model, layers)
