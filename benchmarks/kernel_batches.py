@@ -30,6 +30,7 @@ from heed_kernels.triton import (
     StepWork,
     attend,
     find_keys,
+    warm_up,
 )
 
 STATIC = ("gain", "bias", "window", "act", "var")
@@ -119,13 +120,15 @@ class Batch:
         self.work = StepWork(self.table, requests * rows, requests)
         each = np.arange(count)
         self.places = slots, each * rows, each * 0 + rows, each * 0 + context - rows, each
-        plan = host.plan(*self.places)
-        self.work.fill(plan)
+        self.plan = host.plan(*self.places)
+        self.work.fill(self.plan)
         half = shape.head_dim // 2
         self.rope = Rope(10000.0 ** -(np.arange(half) / half)) if kind == "window" else None
         self.searches = kind == "statistics"
-        """Whether it looks for keys before it attends, which is done outside of graphs."""
-        self._observe = self._statistics(plan, slots) if self.searches else None
+        """Whether it looks for keys before it attends."""
+        self._observe = self._statistics(self.plan, slots) if self.searches else None
+        # A graph of decode steps is replayed with other work; prompts are served outside of graphs.
+        self._everything = None if generated and not self.searches else False
 
     def _statistics(self, plan: Any, slots: np.ndarray) -> Callable[[], None]:
         """What a layer does before its attention: sums of weights, and the search in them."""
@@ -157,8 +160,18 @@ class Batch:
             self._observe()
         attend(
             self.query, self.output, self.keys, self.values, self.block_table, self.table,
-            self.work, 0, self.scale, self.rope,
+            self.work, 0, self.scale, self.rope, everything=self._everything,
         )  # fmt: skip
+
+    def warm_up(self) -> float:
+        """Compile and load all that `run` may launch, which must not happen while a graph is captured.
+        Returns the seconds it took."""
+        seconds = warm_up(
+            self.table, self.work, self.keys, self.values, dtype=self.query.dtype, scale=self.scale,
+            ropes=[self.rope],
+        )  # fmt: skip
+        self.work.fill(self.plan)
+        return seconds
 
     @property
     def key_bytes(self) -> int:

@@ -1,8 +1,11 @@
 """The parts of `kernel_gpu.py`: each yields cells, a label and what measures it."""
 
+import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -26,7 +29,10 @@ from tests.kernels.triton.test_primitives import (
 
 from heed_kernels.edits import HeadSet, KeyBias, KeyRanges, Rows
 from heed_kernels.table import EditTable
-from heed_kernels.triton import DeviceTable, StepWork, warm_up
+from heed_kernels.triton import ColumnWork, DeviceTable, StepWork, warm_up
+
+LAYERS_OF_GRAPH = 8
+"""Enough that a graph's own start does not count."""
 
 Cell = tuple[dict[str, Any], Callable[[], dict[str, Any]]]
 
@@ -72,9 +78,14 @@ def toy(carried: str | None) -> Sizes:
 def speed(sizes: Sizes, shape: Shape, kind: str, **options: Any) -> dict[str, Any]:
     """Times of all that Heed does in a layer, and of plain attention over the same batch. options: of `Batch`."""
     batch = Batch(shape, kind, device=sizes.device, dtype=sizes.dtype, **options)
+    batch.warm_up()
     name, plain = yardstick(batch, sizes.carried)
-    heed = batch.run if batch.searches else graphed(batch.run, sizes.device)
-    calls = {"edited": heed, "eager": batch.run, "plain": graphed(plain, sizes.device)}
+    # Both in graphs, so that times are the device's: what the host takes to launch is in `host`.
+    calls = {
+        "edited": graphed(batch.run, sizes.device),
+        "eager": batch.run,
+        "plain": graphed(plain, sizes.device),
+    }
     other = flash(batch)
     if other is not None:
         calls["flash"] = other
@@ -103,7 +114,7 @@ def decode(sizes: Sizes) -> Iterator[Cell]:
     """One generated row per request; the main shape first."""
     shapes = list(product(sizes.heads, sizes.head_dims))
     for ratio, dims in sorted(shapes, key=lambda shape: shape != sizes.main):
-        kinds = KINDS if (ratio, dims) == sizes.main else ("bias", "act")
+        kinds = STATIC if (ratio, dims) == sizes.main else ("bias", "act")
         for requests, context, kind in product(sizes.requests, sizes.contexts, kinds):
             if requests * context > sizes.most_keys:
                 continue
@@ -175,18 +186,27 @@ def correctness(sizes: Sizes) -> Iterator[Cell]:
 def _checked(
     sizes: Sizes, shape: tuple[Any, ...], edits: list[Any], length: int, prompt: int
 ) -> dict[str, Any]:
+    """rows: those that the plan has computed; NaN in one of them, or anything in another, does not pass."""
     model = Model([length], *shape, device=sizes.device.type)
     table = model.table()
     slot = model.slot(table, edits, prompt)
     (output,) = model.run(table, [(0, slot, 0, length)])
-    written = ~output.isnan().flatten(1).any(dim=1).cpu()
-    expected = nearest(output.cpu()[written], [side[written] for side in either_side(model, edits)])
-    rms, largest, _ = errors(output.cpu()[written], expected)
+    plan, _ = model.plan(table, [(0, slot, 0, length)])
+    wanted = torch.zeros(length, dtype=torch.bool)
+    for _, first, rows, *_ in plan.items(0).tolist():
+        wanted[first : first + rows] = True
+    written = ~output.isnan().flatten(1).all(dim=1).cpu()
+    expected = nearest(output.cpu()[wanted], [side[wanted] for side in either_side(model, edits)])
+    rms, largest, _ = errors(output.cpu()[wanted], expected) if wanted.any() else (0.0, 0.0, ())
     halves = [(0, length // 2), (length // 2, length)] if length > 1 else [(0, 1)]
     parts = [model.run(table, [(0, slot, first, end)])[0] for first, end in halves]
     same = torch.equal(torch.cat(parts).nan_to_num(9), output.nan_to_num(9))
-    passed = max(rms, largest) <= TOLERANCE[model.dtype] and same
-    return {"rms": rms, "largest": largest, "chunks_equal": same, "passed": passed}
+    exact = max(rms, largest) <= TOLERANCE[model.dtype]
+    passed = exact and same and torch.equal(written, wanted)
+    return {
+        "rows": int(wanted.sum()), "rms": rms, "largest": largest, "chunks_equal": same,
+        "passed": passed,
+    }  # fmt: skip
 
 
 def _passes(check: Callable[[str], None], sizes: Sizes) -> dict[str, Any]:
@@ -206,10 +226,7 @@ def _replayed(sizes: Sizes, kind: str) -> dict[str, Any]:
     shape = Shape(requests, 1, context, *sizes.heads[ratio], dims)
     batch = Batch(shape, "window", device=sizes.device, dtype=sizes.dtype)
     host = batch.table.table
-    warm = warm_up(
-        batch.table, batch.work, batch.keys, batch.values, dtype=sizes.dtype, scale=batch.scale,
-        ropes=[batch.rope],
-    )  # fmt: skip
+    warm = batch.warm_up()
     batch.work.fill(None)
     replay = graphed(batch.run, sizes.device)
     for slot in np.flatnonzero(host.occupied):
@@ -227,7 +244,84 @@ def _replayed(sizes: Sizes, kind: str) -> dict[str, Any]:
         batch.output.zero_()
         call()
         outputs.append(batch.output.clone())
-    return {"passed": torch.equal(*outputs), "warm_up_s": warm}
+    written = bool(outputs[0].any())
+    passed = torch.equal(*outputs) and written == (kind != "nothing")
+    return {"passed": passed, "warm_up_s": warm}
+
+
+def idle(sizes: Sizes) -> Iterator[Cell]:
+    """What plain decode steps pay: their graphs hold Heed's launches, which find no work."""
+    for requests in sizes.requests:
+        yield {"requests": requests}, partial(_idle, sizes, requests)
+
+
+def _idle(sizes: Sizes, requests: int) -> dict[str, Any]:
+    """ratio: of a graph of LAYERS_OF_GRAPH plain calls with idle launches behind each to one without."""
+    ratio, dims = sizes.main
+    context = min(2048, max(sizes.contexts), sizes.most_keys // requests)
+    shape = Shape(requests, 1, context, *sizes.heads[ratio], dims)
+    batch = Batch(shape, "act", device=sizes.device, dtype=sizes.dtype)
+    batch.warm_up()
+    batch.work.fill(None)
+    name, plain = yardstick(batch, sizes.carried)
+
+    def alone() -> None:
+        for _ in range(LAYERS_OF_GRAPH):
+            plain()
+
+    def with_idle_launches() -> None:
+        for _ in range(LAYERS_OF_GRAPH):
+            plain()
+            batch.run()
+
+    calls = {
+        "plain": graphed(alone, sizes.device),
+        "with_idle": graphed(with_idle_launches, sizes.device),
+    }
+    times = timed(calls, sizes.repeats, sizes.device)
+    added = 1e3 * (times["with_idle"] - times["plain"]) / LAYERS_OF_GRAPH
+    return {
+        "yardstick": name, "context": context, "waves": batch.work.waves_of(requests),
+        "plain_us_a_layer": 1e3 * times["plain"] / LAYERS_OF_GRAPH, "idle_us_a_layer": added,
+        "attention_ratio": times["with_idle"] / times["plain"],
+    }  # fmt: skip
+
+
+def compiled(sizes: Sizes) -> Iterator[Cell]:
+    """Fills Triton's cache from several processes at once, or each variant would be compiled alone."""
+    yield {"what": "all variants"}, partial(_compiled, sizes)
+
+
+def _compiled(sizes: Sizes) -> dict[str, Any]:
+    shapes: list[tuple[Any, ...]] = [
+        (*heads, dims, Batch.block_size, sizes.dtype)
+        for heads, dims in product(sizes.heads.values(), sizes.head_dims)
+    ]
+    shapes = list(dict.fromkeys([*shapes, *SHAPES]))
+    began = time.perf_counter()
+    if sizes.device.type == "cpu":
+        compile_shape(sizes.device, shapes[0])
+    else:
+        # The device has been used by now, so that processes have to be started afresh.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(os.cpu_count(), mp_context=context) as pool:
+            for future in [pool.submit(compile_shape, sizes.device, shape) for shape in shapes]:
+                future.result()
+    return {"shapes": len(shapes), "seconds": time.perf_counter() - began}
+
+
+def compile_shape(device: torch.device, shape: tuple[Any, ...]) -> None:
+    """Compile and load what requests of this shape launch. shape: as `Model` takes it, behind lengths."""
+    model = Model([8], *shape, device=device.type)
+    table = model.table()
+    work, columns = StepWork(table, 8, 1), ColumnWork(table, 8, 1)
+    rest: dict[str, Any] = {
+        "dtype": model.dtype,
+        "scale": model.scale,
+        "ropes": [None, model.rope],
+    }
+    warm_up(table, work, model.key_cache, model.value_cache, **rest)
+    columns.warm_up(model.key_cache, **rest)
 
 
 def host(sizes: Sizes) -> Iterator[Cell]:
@@ -276,5 +370,17 @@ def served(sizes: Sizes) -> Iterator[Cell]:
 
 PARTS = {
     part.__name__: part
-    for part in (machine, correctness, graphs, served, decode, prefill, distinct, share, host)
+    for part in (
+        compiled,
+        machine,
+        graphs,
+        idle,
+        correctness,
+        served,
+        decode,
+        prefill,
+        distinct,
+        share,
+        host,
+    )
 }

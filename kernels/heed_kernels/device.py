@@ -12,6 +12,9 @@ from heed_kernels.rope import Rope
 
 Half = Literal["key", "value"]
 
+Found = Sequence[Sequence[int]]
+"""Found keys of a layer: one ascending list per query head."""
+
 
 class Pages(Protocol):
     """The pages of one layer that a request has: place k is token k % block_size of its k // block_size th block."""

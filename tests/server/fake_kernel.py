@@ -138,6 +138,8 @@ class FakeKernel:
             layer: int,
             scale: float,
             rope: Rope | None,
+            *,
+            everything: bool | None = None,
         ) -> None:
             call = dict(locals())
             call.pop("kernel", None)

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from heed_kernels.beside.measures import HeadMeasures
-from heed_kernels.device import Pages, Summing, Sums
+from heed_kernels.device import Found, Pages, Summing, Sums
 from heed_kernels.edits import (
     Edit,
     FoundKeys,
@@ -29,7 +29,7 @@ from heed_kernels.eviction.scores import QuerySimilarity
 from heed_kernels.eviction.threads import one_thread
 from heed_kernels.eviction.window import MOST_WEIGHTS, ObservedRows
 from heed_kernels.inspection import Inspection, OnWeights, of_logits, transfers
-from heed_kernels.reference.attention import Found, attention_weights
+from heed_kernels.reference.attention import attention_weights
 from heed_kernels.rope import Rope
 from heed_kernels.table import EditTable
 

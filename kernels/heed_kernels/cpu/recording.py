@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from heed_kernels.cpu.summing import Summing
-from heed_kernels.reference.attention import Found
+from heed_kernels.device import Found
 from heed_kernels.table import EditTable
 
 

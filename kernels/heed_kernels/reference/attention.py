@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from heed_kernels.device import Found
 from heed_kernels.edits import (
     SOURCES,
     Edit,
@@ -31,9 +32,6 @@ from heed_kernels.edits import (
 from heed_kernels.reference.compare import compared
 from heed_kernels.rope import Rope
 from heed_kernels.segments import threshold_at
-
-Found = Sequence[Sequence[int]]
-"""Found keys of a layer: one ascending list per query head."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from heed_kernels.edits import Edit, HeadChoice, HeadRanking
+from heed_kernels.edits import Edit, GazeShift, HeadChoice, HeadRanking
 
 
 def ranked(edit: HeadRanking, query: torch.Tensor, key: torch.Tensor, scale: float) -> torch.Tensor:
@@ -58,8 +58,10 @@ def compared(
     """`output` [rows, query_heads, head_dim] after the edits among `edits` that compare heads.
 
     weights: without mass transfer, [query_heads, rows, keys]; key, value: [keys, query_heads, head_dim].
-    The row at which a `HeadChoice` chooses has to be among these rows.
+    The row at which a `HeadChoice` chooses has to be among these rows. A `GazeShift` needs the weights of
+    another layer, which are not here: its definition is `tests/reference/vision_definition.py`.
     """
+    assert not any(isinstance(edit, GazeShift) for edit in edits), "another layer is not here"
     first = len(key) - len(query)
     for edit in edits:
         if not isinstance(edit, HeadRanking | HeadChoice) or not edit.on.masks[layer]:

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 
+from heed_kernels.device import Found
 from heed_kernels.edits import Edit, FindKeys, MassTransfer
 from heed_kernels.reference.attention import (
-    Found,
     attend,
     attention_weights,
     found_keys,

@@ -31,6 +31,8 @@ def attend(
     layer: int,
     scale: float,
     rope: Rope | None,
+    *,
+    everything: bool | None = None,
 ) -> None:
     """Compute the rows that are edited in `layer` into `output`; other rows stay as they are.
 
@@ -38,18 +40,20 @@ def attend(
     local_kv_heads, head_dim], to which the step's keys and values are already written; the last stride
     of each is 1, all have one dtype: float32, bfloat16 or float16. block_table: int32 [requests,
     blocks of a request]; scale: on the logits; rope: needed by rolling positions and shifts. Sums are
-    float32. While a CUDA graph is captured the launches do not depend on the work at hand, else those
-    without work are left out.
+    float32. everything: launch what any work of so many tokens could need, as a graph has to that is
+    replayed with other work; by default while a CUDA graph is captured. Else launches without work are
+    left out.
 
     Raises `EditError` when shapes or dtypes do not fit, or the work reaches beyond a tensor.
     """
-    capturing = query.is_cuda and torch.cuda.is_current_stream_capturing()
+    if everything is None:
+        everything = query.is_cuda and torch.cuda.is_current_stream_capturing()
     check(query, output, key_cache, value_cache, block_table, table, layer)
-    if not capturing:
+    if not everything:
         check_reach(work, query, key_cache, block_table)
     _launch(
         query, output, key_cache, value_cache, block_table, table, work, layer, scale, rope,
-        capturing, capturing or work.transfers,
+        everything, everything or work.transfers,
     )  # fmt: skip
 
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
+from heed_kernels.device import Found
 from heed_kernels.inspection import Inspection
-from heed_kernels.reference.attention import Found
 from heed_kernels.triton.columns import ColumnAdder, ColumnWork, DeviceSumming, Room
 from heed_kernels.triton.device_table import DeviceTable
 

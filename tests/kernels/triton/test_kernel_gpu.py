@@ -46,7 +46,7 @@ def test_every_part_runs_at_toy_sizes_without_vllm(tmp_path):
     code, said = run(tmp_path)
     assert code == 0, said
     made = parts(tmp_path)
-    assert len(made) == 9 and all(made.values())
+    assert len(made) == 11 and all(made.values())
     yardsticks = {row["yardstick"] for row in made["decode"] + made["prefill"]}
     assert yardsticks == {"plain Triton kernel (no split of the keys)"}
 

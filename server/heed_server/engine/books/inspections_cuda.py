@@ -9,9 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from heed_kernels.beside.recording import Recording
-from heed_kernels.device import Summing
+from heed_kernels.device import Found, Summing
 from heed_kernels.inspection import Inspection
-from heed_kernels.reference.attention import Found
 from heed_server.engine.books.evictions_cuda import SummedColumns
 
 if TYPE_CHECKING:  # Triton is not on every machine that serves
