@@ -33,12 +33,18 @@ from vllm.v1.request import Request, RequestStatus
 from heed_kernels.edits import Edit, VisibleKeys
 from heed_kernels.evict import Evict
 from heed_kernels.segments import Segments
+from heed_server.engine.messages import (
+    EVICTED,
+    EVICTING,
+    FAILED,
+    NOT_KEPT,
+    ORDERS,
+    RELEASED,
+    Event,
+    Orders,
+)
 from heed_server.engine.payload import RESERVED_KEY, Payload, pack
-from heed_server.engine.scheduling.eviction_events import EVICTED, EVICTING, Event
 from heed_server.engine.scheduling.hidden_blocks import Window
-from heed_server.engine.scheduling.kept_counts import NOT_KEPT, ORDERS, Orders
-from heed_server.engine.scheduling.kv_release import RELEASED
-from heed_server.engine.scheduling.publication import FAILED
 
 
 @dataclass

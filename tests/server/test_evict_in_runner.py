@@ -9,8 +9,8 @@ import torch
 from vllm.sampling_params import SamplingParams
 from vllm.v1.worker.gpu_input_batch import CachedRequestState, InputBatch
 
+from heed_server.engine.messages import Event
 from heed_server.engine.running.runner_v1 import EditsInRunner
-from heed_server.engine.scheduling.eviction_events import Event
 
 BLOCKS = {"a": [9, 8, 7], "b": [1, 2, 3, 4, 5]}
 TARGETS = [11, 12]

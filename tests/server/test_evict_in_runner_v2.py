@@ -12,8 +12,8 @@ import torch
 from vllm.v1.worker.gpu.block_table import BlockTables
 from vllm.v1.worker.gpu.buffer_utils import StagedWriteTensor
 
+from heed_server.engine.messages import Event
 from heed_server.engine.running.runner_v2 import EditsInRunner
-from heed_server.engine.scheduling.eviction_events import Event
 
 SIZE, END = 16, 40
 BLOCKS = {"a": [9, 8, 7], "b": [1, 2, 3, 4, 5]}

@@ -14,7 +14,8 @@ from vllm.v1.outputs import ModelRunnerOutput
 
 from heed_kernels.edits import OPEN
 from heed_kernels.segments import Segments
-from heed_server.engine.scheduling import kept_counts, publication
+from heed_server.engine.messages import FAILED
+from heed_server.engine.scheduling import kept_counts
 from heed_server.engine.scheduling.hidden_blocks import Window
 
 
@@ -130,7 +131,7 @@ def test_who_began_on_blocks_of_a_request_that_fails_in_the_same_step_publishes_
         req_id_to_index={name: i for i, name in enumerate(names)},
         sampled_token_ids=[[7], [7], []],
     )
-    setattr(answer, publication.FAILED, ["failing"])
+    setattr(answer, FAILED, ["failing"])
     scheduler.update_from_output(output, answer)
     assert scheduler._withheld == {"failing", "sharing"}
     published = {block.block_id for block in simulator.pool.blocks if block.block_hash}

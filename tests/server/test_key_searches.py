@@ -24,8 +24,8 @@ from heed_server.api.found_keys import of_all_ranks, sink_counts
 from heed_server.engine.books.edited_requests import EditedRequests
 from heed_server.engine.books.key_searches import KeySearches
 from heed_server.engine.books.searches_cpu import SearchingOnCPU, StepSearches
+from heed_server.engine.messages import Orders
 from heed_server.engine.payload import Payload, pack, unpack
-from heed_server.engine.scheduling.kept_counts import Orders
 
 ON = HeadSet((0b0110, 0))
 

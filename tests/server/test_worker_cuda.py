@@ -21,12 +21,10 @@ from heed_kernels.edits import Rows
 from heed_kernels.evict import Evict, NormScore
 from heed_server.engine import plugin
 from heed_server.engine import worker as worker_parts
+from heed_server.engine.messages import EVICTED, EVICTING, FAILED, NOT_KEPT, ORDERS, Event, Orders
 from heed_server.engine.model import model_support
 from heed_server.engine.plugin import CPU, CUDA, Pieces, pieces_for, put_in_place
 from heed_server.engine.running import runner_v1, runner_v2
-from heed_server.engine.scheduling.eviction_events import EVICTED, EVICTING, Event
-from heed_server.engine.scheduling.kept_counts import NOT_KEPT, ORDERS, Orders
-from heed_server.engine.scheduling.publication import FAILED
 from heed_server.engine.scheduling.scheduler import HeedAsyncScheduler, HeedScheduler
 from heed_server.engine.worker_cuda import HeedCUDAWorker
 

@@ -11,12 +11,17 @@ from vllm.v1.outputs import AsyncModelRunnerOutput
 
 from heed_kernels.table import EditTable
 from heed_server.engine.books.edited_requests import EditedRequests
+from heed_server.engine.messages import (
+    EVICTED,
+    EVICTING,
+    FAILED,
+    NOT_KEPT,
+    ORDERS,
+    RELEASED,
+    Orders,
+)
 from heed_server.engine.model.model_support import ModelSupport
 from heed_server.engine.running.attention_times import Sample
-from heed_server.engine.scheduling.eviction_events import EVICTED, EVICTING
-from heed_server.engine.scheduling.kept_counts import NOT_KEPT, ORDERS, Orders
-from heed_server.engine.scheduling.kv_release import RELEASED
-from heed_server.engine.scheduling.publication import FAILED
 
 
 class EditsInWorker:

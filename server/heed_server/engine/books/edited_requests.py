@@ -286,7 +286,7 @@ class EditedRequests:
         return failed
 
     def released(self, totals: Mapping[str, tuple[int, int | None]]) -> None:
-        """What the scheduler says of the memory of requests that run (`kv_release.RELEASED`)."""
+        """What the scheduler says of the memory of requests that run (`messages.RELEASED`)."""
         for request_id, (blocks, tokens) in totals.items():
             if request_id in self._keys:
                 record = self._record(request_id)

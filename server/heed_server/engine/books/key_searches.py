@@ -10,8 +10,8 @@ from heed_kernels.beside.key_search import Counted, KeySearch
 from heed_kernels.edits import Edit, FindKeys, MassTransfer
 from heed_kernels.errors import EditError
 from heed_kernels.plan import SLOT
+from heed_server.engine.messages import Orders
 from heed_server.engine.running.step import Observer
-from heed_server.engine.scheduling.kept_counts import Orders
 
 
 class Searching(Protocol):

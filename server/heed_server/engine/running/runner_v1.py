@@ -8,11 +8,11 @@ import numpy as np
 from vllm.config import CUDAGraphMode
 
 from heed_server.engine.books.edited_requests import EditedRequests, LookedAt
+from heed_server.engine.messages import Event
 from heed_server.engine.payload import packed_in, unpack
 from heed_server.engine.running import step
 from heed_server.engine.running.device_edits import DeviceEdits
 from heed_server.engine.running.step import StepEdits
-from heed_server.engine.scheduling.eviction_events import Event
 
 
 class EditsInRunner:

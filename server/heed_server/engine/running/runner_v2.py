@@ -14,11 +14,11 @@ from vllm.v1.worker.gpu import model_states
 from vllm.v1.worker.gpu.cudagraph_utils import BatchExecutionDescriptor
 
 from heed_server.engine.books.edited_requests import EditedRequests, LookedAt
+from heed_server.engine.messages import Event
 from heed_server.engine.payload import packed_in, unpack
 from heed_server.engine.running import step
 from heed_server.engine.running.device_edits import DeviceEdits
 from heed_server.engine.running.step import StepEdits
-from heed_server.engine.scheduling.eviction_events import Event
 
 
 class EditsInModelState:

@@ -11,22 +11,6 @@ from heed_kernels.edits import OPEN
 from heed_kernels.events import EvictionEvents
 from heed_server.engine.scheduling.hidden_blocks import blocks_for
 
-EVICTING = "heed_evicting"
-"""Attribute of a scheduler's output: by request id the `Event` that takes place after the step."""
-
-EVICTED = "heed_evicted"
-"""Attribute of a runner's output: by request id the most keys that any head kept at its event, over all
-ranks. A request that let nothing go is not in it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Event:
-    """end: tokens computed when it takes place. targets: numbers of the blocks that take the survivors, in
-    the order of their places."""
-
-    end: int
-    targets: list[int]
-
 
 @dataclass(frozen=True)
 class EvictionPolicy(EvictionEvents):

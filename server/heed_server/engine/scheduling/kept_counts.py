@@ -7,30 +7,14 @@ scheduler alone decides what is kept, and tells the workers with each step (docs
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from heed_kernels.segments import FIRST_SEGMENT, Segments
+from heed_server.engine.messages import NOT_KEPT, ORDERS, Orders
 from heed_server.engine.payload import packed_in
 
-ORDERS = "heed_orders"
-"""Attribute of a scheduler's output: the step's `Orders`."""
-NOT_KEPT = "heed_not_kept"
-"""Attribute of a worker's answer: keys that nothing was kept under, because a search had failed."""
 MOST_BYTES = 1 << 28
 """Of all that the workers of an engine keep."""
-
-
-@dataclass(frozen=True)
-class Orders:
-    """What a step keeps, goes on from, and forgets when it is done.
-
-    keep, resume: keys by request id. keep: what the request has counted before the step's rows.
-    """
-
-    keep: dict[str, str] = field(default_factory=dict)
-    resume: dict[str, str] = field(default_factory=dict)
-    drop: list[str] = field(default_factory=list)
 
 
 class KeptCountsMixin:

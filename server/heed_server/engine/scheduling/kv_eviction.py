@@ -9,15 +9,9 @@ into the request's own list when the step has run (docs/decisions/0010 has the a
 from dataclasses import dataclass, field
 from typing import Any
 
+from heed_server.engine.messages import EVICTED, EVICTING, RELEASED, Event
 from heed_server.engine.payload import packed_in
-from heed_server.engine.scheduling.eviction_events import (
-    EVICTED,
-    EVICTING,
-    Event,
-    EvictionPolicy,
-    eviction_in,
-)
-from heed_server.engine.scheduling.kv_release import RELEASED
+from heed_server.engine.scheduling.eviction_events import EvictionPolicy, eviction_in
 from heed_server.engine.scheduling.paged_cache import PagedCache
 from heed_server.engine.scheduling.rows_together import RowsTogetherMixin
 

@@ -8,14 +8,11 @@ they keep the numbers, which may soon be somebody else's, and read none of those
 from dataclasses import dataclass
 from typing import Any
 
+from heed_server.engine.messages import RELEASED
 from heed_server.engine.model.longer_streams import streaming_length
 from heed_server.engine.payload import packed_in
 from heed_server.engine.scheduling.hidden_blocks import Window, window_in
 from heed_server.engine.scheduling.paged_cache import PagedCache
-
-RELEASED = "heed_released"
-"""Attribute of a scheduler's output: by request id the totals: blocks freed, and tokens evicted
-where the scheduler can tell, else None."""
 
 
 @dataclass

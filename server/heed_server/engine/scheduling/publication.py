@@ -8,11 +8,9 @@ not edit a request as its salt says, its blocks are taken out again (docs/decisi
 
 from typing import Any
 
+from heed_server.engine.messages import FAILED
 from heed_server.engine.payload import packed_in
 from heed_server.engine.scheduling.paged_cache import PagedCache
-
-FAILED = "heed_failed"
-"""Attribute of a worker's answer: requests that it could not edit, and computed otherwise, from this step on."""
 
 
 class PublicationMixin(PagedCache):
