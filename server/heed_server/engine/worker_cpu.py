@@ -30,6 +30,7 @@ from heed_server.engine.model.model_support import attention_layers, model_suppo
 from heed_server.engine.running import warm_up
 from heed_server.engine.running.attention_times import Sample
 from heed_server.engine.running.backend_cpu import TIMES, HeedCPUImpl
+from heed_server.engine.running.heap import Heap
 from heed_server.engine.running.runner_v1 import EditsInRunner
 from heed_server.engine.running.seeded_chunks import SeededChunks
 from heed_server.engine.worker import EditsInWorker, gathered, gathered_heads
@@ -43,6 +44,8 @@ class HeedCPUModelRunner(EditsInRunner, SeededChunks, CPUModelRunner):  # type: 
 
 class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
     """vLLM's CPU worker with edits."""
+
+    _heap = Heap()
 
     def init_device(self) -> None:
         # The stock method makes the runner by name.
@@ -79,6 +82,12 @@ class HeedCPUWorker(EditsInWorker, cpu_worker.CPUWorker):  # type: ignore[misc]
         else:
             logger.info("Heed: edited requests are refused: %s", self._support.unsupported)
         return times
+
+    def heed_gauges(self) -> dict[str, Any]:
+        """As in `EditsInWorker`; where nothing runs, free memory goes back to the system besides."""
+        if not self.model_runner.requests:
+            self._heap.give_back()
+        return super().heed_gauges()
 
     def _backend(self) -> str | None:
         if isinstance(self.model_runner, EditsInRunner):
