@@ -4,7 +4,10 @@
 export interface TextSpan {
   /** Text to look for in the prompt. 1 to 65536 characters. */
   text: string;
-  /** Which occurrence, 1-based, or "all". 1 where it is left out. */
+  /**
+   * Which occurrence, 1-based, or "all". The spans together look at no more than 1,024 occurrences.
+   * 1 where it is left out.
+   */
   occurrence?: "all" | number;
 }
 

@@ -46,7 +46,8 @@ class TextSpan(Parameters):
 
     text: str = Field(min_length=1, max_length=65536, description="Text to look for in the prompt.")
     occurrence: Literal["all"] | int = Field(
-        default=1, description='Which occurrence, 1-based, or "all".'
+        default=1,
+        description='Which occurrence, 1-based, or "all". The spans together look at no more than 1,024 occurrences.',
     )
 
 
