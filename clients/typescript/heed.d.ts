@@ -674,7 +674,9 @@ export interface VHR extends Shared {
  */
 export interface SPIN extends Shared {
   method: "spin";
-  /** Share of a layer's heads that stay. Above 0, at most 1. 0.8 where it is left out. */
+  /**
+   * Share of a layer's heads that stay, at least one. Above 0, at most 1. 0.8 where it is left out.
+   */
   ratio?: number;
   /** Factor on the other heads' outputs. At least 0, at most 1. 0.1 where it is left out. */
   lambda?: number;

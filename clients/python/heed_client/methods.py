@@ -735,7 +735,9 @@ class SPIN(Intervention):
     """
 
     method: Literal["spin"] = "spin"
-    ratio: float = Field(default=0.8, gt=0, le=1, description="Share of a layer's heads that stay.")
+    ratio: float = Field(
+        default=0.8, gt=0, le=1, description="Share of a layer's heads that stay, at least one."
+    )
     lambda_: float = Field(
         default=0.1, ge=0, le=1, description="Factor on the other heads' outputs.", alias="lambda"
     )
