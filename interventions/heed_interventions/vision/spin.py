@@ -31,7 +31,6 @@ class SPIN(Method):
     paper = "arXiv:2505.16411"
     cache = CacheClass.SHARED
     needs_image = True
-    observes = True
 
     method: Literal["spin"] = "spin"
     ratio: float = Field(

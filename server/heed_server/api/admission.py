@@ -159,7 +159,7 @@ class Admission:
         return Admitted(prompt, params, request, length, twin)
 
     def _on_images(self, prompt: Mapping[str, Any], length: int) -> Inspection | None:
-        images = image_spans(prompt) if self.model.observes else ()
+        images = image_spans(prompt)
         return on_images(images, length, self.model) if images else None
 
     def count(self, request: EngineRequest) -> None:

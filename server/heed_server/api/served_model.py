@@ -64,7 +64,6 @@ def view_of(support: ModelSupport, config: Any) -> ModelView:
         unsupported=support.unsupported,
         eviction_obstacle=support.eviction_obstacle,
         rotary=support.rotary,
-        observes=support.observes,
         longest_step=support.longest_step,
         hidden_size=support.hidden_size,
         inputs_obstacle=support.inputs_obstacle,
