@@ -4,7 +4,10 @@
 export interface TextSpan {
   /** Text to look for in the prompt. 1 to 65536 characters. */
   text: string;
-  /** Which occurrence, 1-based, or "all". 1 where it is left out. */
+  /**
+   * Which occurrence, 1-based, or "all". The spans together look at no more than 1,024 occurrences.
+   * 1 where it is left out.
+   */
   occurrence?: "all" | number;
 }
 
@@ -671,7 +674,9 @@ export interface VHR extends Shared {
  */
 export interface SPIN extends Shared {
   method: "spin";
-  /** Share of a layer's heads that stay. Above 0, at most 1. 0.8 where it is left out. */
+  /**
+   * Share of a layer's heads that stay, at least one. Above 0, at most 1. 0.8 where it is left out.
+   */
   ratio?: number;
   /** Factor on the other heads' outputs. At least 0, at most 1. 0.1 where it is left out. */
   lambda?: number;

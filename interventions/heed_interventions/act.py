@@ -15,10 +15,9 @@ breaks their sum. docs/methods/act.md has the list.
 """
 
 from collections.abc import Iterator
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field
 
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.selectors import Heads, Layers, own_layers
@@ -46,6 +45,7 @@ class ACT(Method):
     summary = "Find attention sinks in the prompt and give most of their weight to the other keys."
     paper = "arXiv:2406.15765"
     cache = CacheClass.PRIVATE
+    exclusive = ("tau", "alpha_over_n")
 
     method: Literal["act"] = "act"
     beta: float = Field(default=0.4, ge=0, le=1, description="Share of its weight a sink keeps.")
@@ -120,13 +120,3 @@ class ACT(Method):
             gate=Gate(),
             source=request.source,
         )
-
-    @model_validator(mode="after")
-    def _one_threshold(self) -> Self:
-        if self.tau is not None and self.alpha_over_n is not None:
-            raise PydanticCustomError(
-                "exclusive",
-                "must be left out where `tau` is given: both say what a sink is",
-                {"field": "alpha_over_n"},
-            )
-        return self

@@ -115,6 +115,12 @@ def _two_that_decide_what_stays(one: Placed, other: Placed) -> str | None:
     )
 
 
+def _outputs_of_keys_that_are_gone(one: Placed, other: Placed) -> str | None:
+    if not isinstance(one.method, GIFT) or not other.method.evicts:
+        return None
+    return f"gift makes outputs anew of all keys, and {other.method.name()} lets some of them go"
+
+
 def _segments_in_an_observation_window(one: Placed, other: Placed) -> str | None:
     for evict in other.edits:
         if isinstance(evict, Evict) and any(splits_window(evict, edit) for edit in one.edits):
@@ -167,6 +173,7 @@ _RULES: tuple[Callable[[Placed, Placed], str | None], ...] = (
     _outputs_made_anew,
     _hidden_images,
     _two_that_decide_what_stays,
+    _outputs_of_keys_that_are_gone,
     _segments_in_an_observation_window,
     _segments_in_a_whole_prompt,
     _keys_that_eviction_moves,

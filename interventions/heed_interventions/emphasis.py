@@ -13,7 +13,7 @@ the spans are a union. The paper weakens position 0, where most models have thei
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -34,6 +34,7 @@ class Emphasis(Method):
     paper = "arXiv:2311.02262"
     cache = CacheClass.SALTED
     repeatable = True
+    of_the_prompt: ClassVar = {"spans": [{"start": 0, "end": 1}]}
 
     method: Literal["emphasis"] = "emphasis"
     spans: Spans

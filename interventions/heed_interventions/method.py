@@ -1,7 +1,7 @@
 """What every method answers: its parameters, whether they do anything, and their edits."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, ClassVar, Literal, Self
 
@@ -16,7 +16,7 @@ from heed_interventions.selectors import (
     select_layers,
     select_rows,
 )
-from heed_interventions.views import ModelView, RequestView
+from heed_interventions.views import ModelView, RequestView, needs_image
 from heed_kernels.edits import Edit, HeadSet, Rows
 
 
@@ -53,9 +53,6 @@ class Method(BaseModel, ABC):
     repeatable: ClassVar[bool] = False
     """Whether it may stand in a list more than once."""
     needs_image: ClassVar[bool] = False
-    observes: ClassVar[bool] = False
-    """Whether it needs attention weights or outputs looked at while the model runs, beyond the column sums by
-    which keys are found (`FindKeys`)."""
     reads_inputs: ClassVar[bool] = False
     """Whether it needs the hidden states at the layers' inputs."""
     reads_tower: ClassVar[bool] = False
@@ -64,6 +61,10 @@ class Method(BaseModel, ABC):
     """Whether it takes keys out of the cache by their scores."""
     can_be_privileged: ClassVar[bool] = False
     """Whether some parameters of it are privileged."""
+    exclusive: ClassVar[tuple[str, ...]] = ()
+    """Fields that say the same, null by default: one of them at most is written."""
+    of_the_prompt: ClassVar[Mapping[str, Any]] = {}
+    """Fields that every request has to write because they are of its prompt, with values that fit any."""
 
     method: str
     profile: str | None = Field(
@@ -112,6 +113,19 @@ class Method(BaseModel, ABC):
         return range(model.layers)
 
     @classmethod
+    def obstacle(cls, model: ModelView) -> str | None:
+        """Why no request can use it on `model`; None where one can."""
+        if model.unsupported is not None:
+            return model.unsupported
+        if cls.needs_image and not model.vision:
+            return needs_image(cls.name(), vision=False)
+        if cls.reads_inputs and model.inputs_obstacle is not None:
+            return model.inputs_obstacle
+        if cls.reads_tower and model.tower_obstacle is not None:
+            return model.tower_obstacle
+        return model.eviction_obstacle if cls.evicts else None
+
+    @classmethod
     def name(cls) -> str:
         """What a request writes as `method`."""
         return str(cls.model_fields["method"].default)
@@ -154,6 +168,17 @@ class Method(BaseModel, ABC):
                 "context",
             )
         return min(window, longest)
+
+    @model_validator(mode="after")
+    def _one_of_the_exclusive(self) -> Self:
+        written = [field for field in self.exclusive if getattr(self, field) is not None]
+        if len(written) > 1:
+            raise PydanticCustomError(
+                "exclusive",
+                "must be left out beside `{first}`: they say the same",
+                {"field": written[1], "first": written[0]},
+            )
+        return self
 
     @model_validator(mode="after")
     def _heads_or_layers(self) -> Self:

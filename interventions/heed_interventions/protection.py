@@ -6,17 +6,23 @@ each edit: protected keys share one bias, no other key has a higher one, none of
 gives up mass. With rolling positions the logits are those of the rolled ones, which bring the first
 tokens nearer.
 
-Gains and vectors on head outputs leave the weights as they are.
+Gains and vectors on head outputs leave the weights as they are, whichever heads they are for. Outputs that
+are made anew of other weights do not.
 """
 
 from collections.abc import Sequence
+from typing import assert_never
 
 from heed_kernels.edits import (
     Edit,
     FindKeys,
+    FlagKeys,
     FoundKeys,
+    GazeShift,
+    HeadChoice,
     HeadGain,
     HeadMix,
+    HeadRanking,
     KeyBias,
     KeyRanges,
     KeyScale,
@@ -30,16 +36,15 @@ from heed_kernels.evict import Evict
 
 
 def weakens(edits: Sequence[Edit], tokens: int) -> str | None:
-    """What in the edits of one intervention can take weight from the first `tokens` keys; None: nothing.
-
-    A kind of edit that is not known here counts as one that can.
-    """
+    """What in the edits of one intervention can take weight from the first `tokens` keys; None: nothing."""
     return next(filter(None, (_weakens(edit, edits, tokens) for edit in edits)), None)
 
 
-def _weakens(edit: object, edits: Sequence[Edit], tokens: int) -> str | None:
+def _weakens(edit: Edit, edits: Sequence[Edit], tokens: int) -> str | None:
     match edit:
-        case HeadGain() | HeadMix() | ObserveColumns() | ObserveMass() | FindKeys():
+        case HeadGain() | HeadMix() | HeadRanking() | HeadChoice():
+            return None
+        case ObserveColumns() | ObserveMass() | FindKeys() | FlagKeys():
             return None
         case VisibleKeys() | Evict():
             return None if edit.sinks >= tokens else f"it keeps {edit.sinks} `sinks`"
@@ -52,7 +57,9 @@ def _weakens(edit: object, edits: Sequence[Edit], tokens: int) -> str | None:
             return "it changes logits by what they are"
         case MassTransfer():
             return _transferred(edit, edits, tokens)
-    return "it is not known what it does to them"
+        case GazeShift():
+            return "it raises other tokens"
+    assert_never(edit)
 
 
 def _biased(edit: KeyBias, tokens: int) -> str | None:
@@ -69,12 +76,19 @@ def _biased(edit: KeyBias, tokens: int) -> str | None:
 
 def _transferred(edit: MassTransfer, edits: Sequence[Edit], tokens: int) -> str | None:
     if isinstance(edit.sources, FoundKeys):
-        searches = [each for each in edits if isinstance(each, FindKeys)]
-        spared = all(_covers(search.protected, tokens) for search in searches)
+        searches = [each for each in edits if isinstance(each, FindKeys | FlagKeys)]
+        spared = all(_spares(search, tokens) for search in searches)
         return None if searches and spared else "it may find sinks among them"
     if edit.fraction >= 0 and edit.sources.ranges[0][0] >= tokens:
         return None
     return "it moves weight away from some of them"
+
+
+def _spares(search: FindKeys | FlagKeys, tokens: int) -> bool:
+    """Whether none of the first `tokens` keys is ever found."""
+    if isinstance(search, FindKeys):
+        return _covers(search.protected, tokens)
+    return search.only_needed and all(start >= tokens for start, _ in search.needed.ranges)
 
 
 def _covers(keys: KeyRanges, tokens: int) -> bool:

@@ -19,7 +19,7 @@ from heed_interventions.head_gain import HeadGain
 from heed_interventions.locore import LocoRE
 from heed_interventions.method import Method
 from heed_interventions.streaming_llm import StreamingLLM
-from heed_interventions.support import NOT_OBSERVED, support_matrix
+from heed_interventions.support import support_matrix
 from heed_interventions.views import ModelView
 from heed_interventions.vision.adaptvis import AdaptVis
 from heed_interventions.vision.avar import AVAR
@@ -101,7 +101,7 @@ def catalogue(model: ModelView) -> list[dict[str, Any]]:
 def catalogue_entry(method: type[Method], model: ModelView) -> dict[str, Any]:
     """One entry. `available` is said of the server at hand, `support` of every path that vLLM has;
     `privileged` is true where some parameters of the method need permission."""
-    reason = unavailable(method, model)
+    reason = method.obstacle(model)
     return {
         "method": method.name(),
         "title": method.title,
@@ -111,24 +111,9 @@ def catalogue_entry(method: type[Method], model: ModelView) -> dict[str, Any]:
         "cache": method.cache.value,
         "available": reason is None,
         "reason": reason,
-        "support": support_matrix(method),
+        "support": support_matrix(),
         "privileged": method.can_be_privileged,
     }
-
-
-def unavailable(method: type[Method], model: ModelView) -> str | None:
-    """Why no request can use the method on this model; None where one can."""
-    if model.unsupported is not None:
-        return model.unsupported
-    if method.needs_image and not model.vision:
-        return f"{method.name()} needs an image, and this model takes text only"
-    if method.observes and not model.observes:
-        return NOT_OBSERVED
-    if method.reads_inputs and model.inputs_obstacle is not None:
-        return model.inputs_obstacle
-    if method.reads_tower and model.tower_obstacle is not None:
-        return model.tower_obstacle
-    return model.eviction_obstacle if method.evicts else None
 
 
 def _inline(node: Any, definitions: dict[str, Any]) -> Any:

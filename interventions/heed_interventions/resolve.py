@@ -9,7 +9,6 @@ from heed_interventions.errors import InterventionError, join_path
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.policy import EVERYTHING, Policy
 from heed_interventions.publication import digest, lowest
-from heed_interventions.support import NOT_OBSERVED
 from heed_interventions.views import ModelView, PromptView, RequestView
 from heed_kernels.edits import Edit, HeadSet
 
@@ -128,12 +127,9 @@ def _resolve_one(
         return _Resolved(method, (), HeadSet(()), None, CacheClass.SHARED, report)
     if method.needs_image:
         view.image_end("method", method.name())
-    if method.observes and not model.observes and not method.is_neutral(model):
-        raise view.error("method", NOT_OBSERVED, "unsupported")
-    if method.reads_inputs and model.inputs_obstacle and not method.is_neutral(model):
-        raise view.error("method", model.inputs_obstacle, "unsupported")
-    if method.reads_tower and model.tower_obstacle and not method.is_neutral(model):
-        raise view.error("method", model.tower_obstacle, "unsupported")
+    obstacle = method.obstacle(model)
+    if obstacle is not None and not method.is_neutral(model):
+        raise view.error("method", obstacle, "unsupported")
     heads = method.on(view)
     edits = tuple(method.edits(view))
     twice = repeated(method, [item.method for item in before])

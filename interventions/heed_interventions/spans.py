@@ -12,6 +12,10 @@ from heed_interventions.views import RequestView
 
 _POSITION_BOUND = 2**31 - 1
 
+MOST_OCCURRENCES = 1_024
+"""Occurrences of texts, and pieces of images, that the spans of one intervention come to at most, those
+counted that come before the one that is asked for. A prompt is searched while other requests wait."""
+
 Range = tuple[int, int]
 
 
@@ -27,9 +31,13 @@ class TextSpan(_Span):
     )
     occurrence: Annotated[
         Annotated[Literal["all"], Tag("<text>")]
-        | Annotated[int, Field(ge=1, le=1_000_000), Tag("<int>")],
+        | Annotated[int, Field(ge=1, le=MOST_OCCURRENCES), Tag("<int>")],
         Discriminator(lambda value: "<text>" if isinstance(value, str) else "<int>"),
-    ] = Field(default=1, description='Which occurrence, 1-based, or "all".')
+    ] = Field(
+        default=1,
+        description='Which occurrence, 1-based, or "all". The spans together look at no more than '
+        f"{MOST_OCCURRENCES:,} occurrences.",
+    )
 
 
 class PositionSpan(_Span):
@@ -87,17 +95,22 @@ def find_spans(
 ) -> list[Range]:
     """Token ranges [start, end) in the order of `spans`, one per occurrence, and one per piece of an image.
 
-    Raises `InterventionError` (reason `span`) for a text or an image that is not there and for
-    positions outside of the prompt, (reason `vision`) where there is no image at all. Notes the
-    ranges in the report. field: the parameter that they stand in.
+    Raises `InterventionError` (reason `span`) for a text or an image that is not there, for
+    positions outside of the prompt and for more than MOST_OCCURRENCES, (reason `vision`) where there
+    is no image at all. Notes the ranges in the report. field: the parameter that they stand in.
     """
     found: list[Range] = []
+    left = MOST_OCCURRENCES
     for index, span in enumerate(spans):
         path = join_path(request.path, field, index)
         if isinstance(span, TextSpan):
-            found += _by_text(span, request, path)
+            ranges = _by_text(span, request, path, left)
+            left -= len(ranges) if span.occurrence == "all" else span.occurrence
+            found += ranges
         elif isinstance(span, PictureSpan):
-            found += _by_image(span, request, f"{field}.{index}.image")
+            ranges = _by_image(span, request, f"{field}.{index}.image", left)
+            left -= len(ranges)
+            found += ranges
         else:
             found.append(_by_position(span, request, path))
     request.report[field] = [list(span) for span in found]
@@ -148,21 +161,30 @@ def _by_position(span: PositionSpan, request: RequestView, path: str) -> Range:
     return span.start, span.end
 
 
-def _by_image(span: PictureSpan, request: RequestView, field: str) -> list[Range]:
+def _by_image(span: PictureSpan, request: RequestView, field: str, left: int) -> list[Range]:
     images = request.images(field, "a span of an image")
     if span.image == "all":
-        return [keys for image in images for keys in image.keys]
-    if span.image > len(images):
+        found = [keys for image in images for keys in image.keys]
+    elif span.image <= len(images):
+        found = list(images[span.image - 1].keys)
+    else:
         raise request.error(
             field, f"the prompt has {len(images)} images, so there is no image {span.image}", "span"
         )
-    return list(images[span.image - 1].keys)
+    if len(found) > left:
+        raise _too_many(join_path(request.path, field))
+    return found
 
 
-def _by_text(span: TextSpan, request: RequestView, path: str) -> list[Range]:
+def _by_text(span: TextSpan, request: RequestView, path: str, left: int) -> list[Range]:
+    """left: so many occurrences may be looked at."""
     text = _prompt_text(request, path)
     if span.occurrence == "all":
-        found = list(text.find(span.text))
+        found = list(islice(text.find(span.text), left + 1))
+        if len(found) > left:
+            raise _too_many(join_path(path, "occurrence"))
+    elif span.occurrence > left:
+        raise _too_many(join_path(path, "occurrence"))
     else:
         found = list(islice(text.find(span.text), span.occurrence))
         if 0 < len(found) < span.occurrence:
@@ -181,6 +203,15 @@ def _by_text(span: TextSpan, request: RequestView, path: str) -> list[Range]:
             reason="span",
         )
     return found
+
+
+def _too_many(path: str) -> InterventionError:
+    return InterventionError(
+        f"the spans together look at more than {MOST_OCCURRENCES:,} occurrences of texts or pieces of "
+        "images; give `start` and `end`",
+        path,
+        reason="span",
+    )
 
 
 def _prompt_text(request: RequestView, path: str) -> TokenText:

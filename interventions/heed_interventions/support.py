@@ -1,15 +1,12 @@
-"""Which methods can be had on which of vLLM's paths: the one place that says so.
+"""On which of vLLM's paths methods can be had: the one place that says so.
 
-A path is a device, a model runner and a scheduler. Most methods need nothing but edited rows; `act` also
-needs keys to be found by column sums, which is there wherever rows are edited. Some need more to be observed
-while the model runs, and some take keys out of the cache: both can be had wherever rows are edited as well.
+A path is a device, a model runner and a scheduler. Where rows can be edited, keys are found, heads compared
+and keys taken out of the cache as well, so that every method can be had there.
 """
 
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Literal, get_args
-
-from heed_interventions.method import Method
 
 Device = Literal["cpu", "cuda"]
 Runner = Literal["v1", "v2"]
@@ -19,8 +16,6 @@ Verified = Literal["on_device", "simulated"]
 reference. simulated: kernels under Triton's interpreter, runners and workers with stand-ins for the device, schedulers
 on a simulator; nothing has run on such a device."""
 
-NOT_OBSERVED = "edited attention on this server's device cannot observe attention weights yet"
-NOT_EVICTED = "nothing on this server's device can take keys out of the cache"
 _NO_SECOND_RUNNER = "on the CPU requests are edited in vLLM's V1 runner only as yet"
 _NO_RUNNING_AHEAD = "vLLM schedules synchronously on the CPU, whatever it is asked for"
 _VERIFIED: dict[Device, Verified] = {"cpu": "on_device", "cuda": "simulated"}
@@ -40,34 +35,19 @@ PATHS = tuple(
 )
 
 
-def observation_obstacle(device: str | None) -> str | None:
-    """Why attention weights cannot be observed on a device (None: one that edits nothing);
-    None where they can."""
-    return None if device in get_args(Device) else NOT_OBSERVED
-
-
-def eviction_obstacle(device: str | None) -> str | None:
-    """Why keys cannot be taken out of the cache on a device (None: one that edits nothing);
-    None where they can."""
-    return None if device in get_args(Device) else NOT_EVICTED
-
-
-def obstacle(method: type[Method], path: Path) -> str | None:
-    """Why no request can use the method there, whatever the model; None where one can."""
+def obstacle(path: Path) -> str | None:
+    """Why no request can be edited there, whatever the model; None where one can."""
     if path.device == "cpu" and path.runner == "v2":
         return _NO_SECOND_RUNNER
     if path.device == "cpu" and path.scheduler == "async":
         return _NO_RUNNING_AHEAD
-    found = observation_obstacle(path.device) if method.observes else None
-    if found is None and method.evicts:
-        found = eviction_obstacle(path.device)
-    return found
+    return None
 
 
-def support_matrix(method: type[Method]) -> list[dict[str, Any]]:
-    """Every path with whether the method can be had there, why not, and how that was verified (None
-    where it cannot)."""
-    return [_cell(path, obstacle(method, path)) for path in PATHS]
+def support_matrix() -> list[dict[str, Any]]:
+    """Every path with whether methods can be had there, why not, and how that was verified (None where
+    they cannot)."""
+    return [_cell(path, obstacle(path)) for path in PATHS]
 
 
 def _cell(path: Path, reason: str | None) -> dict[str, Any]:

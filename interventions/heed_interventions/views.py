@@ -19,7 +19,6 @@ class ModelView:
     eviction_obstacle: why methods that evict are, where others are not; None when they are not.
     rotary: whether positions can be rolled (rotary embeddings with frequencies that do not change).
     max_key_ranges: how many ranges of keys one edit may name.
-    observes: whether attention can be observed while the model runs, beyond the search for keys.
     longest_step: tokens that one step holds; None where that is not known.
     hidden_size: of the hidden states; 0 where that is not known.
     inputs_obstacle: why methods that look at hidden states are refused; None when they are not.
@@ -39,7 +38,6 @@ class ModelView:
     eviction_obstacle: str | None = None
     rotary: bool = True
     max_key_ranges: int = 256
-    observes: bool = True
     longest_step: int | None = None
     hidden_size: int = 0
     inputs_obstacle: str | None = None
@@ -64,6 +62,12 @@ class ImageSpan:
     def __post_init__(self) -> None:
         if not self.keys:
             object.__setattr__(self, "keys", ((self.start, self.end),))
+
+
+def needs_image(what: str, *, vision: bool) -> str:
+    """Why `what` cannot be had without one; vision: whether the model takes images at all."""
+    lacking = "this prompt has none" if vision else "this model takes text only"
+    return f"{what} needs an image, and {lacking}"
 
 
 Keys = tuple[tuple[int, int], ...]
@@ -137,14 +141,8 @@ class RequestView:
 
         field_name, value: the parameter that asks for an image, for the message.
         """
-        if not self.model.vision:
-            raise self.error(
-                field_name, f"{value} needs an image, and this model takes text only", "vision"
-            )
-        if not self.prompt.images:
-            raise self.error(
-                field_name, f"{value} needs an image, and this prompt has none", "vision"
-            )
+        if not self.model.vision or not self.prompt.images:
+            raise self.error(field_name, needs_image(value, vision=self.model.vision), "vision")
         return self.prompt.images
 
     def image_end(self, field_name: str, value: str) -> int:

@@ -39,10 +39,12 @@ _Keys = KeyRanges | TrailingKeys | FoundKeys | PatchKeys
 def check_beside(evict: Evict, edits: Sequence[Edit]) -> None:
     """Raise `EditError` where one of `edits` cannot be carried out beside `evict`."""
     prompt = evict.rows.start
-    moved = (evict.sinks, OPEN if evict.again else prompt)
+    moved = (evict.sinks, OPEN if evict.again else max(prompt, evict.sinks))
     for edit in edits:
         if isinstance(edit, VisibleKeys | VisibleRanges):
             raise EditError("eviction does not go together with other ways of hiding keys")
+        if isinstance(edit, GazeShift):
+            raise EditError("outputs cannot be made anew of keys some of which are gone")
         if splits_window(evict, edit):
             raise EditError("a segment of the prompt may end inside the observation window")
         if isinstance(edit, Evict) or edit.rows.end <= max(prompt, edit.rows.start):
@@ -50,7 +52,9 @@ def check_beside(evict: Evict, edits: Sequence[Edit]) -> None:
         if isinstance(edit, FindKeys | FlagKeys | ObserveColumns):
             raise EditError("keys cannot be observed one by one in rows after an eviction")
         for keys in _keys_of(edit):
-            if not _alike(keys, moved):
+            # A ranking reads keys one by one, also those that are gone; to other edits all of them are alike.
+            alike = not isinstance(edit, HeadRanking) and _all(keys, moved)
+            if not alike and not _apart(keys, moved):
                 raise EditError(
                     f"rows after the eviction cannot tell the keys {_shown(moved)} apart: they move"
                 )
@@ -63,21 +67,32 @@ def splits_window(evict: Evict, edit: Edit) -> bool:
 
 def _keys_of(edit: Edit) -> Iterator[_Keys]:
     match edit:
-        case KeyBias() | KeyScale() | ObserveMass() | HeadRanking() | HeadChoice() | GazeShift():
+        case KeyBias() | KeyScale() | ObserveMass() | HeadRanking() | HeadChoice():
             yield edit.keys
         case MassTransfer():
             yield from (edit.sources, edit.destination, edit.gate.numerator, edit.gate.denominator)
 
 
-def _alike(keys: _Keys, moved: tuple[int, int]) -> bool:
-    """Whether all moved keys are in the set, or none is."""
+def _apart(keys: _Keys, moved: tuple[int, int]) -> bool:
+    """Whether no moved key is in the set."""
     low, high = moved
-    if isinstance(keys, FoundKeys | PatchKeys):
+    match keys:
+        case TrailingKeys():
+            return keys.first >= high
+        case FoundKeys():
+            return False
+        case PatchKeys():
+            return _apart(keys.images, moved)
+    return not any(start < high and end > low for start, end in keys.ranges)
+
+
+def _all(keys: _Keys, moved: tuple[int, int]) -> bool:
+    """Whether all moved keys are in the set."""
+    low, high = moved
+    if not isinstance(keys, KeyRanges):
         return False
-    if isinstance(keys, TrailingKeys):
-        return keys.first >= high
     inside = sum(max(min(end, high) - max(start, low), 0) for start, end in keys.ranges)
-    return inside in (0, high - low)
+    return inside == high - low
 
 
 def _shown(moved: tuple[int, int]) -> str:

@@ -7,9 +7,11 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from heed_server.argument_types import positive
 from heed_server.engine.plugin import PLUGIN_NAME
 from heed_server.models import bundled_model
 from heed_server.settings import (
+    ATTENTION_VARIABLE,
     BODY_VARIABLE,
     DEFAULTS_VARIABLE,
     PLAYGROUND_VARIABLE,
@@ -17,14 +19,11 @@ from heed_server.settings import (
     PRIVILEGED_VARIABLE,
     PROFILES_VARIABLE,
     STREAMING_VARIABLE,
+    Settings,
     SettingsError,
-    profiles_directory,
-    read_interventions,
-    read_policy,
 )
 
 DEFAULT_MODEL = "heed-tiny"
-BUNDLED_KV_CACHE_BYTES = 1 << 30
 _PLUGIN_GROUPS = (
     "vllm.general_plugins",
     "vllm.io_processor_plugins",
@@ -40,8 +39,8 @@ def serve(arguments: Sequence[str]) -> None:
     arguments: Heed's own flags and any of vLLM's.
 
     Raises:
-        SettingsError: the file of default interventions or of the policy, or the directory of profiles,
-            cannot be used; or another server than the one over HTTP is asked for.
+        SettingsError: a setting, written or in the environment, cannot be used; or another server than
+            the one over HTTP is asked for.
         ImportError: Heed's part of the API cannot be loaded.
         SystemExit: with 1 where an engine failed.
     """
@@ -74,22 +73,14 @@ def read(arguments: Sequence[str]) -> Namespace:
     cli_env_setup()
     parser = make_arg_parser(FlexibleArgumentParser(prog="heed serve"))
     add_arguments(parser)
-    parser.set_defaults(model=None)
-    parsed: Namespace = parser.parse_args(arguments)
+    parsed = with_model(parser, arguments, os.environ)
     if parsed.grpc:
         raise SettingsError("--grpc: vLLM's gRPC server has no place for interventions")
     # vLLM only logs that an endpoint plug-in does not load, and would serve without it.
     import_module("heed_server.api.plugin")
-    if parsed.default_interventions is not None:
-        read_interventions(parsed.default_interventions)
-    if parsed.profiles is not None:
-        profiles_directory(parsed.profiles)
-    if parsed.intervention_policy is not None:
-        read_policy(parsed.intervention_policy)
-    choose_model(parsed, os.environ)
     pass_settings_on(os.environ, parsed)
-    if "--no-enforce-eager" in arguments:
-        parsed.enforce_eager = False
+    # The API process reads them once more, when the model is loaded: what is wrong is said before.
+    Settings.from_environment(os.environ)
     configure_logging_from_args(parsed)
     validate_parsed_serve_args(parsed)
     return parsed
@@ -126,7 +117,7 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument(
         "--max-body-bytes",
         metavar="BYTES",
-        type=int,
+        type=positive,
         help="Largest body of a request (default: 64 MiB).",
     )
     group.add_argument(
@@ -135,39 +126,44 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Serve no page at /; what it would show is what /v1 answers.",
     )
     group.add_argument(
+        "--no-attention-diagnostics",
+        action="store_true",
+        help="Serve no POST /v1/attention, which shows what goes on inside the model.",
+    )
+    group.add_argument(
         "--max-streaming-length",
         metavar="TOKENS",
-        type=int,
+        type=positive,
         help="Longest prompt and answer together of requests with streaming_llm in rolling positions; "
         "all others keep the model's context (default: these too).",
     )
 
 
-def choose_model(parsed: Namespace, environment: Mapping[str, str]) -> None:
-    """Set what to serve, in place: the model named first, or by --model, or the bundled one.
+def with_model(
+    parser: ArgumentParser, arguments: Sequence[str], environment: Mapping[str, str]
+) -> Namespace:
+    """All flags, with what to serve: the model named first, or by --model, or the bundled one.
 
-    A bundled model is served from its directory, under its own name, with its own profiles, in
-    float32, in which conformance is promised; uncompiled, because compiling takes longer than it will ever save on a
-    model of this size; and with a KV cache of 1 GiB instead of nearly all memory. What the user
-    wrote for these flags is left alone.
+    A bundled model is served from its directory, under its own name, with its own profiles and options. They
+    are defaults of the parser, so that what stands on the command line or in a file (--config) holds,
+    however it is spelled.
     """
+    parser.set_defaults(model=None)
+    parsed = parser.parse_args(list(arguments))
     named = parsed.model_tag if parsed.model_tag is not None else parsed.model
     bundled = bundled_model(named or DEFAULT_MODEL)
-    if bundled is None:
-        if named is None:
-            raise SystemExit(f"heed: the bundled model {DEFAULT_MODEL} is missing")
-        parsed.model_tag = parsed.model = named
-        return
-    parsed.model_tag = parsed.model = str(bundled.directory)
-    if not parsed.served_model_name:
-        parsed.served_model_name = [bundled.name]
-    if parsed.profiles is None and bundled.profiles.is_dir():
-        parsed.profiles = bundled.profiles
-    if parsed.dtype == "auto":
-        parsed.dtype = "float32"
-    if parsed.kv_cache_memory_bytes is None and not environment.get("VLLM_CPU_KVCACHE_SPACE"):
-        parsed.kv_cache_memory_bytes = BUNDLED_KV_CACHE_BYTES
-    parsed.enforce_eager = True
+    if bundled is not None:
+        parser.set_defaults(
+            served_model_name=[bundled.name],
+            profiles=bundled.profiles,
+            **bundled.engine_options(environment),
+        )
+        parsed = parser.parse_args(list(arguments))
+        named = str(bundled.directory)
+    if named is None:
+        raise SystemExit(f"heed: the bundled model {DEFAULT_MODEL} is missing")
+    parsed.model_tag = parsed.model = named
+    return parsed
 
 
 def pass_settings_on(environment: MutableMapping[str, str], parsed: Namespace) -> None:
@@ -184,6 +180,8 @@ def pass_settings_on(environment: MutableMapping[str, str], parsed: Namespace) -
         environment[BODY_VARIABLE] = str(parsed.max_body_bytes)
     if parsed.no_playground:
         environment[PLAYGROUND_VARIABLE] = "0"
+    if parsed.no_attention_diagnostics:
+        environment[ATTENTION_VARIABLE] = "0"
     if parsed.max_streaming_length is not None:
         environment[STREAMING_VARIABLE] = str(parsed.max_streaming_length)
 

@@ -1,7 +1,11 @@
 """The models that come with Heed."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+KV_CACHE_BYTES = 1 << 30
 
 _DIRECTORY = Path(__file__).parent / "bundled"
 
@@ -13,15 +17,28 @@ class BundledModel:
     name: str
     directory: Path
 
+    def engine_options(self, environment: Mapping[str, str]) -> dict[str, Any]:
+        """vLLM's options it is served with where nobody asks for others.
+
+        In float32, in which conformance is promised; uncompiled, because compiling takes longer than it
+        will ever save on a model of this size; and with a KV cache of 1 GiB instead of nearly all memory,
+        unless vLLM's variable says how large it is.
+        """
+        options: dict[str, Any] = {"dtype": "float32", "enforce_eager": True}
+        if not environment.get("VLLM_CPU_KVCACHE_SPACE"):
+            options["kv_cache_memory_bytes"] = KV_CACHE_BYTES
+        return options
+
     @property
     def evaluation(self) -> Path:
         """Directory of its held-out evaluation sets (JSON lines)."""
         return self.directory / "evaluation"
 
     @property
-    def profiles(self) -> Path:
-        """Directory of the profiles that `heed calibrate` found for it."""
-        return self.directory / "profiles"
+    def profiles(self) -> Path | None:
+        """Directory of the profiles that `heed calibrate` found for it; None where there are none."""
+        path = self.directory / "profiles"
+        return path if path.is_dir() else None
 
 
 def bundled_models() -> list[BundledModel]:

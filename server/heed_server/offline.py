@@ -27,8 +27,10 @@ from heed_server.api.exchange import EngineRequest, Exchange
 from heed_server.api.reports import assemble, of_workers
 from heed_server.api.requests import exchange_from
 from heed_server.api.served_model import (
+    DESCRIBE,
     no_support,
     profiles_for,
+    runs_without_heed,
     scratch_table,
     served_identity,
     support_of,
@@ -37,7 +39,7 @@ from heed_server.api.served_model import (
 from heed_server.api.unsent_items import UnsentItems
 from heed_server.engine.model.model_support import ModelSupport
 from heed_server.engine.plugin import register
-from heed_server.launcher import BUNDLED_KV_CACHE_BYTES, plugin_names
+from heed_server.launcher import plugin_names
 from heed_server.metrics import Metrics
 from heed_server.models import bundled_model
 from heed_server.settings import Settings, profiles_directory
@@ -68,10 +70,8 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         bundled = bundled_model(model)
         if bundled is not None:
             model = str(bundled.directory)
-            profiles = profiles or (bundled.profiles if bundled.profiles.is_dir() else None)
-            options = {"dtype": "float32", "enforce_eager": True, **options}
-            if not os.environ.get("VLLM_CPU_KVCACHE_SPACE"):
-                options.setdefault("kv_cache_memory_bytes", BUNDLED_KV_CACHE_BYTES)
+            profiles = profiles or bundled.profiles
+            options = bundled.engine_options(os.environ) | options
         settings = Settings(
             profiles=profiles_directory(Path(profiles)) if profiles is not None else None,
             allow_privileged=allow_privileged_interventions,
@@ -123,11 +123,13 @@ class LLM(vllm.LLM):  # type: ignore[misc]
         )
 
     def _describe(self) -> ModelSupport:
+        """The model as the first worker sees it; one without Heed refuses edits."""
         try:
-            return support_of(self.collective_rpc("heed_describe")[0])
+            return support_of(self.collective_rpc(DESCRIBE)[0])
         except Exception as error:
-            support = no_support(self.model_config.max_model_len)
-            return replace(support, unsupported=f"{support.unsupported}: {error}")
+            if not runs_without_heed(error):
+                raise
+            return no_support(self.model_config.max_model_len)
 
     def _exchanges(self, interventions: Any, prompts: int) -> list[Exchange | None]:
         """One for each prompt."""

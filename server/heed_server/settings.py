@@ -5,12 +5,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from heed_interventions.errors import InterventionError
 from heed_interventions.parse import parse, parse_one
 from heed_interventions.policy import EVERYTHING, Policy, PolicyError, parse_policy
 from heed_server.profiles.merge import names_profile
+
+T = TypeVar("T")
 
 DEFAULTS_VARIABLE = "HEED_DEFAULT_INTERVENTIONS"
 POLICY_VARIABLE = "HEED_INTERVENTION_POLICY"
@@ -19,8 +21,15 @@ PROFILES_VARIABLE = "HEED_PROFILES"
 STREAMING_VARIABLE = "HEED_MAX_STREAMING_LENGTH"
 BODY_VARIABLE = "HEED_MAX_BODY_BYTES"
 PLAYGROUND_VARIABLE = "HEED_PLAYGROUND"
+ATTENTION_VARIABLE = "HEED_ATTENTION_DIAGNOSTICS"
 
 DEFAULT_BODY_BYTES = 64 << 20
+_SWITCH = {
+    word: value
+    for value, words in ((True, "1 true yes on"), (False, "0 false no off"))
+    for word in words.split()
+}
+"""What a variable may say that is on or off, in any case."""
 
 
 class SettingsError(ValueError):
@@ -39,6 +48,8 @@ class Settings:
     max_streaming_length: tokens of prompt and answer of requests whose positions roll; None: the
         model's context, as for all others.
     max_body_bytes: largest body of a request.
+    playground: whether there is a page at `/`.
+    attention: whether `POST /v1/attention` is there.
     """
 
     default_interventions: tuple[Any, ...] = ()
@@ -47,14 +58,17 @@ class Settings:
     policy: Policy = EVERYTHING
     max_streaming_length: int | None = None
     max_body_bytes: int = DEFAULT_BODY_BYTES
+    playground: bool = True
+    attention: bool = True
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
-        """Read the variables that the launcher sets.
+        """Read the variables that the launcher sets; an empty one counts as not set.
 
         Raises:
             SettingsError: a file that cannot be read or that holds no valid interventions or policy,
-                a directory that is none, or a length that is no number.
+                a directory that is none, a length that is no positive number, or a switch that is
+                neither on nor off.
         """
         path = environment.get(DEFAULTS_VARIABLE)
         profiles = environment.get(PROFILES_VARIABLE)
@@ -62,24 +76,30 @@ class Settings:
         return cls(
             default_interventions=read_interventions(Path(path)) if path else (),
             profiles=profiles_directory(Path(profiles)) if profiles else None,
-            allow_privileged=environment.get(PRIVILEGED_VARIABLE) == "1",
+            allow_privileged=_switch(environment, PRIVILEGED_VARIABLE, default=False),
             policy=read_policy(Path(policy)) if policy else EVERYTHING,
-            max_streaming_length=_number(environment, STREAMING_VARIABLE, "tokens"),
-            max_body_bytes=_number(environment, BODY_VARIABLE, "bytes") or DEFAULT_BODY_BYTES,
+            max_streaming_length=_number(environment, STREAMING_VARIABLE, "tokens", None),
+            max_body_bytes=_number(environment, BODY_VARIABLE, "bytes", DEFAULT_BODY_BYTES),
+            playground=_switch(environment, PLAYGROUND_VARIABLE, default=True),
+            attention=_switch(environment, ATTENTION_VARIABLE, default=True),
         )
 
 
-def serves_playground(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether there is a page at `/`; asked for before the settings are read, while routes are put in place."""
-    return environment.get(PLAYGROUND_VARIABLE) != "0"
-
-
-def _number(environment: Mapping[str, str], variable: str, unit: str) -> int | None:
+def _switch(environment: Mapping[str, str], variable: str, *, default: bool) -> bool:
     value = environment.get(variable)
     if not value:
-        return None
-    if not (value.isascii() and value.isdecimal() and len(value) < 19):
-        raise SettingsError(f"{variable} must be a number of {unit}, not {value[:80]!r}")
+        return default
+    if value.lower() not in _SWITCH:
+        raise SettingsError(f"{variable} must be one of {', '.join(_SWITCH)}, not {value[:80]!r}")
+    return _SWITCH[value.lower()]
+
+
+def _number(environment: Mapping[str, str], variable: str, unit: str, default: T) -> int | T:
+    value = environment.get(variable)
+    if not value:
+        return default
+    if not (value.isascii() and value.isdecimal() and len(value) < 19 and int(value)):
+        raise SettingsError(f"{variable} must be a positive number of {unit}, not {value[:80]!r}")
     return int(value)
 
 

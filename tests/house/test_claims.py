@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from heed_interventions import METHODS
+from heed_interventions.method import Method
+
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = re.compile(r"`((?:tests/[\w/]+\.py)?)(?:::(test_\w+))?`")
 
@@ -37,3 +40,18 @@ def test_every_command_of_the_page_on_operations_is_in_its_table_of_what_runs_th
     named = [each.split(" … ")[0] for each in re.findall(r"`([^`]+)`", table)]
     for command in blocks + inline:
         assert any(command.startswith(name) for name in named), command
+
+
+def test_the_threat_model_has_every_method_and_those_that_can_be_privileged() -> None:
+    page = (ROOT / "docs" / "security.md").read_text()
+    _, _, section = page.partition("1. **Privileged parameters**")
+    section, _, _ = section.partition("### A policy")
+    privileged, _, rest = section.partition("\n2. ")
+    can_be = {name for name, method in METHODS.items() if method.can_be_privileged}
+    assert set(re.findall(r"`(\w+)`", privileged)) & set(METHODS) == can_be
+    _, _, others = rest.partition("Not privileged")
+    assert set(METHODS) - set(re.findall(r"`(\w+)`", others)) == set()
+    asks = Method.privileged_parameter
+    assert {
+        name for name, method in METHODS.items() if method.privileged_parameter is not asks
+    } == (can_be)

@@ -7,7 +7,7 @@ from intervention_views import MODEL, prompt
 
 from heed_interventions import InterventionError, parse, resolve
 from heed_interventions.act import ACT
-from heed_interventions.registry import method_schema, unavailable
+from heed_interventions.registry import method_schema
 from heed_kernels.checks import check_edit
 from heed_kernels.edits import (
     ALL_KEYS,
@@ -124,12 +124,6 @@ def test_a_model_of_three_layers_has_to_be_told_which_ones() -> None:
     with pytest.raises(InterventionError, match="layers") as caught:
         resolve(parse([{"method": "act"}]), model, prompt())
     assert caught.value.param == "interventions.0.layers"
-
-
-def test_act_needs_nothing_to_be_observed_beyond_its_own_search() -> None:
-    model = replace(MODEL, observes=False)
-    assert resolve(parse([{"method": "act"}]), model, prompt()).edits
-    assert unavailable(ACT, model) is None
 
 
 def test_act_stands_in_a_list_once_and_not_beside_hidden_keys() -> None:

@@ -1,15 +1,49 @@
 """What may stand beside an eviction method in one request."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
-from evictors import IN_DECODE, each_method, run
-from intervention_views import MODEL, prompt
+from evictors import EVICTORS, IN_DECODE, each_method, run
+from intervention_views import MODEL, VISION, prompt
 
-from heed_interventions import InterventionError, Resolution, parse, resolve
+from heed_interventions import METHODS, ImageSpan, InterventionError, Resolution, parse, resolve
 from heed_kernels.evict import Evict
 
 SPAN = [{"start": 50, "end": 90}]
+IMAGE = ImageSpan(4, 68)
+COVERING, SHORT = 70, 67
+"""First tokens with the whole image, and with all of it but its last token."""
+BESIDE_IMAGES: list[dict[str, Any]] = [
+    {"method": "pai"},
+    {"method": "paint"},
+    {"method": "vaf", "layers": "all", "sup_para": 0.9},
+    {"method": "avar", "alpha_sys": 0.1},
+    {"method": "adaptvis", "w": 2},
+    {"method": "var"},
+    {"method": "vhr"},
+    {"method": "vhr", "mode": "masked", "rows": "all"},
+    {"method": "spin"},
+    {"method": "gift", "saliency_layer": 0, "layers": [1, 2]},
+]
+IN_PROMPT_ROWS: dict[str, dict[str, Any]] = {
+    "emphasis": {"rows": "prompt"},
+    "var": {"decode": False},
+    "act": {"decode": "off"},
+}
+OF_THE_PAGE: dict[str, dict[str, Any]] = {
+    item["method"]: item
+    for item in (
+        {"method": "head_gain", "gain": 2},
+        {"method": "attention_scale", "q_scale": 2},
+        {"method": "zerotuning", "gamma": 2, "position": 5},
+        {"method": "emphasis", "spans": SPAN, "alpha": 0.5},
+        {"method": "locore"},
+        {"method": "act", "layers": [1]},
+        *reversed(BESIDE_IMAGES),
+    )
+}
 
 
 def beside(name: str, *others: dict[str, Any], **fields: Any) -> Resolution:
@@ -107,3 +141,62 @@ def test_act_of_segments_stands_beside_eviction_that_scores_no_rows_together(
         with pytest.raises(InterventionError, match="`stats`") as caught:
             resolve(parse(order), MODEL, prompt(length))
         assert (caught.value.status, caught.value.reason) == (400, "composition")
+
+
+def allowed(name: str, other: dict[str, Any], **fields: Any) -> bool:
+    """Whether the two stand beside each other, in either order, in a prompt with an image."""
+    reasons = set()
+    for order in _orders(name, (other,), fields):
+        try:
+            resolve(parse(order), VISION, prompt(400, (IMAGE,)), allow_privileged=True)
+            reasons.add(None)
+        except InterventionError as error:
+            reasons.add(error.reason)
+    assert reasons in ({None}, {"composition"})
+    return reasons == {None}
+
+
+@pytest.mark.parametrize("other", BESIDE_IMAGES, ids=lambda item: "-".join(map(str, item.values())))
+@each_method
+def test_an_image_is_edited_in_the_answer_only_where_its_keys_stay_in_place(
+    name: str, other: dict[str, Any]
+) -> None:
+    never, always = other["method"] in ("gift", "var"), other["method"] == "adaptvis"
+    assert allowed(name, other, sinks=COVERING) == (not never)
+    assert allowed(name, other, sinks=SHORT) == always
+
+
+@each_method
+def test_a_ranking_by_keys_that_all_move_is_refused_though_other_edits_of_them_are_not(
+    name: str,
+) -> None:
+    whole = prompt(400, (ImageSpan(4, 400),))
+    mine = {"method": name, "keep": 0.8, "sinks": 4}
+    if name not in IN_DECODE:
+        assert resolve(parse([mine, {"method": "pai"}]), VISION, whole).edits
+    with pytest.raises(InterventionError, match="spin acts on chosen"):
+        resolve(parse([mine, {"method": "spin"}]), VISION, whole)
+
+
+def test_the_page_on_composition_says_what_may_stand_beside_an_eviction() -> None:
+    page = (Path(__file__).parents[2] / "docs/composition.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`.*?) \| (.*) \|$", page.partition("## Eviction")[2], re.MULTILINE)
+    said = {method: text for names, text in rows for method in re.findall(r"`(\w+)`", names)}
+    assert set(said) == set(METHODS) - set(EVICTORS) - {"streaming_llm"}
+    for method, text in said.items():
+        item = OF_THE_PAGE[method]
+        restricted = item | IN_PROMPT_ROWS.get(method, {})
+        verdicts = [
+            allowed("knorm", item),
+            allowed("knorm", item, sinks=COVERING if method != "emphasis" else 100),
+            allowed("knorm", restricted),
+        ]
+        first = re.match(r"yes|no|where|in prompt rows only", text)
+        assert first, (method, text)
+        expected = {
+            "yes": [True, True, True],
+            "no": [False, False, False],
+            "where": [False, True, False],
+            "in prompt rows only": [False, method == "emphasis", True],
+        }
+        assert verdicts == expected[first[0]], method

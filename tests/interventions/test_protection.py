@@ -1,28 +1,32 @@
 """Edits that pass as harmless to the first tokens never take weight from them; those that do are caught."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from intervention_views import MODEL, prompt
+from intervention_views import VISION, prompt
 
-from heed_interventions import parse, resolve
+from heed_interventions import METHODS, ImageSpan, parse, resolve
 from heed_interventions.protection import weakens
 from heed_kernels.edits import (
     ALL_KEYS,
     OPEN,
     Edit,
     FindKeys,
+    FlagKeys,
     FoundKeys,
     Gate,
     HeadGain,
+    HeadMix,
     HeadSet,
     KeyBias,
     KeyRanges,
     KeyScale,
     MassTransfer,
+    ObserveColumns,
+    ObserveMass,
     Rows,
     TrailingKeys,
     VisibleKeys,
@@ -141,9 +145,25 @@ def test_an_eviction_passes_where_it_keeps_the_first_tokens(sinks: int, passes: 
     assert (weakens([evict], 6) is None) == passes
 
 
+@pytest.mark.parametrize(
+    ("needed", "only_needed", "passes"), [(6, True, True), (5, True, False), (6, False, False)]
+)
+def test_a_transfer_from_flagged_keys_passes_where_the_first_tokens_cannot_be_flagged(
+    needed: int, only_needed: bool, passes: bool
+) -> None:
+    image = KeyRanges(((needed, 9),))
+    flags = FlagKeys(BOTH, Rows(0, 12), (0,), 20.0, image, only_needed, 0)
+    transfer = MassTransfer(BOTH, Rows(9, OPEN), FoundKeys(), image, 0.6, Gate(), 0)
+    assert (weakens([flags, transfer], 6) is None) == passes
+    assert loses([flags, transfer], 6, [[needed, 8] if only_needed else [2, 8]] * HEADS) == (
+        not passes
+    )
+
+
 def test_an_edit_that_nobody_has_judged_does_not_pass() -> None:
     unknown: Any = object()
-    assert weakens([unknown], 1) is not None
+    with pytest.raises(AssertionError):
+        weakens([unknown], 1)
 
 
 LOSING: list[dict[str, Any]] = [
@@ -156,6 +176,13 @@ LOSING: list[dict[str, Any]] = [
     {"method": "act"},
     {"method": "act", "protect": "position_0"},
     {"method": "snapkv", "budget": 16, "sinks": 5, "window": 4},
+    {"method": "pai"},
+    {"method": "paint"},
+    {"method": "vaf", "layers": "all"},
+    {"method": "avar"},
+    {"method": "adaptvis", "w": 0.5},
+    {"method": "var"},
+    {"method": "gift", "saliency_layer": 0, "layers": [1]},
 ]
 SPARING: list[dict[str, Any]] = [
     {"method": "emphasis", "spans": [{"start": 8, "end": 10}, {"start": 0, "end": 6}]},
@@ -163,7 +190,21 @@ SPARING: list[dict[str, Any]] = [
     {"method": "streaming_llm", "sinks": 6, "window": 16},
     {"method": "head_gain", "gain": 2},
     {"method": "snapkv", "budget": 16, "sinks": 6, "window": 4},
+    {"method": "var", "include_text_sinks": False},
+    {"method": "vhr"},
+    {"method": "vhr", "mode": "masked", "rows": "all"},
+    {"method": "spin"},
 ]
+OF_NO_METHOD: list[Edit] = [
+    VisibleRanges(Rows(), ((0, 6, 0),), 0),
+    HeadMix(BOTH, Rows(), 1.0, b"", 0),
+    ObserveColumns(BOTH, Rows(), 0),
+    ObserveMass(BOTH, Rows(), ALL_KEYS, 0),
+]
+
+
+def edits_of(item: dict[str, Any]) -> tuple[Edit, ...]:
+    return resolve(parse([item]), VISION, prompt(20, (ImageSpan(8, 14),))).edits
 
 
 @pytest.mark.parametrize(
@@ -172,6 +213,15 @@ SPARING: list[dict[str, Any]] = [
     ids=str,
 )
 def test_methods_are_judged_by_the_edits_that_they_make(item: dict[str, Any], passes: bool) -> None:
-    edits = resolve(parse([item]), MODEL, prompt(20)).edits
+    edits = edits_of(item)
     assert edits
     assert (weakens(edits, 6) is None) == passes
+
+
+def test_every_method_and_every_kind_of_edit_is_judged() -> None:
+    items = [*LOSING, *SPARING]
+    judged = {item["method"] for item in items}
+    assert judged >= {name for name, method in METHODS.items() if not method.evicts}
+    edits = [*OF_NO_METHOD, *(edit for item in items for edit in edits_of(item))]
+    assert {type(edit) for edit in edits} == set(get_args(Edit))
+    assert all(weakens([edit], 6) is None for edit in OF_NO_METHOD)

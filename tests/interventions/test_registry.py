@@ -3,12 +3,21 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
-from intervention_views import MODEL, VISION
+from intervention_views import IMAGE, MODEL, VISION, prompt
 
 import heed_interventions
-from heed_interventions import METHODS, catalogue, field_schema, method_schema
+from heed_interventions import (
+    METHODS,
+    InterventionError,
+    catalogue,
+    field_schema,
+    method_schema,
+    parse,
+    resolve,
+)
 
 ROOT = Path(heed_interventions.__file__).parents[1]
 each_method = pytest.mark.parametrize("name", list(METHODS))
@@ -88,3 +97,55 @@ def test_the_package_imports_no_vllm_torch_or_http() -> None:
         if line.startswith(("import ", "from "))
     }
     assert not imported & {"vllm", "torch", "fastapi", "starlette", "httpx", "transformers"}
+
+
+@each_method
+def test_fields_that_exclude_each_other_can_be_left_out_and_not_written_together(name: str) -> None:
+    method = METHODS[name]
+    assert all(method.fields()[field].default is None for field in method.exclusive)
+    if method.exclusive:
+        item = {"method": name, **dict.fromkeys(method.exclusive, 1)}
+        with pytest.raises(InterventionError, match="must be left out beside") as caught:
+            parse([item])
+        assert caught.value.param == f"interventions.0.{method.exclusive[1]}"
+
+
+@each_method
+def test_stand_ins_for_what_is_of_a_prompt_are_of_required_fields_and_can_be_used(
+    name: str,
+) -> None:
+    method = METHODS[name]
+    assert all(method.fields()[field].is_required() for field in method.of_the_prompt)
+    if method.of_the_prompt:
+        assert parse([{"method": name, **method.of_the_prompt}])
+
+
+OWN: dict[str, dict[str, Any]] = {
+    "zerotuning": {"gamma": 2},
+    "emphasis": {"spans": [{"start": 0, "end": 1}]},
+    "streaming_llm": {"window": 16},
+    "head_gain": {"gain": 2},
+    "attention_scale": {"q_scale": 2},
+    "adaptvis": {"w": 2},
+    "gift": {"saliency_layer": 0, "layers": [1, 2]},
+}
+"""Parameters with which a method without others does something."""
+
+OBSTACLES = {
+    "unsupported": set(METHODS),
+    "inputs_obstacle": {name for name, method in METHODS.items() if method.reads_inputs},
+    "tower_obstacle": {name for name, method in METHODS.items() if method.reads_tower},
+    "eviction_obstacle": {name for name, method in METHODS.items() if method.evicts},
+}
+
+
+@pytest.mark.parametrize("obstacle", OBSTACLES)
+def test_the_catalogue_says_of_a_model_what_requests_are_told(obstacle: str) -> None:
+    model = replace(VISION, **{obstacle: "there is something in the way"})
+    refused = {entry["method"]: entry["reason"] for entry in catalogue(model) if entry["reason"]}
+    assert refused == dict.fromkeys(OBSTACLES[obstacle], "there is something in the way")
+    for name in refused:
+        own = {"keep": 0.5} if METHODS[name].evicts else OWN.get(name, {})
+        with pytest.raises(InterventionError, match="there is something in the way") as caught:
+            resolve(parse([{"method": name, **own}]), model, prompt(images=(IMAGE,)))
+        assert caught.value.reason == "unsupported"

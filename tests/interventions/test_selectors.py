@@ -9,10 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from intervention_views import EVERY_HEAD, MODEL, VISION, prompt
 
-from heed_interventions import ImageSpan, InterventionError, ModelView, PromptView, parse, resolve
+from heed_interventions import (
+    ImageSpan,
+    InterventionError,
+    ModelView,
+    PromptView,
+    TokenText,
+    parse,
+    resolve,
+)
 from heed_interventions.method import CacheClass, Method
 from heed_interventions.selectors import Layers
-from heed_interventions.spans import complement, union
+from heed_interventions.spans import MOST_OCCURRENCES, complement, union
 from heed_interventions.views import RequestView
 from heed_kernels.edits import OPEN, Edit, HeadGain, KeyBias, KeyRanges, Rows
 
@@ -189,3 +197,58 @@ def test_union_and_complement_partition_the_prompt(items: list[tuple[int, int]])
     assert [p for start, end in outside for p in range(start, end)] == sorted({*range(20)} - inside)
     assert all(a[1] < b[0] for a, b in pairwise(united))
     assert isinstance(KeyRanges(tuple(outside)), KeyRanges)
+
+
+class CountedText(TokenText):
+    """One character a token; `looked` counts the occurrences that were looked at."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, range(len(text)), range(1, len(text) + 1))
+        self.looked = 0
+
+    def tokens(self, start: int, end: int) -> tuple[int, int]:
+        self.looked += 1
+        return super().tokens(start, end)
+
+    def as_prompt(self) -> PromptView:
+        return PromptView(len(self.text), lambda: self)
+
+
+EVERY_A = {"text": "a", "occurrence": "all"}
+
+
+@pytest.mark.parametrize(
+    ("items", "param"),
+    [
+        ([EVERY_A], "spans.0.occurrence"),
+        ([{"text": "b" * 4, "occurrence": 1000}, {"text": "b", "occurrence": 25}], "spans.1.occurrence"),
+        ([{"text": "b"}, {"text": "b" * 5, "occurrence": 1024}], "spans.1.occurrence"),
+    ],
+)  # fmt: skip
+def test_a_search_ends_where_the_spans_come_to_too_many_occurrences(
+    items: list[object], param: str
+) -> None:
+    text = CountedText("a" * 30_000 + "b" * 30_000)
+    found = error([{"method": "emphasis", "spans": items}], view=text.as_prompt())
+    assert (found.param, found.reason) == (f"interventions.0.{param}", "span")
+    assert text.looked <= MOST_OCCURRENCES + 1
+
+
+def test_as_many_occurrences_as_are_allowed_are_found_and_looked_for_once() -> None:
+    text = CountedText("ab" * 100)
+    items = [EVERY_A] * 5 + [{"text": "b", "occurrence": 100}] * 5
+    both = [{"method": "emphasis", "spans": items}] * 2
+    reports = resolve(parse(both), MODEL, text.as_prompt()).reports
+    every_a = [[at, at + 1] for at in range(0, 200, 2)]
+    assert [each["spans"] for each in reports] == [every_a * 5 + [[199, 200]] * 5] * 2
+    assert text.looked == 200
+    most = CountedText("ab" * MOST_OCCURRENCES)
+    every_one = spans({"text": "ab", "occurrence": "all"}, view=most.as_prompt())
+    assert every_one == [[at, at + 2] for at in range(0, 2 * MOST_OCCURRENCES, 2)]
+
+
+def test_pieces_of_images_count_as_well() -> None:
+    images = tuple(ImageSpan(3 * at, 3 * at + 2) for at in range(100))
+    items = [{"image": "all"}] * 11
+    found = error([{"method": "emphasis", "spans": items}], VISION, prompt(400, images))
+    assert (found.param, found.reason) == ("interventions.0.spans.10.image", "span")

@@ -239,6 +239,17 @@ def test_weakening_the_system_prompt_is_privileged(raw: dict[str, object], field
     assert (caught.value.status, caught.value.param) == (403, f"interventions.0.{field}")
 
 
+def test_spin_keeps_a_head_in_each_layer() -> None:
+    for ratio in 0.01, 0.124:
+        raw = {"method": "spin", "ratio": ratio, "lambda": 0}
+        with pytest.raises(InterventionError, match="none of a layer's 8 heads") as caught:
+            resolve(parse([raw]), VISION, prompt(images=(IMAGE,)), allow_privileged=True)
+        assert (caught.value.status, caught.value.param) == (400, "interventions.0.ratio")
+    raw = {"method": "spin", "ratio": 0.125, "lambda": 0}
+    (edit,) = resolve(parse([raw]), VISION, prompt(images=(IMAGE,))).edits
+    assert isinstance(edit, HeadRanking) and edit.kept == 1
+
+
 def test_contrastive_decoding_is_refused_by_its_name() -> None:
     with pytest.raises(InterventionError, match="contrastive") as caught:
         resolve(parse([{"method": "pai", "gamma": 1.1}]), VISION, prompt(images=(IMAGE,)))

@@ -13,7 +13,6 @@ from heed_kernels.edits import (
     HeadSet,
     KeyBias,
     KeyRanges,
-    KeyScale,
     MassTransfer,
     ObserveMass,
     Rows,
@@ -334,56 +333,6 @@ def test_what_was_kept_is_forgotten_with_the_slot():
     edits.release(slot)
     for old, new in zip(before, snapshot(edits), strict=True):
         assert np.array_equal(old, new)
-
-
-@pytest.mark.parametrize(
-    "beside, refused",
-    [
-        (VisibleKeys(4, 32, False, 0), True),
-        (VisibleRanges(Rows(0, 3), ((0, 2, 0),), 0), True),
-        (KeyBias(FIRST_LAYER, Rows(), KeyRanges(((0, 4), (64, 70))), 1, 0), False),
-        (KeyBias(FIRST_LAYER, Rows(), KeyRanges(((0, 5),)), 1, 0), True),
-        (KeyBias(FIRST_LAYER, Rows(0, 64), KeyRanges(((0, 5),)), 1, 0), False),
-        (KeyBias(FIRST_LAYER, Rows(0, 65), KeyRanges(((63, 64),)), 1, 0), True),
-        (KeyBias(FIRST_LAYER, Rows(), TrailingKeys(64, 9), 1, 0), False),
-        (KeyBias(FIRST_LAYER, Rows(), TrailingKeys(63, 9), 1, 0), True),
-        (KeyScale(FIRST_LAYER, Rows(), ALL_KEYS, 2, 0, 0), False),
-        (KeyScale(FIRST_LAYER, Rows(), KeyRanges(((2, 30), (30, 64))), 2, 0, 0), False),
-        (ObserveMass(FIRST_LAYER, Rows(), KeyRanges(((0, 9),)), 0), True),
-        (FindKeys(FIRST_LAYER, Rows(), 0.1, 1, 1, KeyRanges(()), False, 0), True),
-        (FindKeys(FIRST_LAYER, Rows(0, 64), 0.1, 1, 1, KeyRanges(()), False, 0), False),
-    ],
-)
-def test_edits_of_later_rows_may_not_tell_keys_apart_that_move(beside, refused):
-    if refused:
-        with pytest.raises(EditError):
-            table().insert([evict(), beside])
-    else:
-        table().insert([beside, evict()])
-
-
-def test_transfers_of_later_rows_may_not_tell_keys_apart_that_move():
-    fits = {
-        "sources": KeyRanges(((0, 1), (64, 65))), "destination": KeyRanges(((1, 64),)),
-        "gate": Gate(KeyRanges(((4, OPEN),)), ALL_KEYS, 0.5, 0.2),
-    }  # fmt: skip
-    table().insert([evict(), transfer(**fits)])
-    table().insert([evict(), transfer(rows=Rows(0, 64))])
-    for change in (
-        {"sources": KeyRanges(((4, 5),))},
-        {"sources": FoundKeys()},
-        {"destination": KeyRanges(((5, 64),))},
-        {"gate": Gate(ALL_KEYS, KeyRanges(((0, 63),)), 0.5, 0.2)},
-    ):
-        with pytest.raises(EditError, match="apart"):
-            table().insert([evict(), transfer(**fits | change)])
-
-
-def test_where_eviction_goes_on_generated_keys_move_too():
-    edit = KeyBias(FIRST_LAYER, Rows(), KeyRanges(((64, 70),)), 1, 0)
-    table().insert([evict(), edit])
-    with pytest.raises(EditError, match="from 4 on"):
-        table().insert([evict(again=True), edit])
 
 
 def test_one_eviction_of_as_many_layers_is_possible():

@@ -24,6 +24,7 @@ from vision_definition import Images
 from heed_kernels.beside.shift import GazeShifter, saliency
 from heed_kernels.cpu.search import LayerInputs
 from heed_kernels.edits import OPEN, GazeShift, HeadSet, KeyRanges, Rows
+from heed_kernels.errors import EditError
 from heed_kernels.reference.attention import attention_weights
 from heed_kernels.table import EditTable
 
@@ -80,11 +81,14 @@ def shifted(
     steps: list[int],
     gather: Callable[[torch.Tensor], torch.Tensor] = alone,
     heads: slice = slice(0, HEADS),
+    evicted_end: int = 0,
 ) -> torch.Tensor:
     """Outputs of one rank's heads of the second layer, its rows in steps."""
     local, group = heads.stop - heads.start, HEADS // KV_HEADS
     table = EditTable(1, LAYERS, HEADS, KV_HEADS, head_start=heads.start, local_query_heads=local)
-    shifter = GazeShifter(table, table.insert([edit], prompt_length=PROMPT), edit, gather, {})
+    slot = table.insert([edit], prompt_length=PROMPT)
+    table.evicted_end[slot] = evicted_end
+    shifter = GazeShifter(table, slot, edit, gather, {})
     output = layers[1].dense([])[:, heads].contiguous()
     for first, end in zip([0, *steps], [*steps, LENGTH], strict=True):
         item = np.array([0, 5, end - first, first, 0], np.int32)
@@ -114,6 +118,11 @@ def test_outputs_are_those_of_the_definition_in_any_steps(
     plain = layers[1].dense([])
     assert torch.equal(found[: PROMPT - 1], plain[: PROMPT - 1])
     assert not torch.allclose(found[PROMPT - 1 :], plain[PROMPT - 1 :])
+
+
+def test_keys_that_an_eviction_let_go_are_never_read(layers: list[Sequence]) -> None:
+    with pytest.raises(EditError, match="gone"):
+        shifted(edit_of(CASES["as published"]), layers, [PROMPT], evicted_end=PROMPT)
 
 
 def test_two_ranks_compare_the_whole_layer(layers: list[Sequence]) -> None:

@@ -3,16 +3,20 @@
 import re
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
+from vllm import envs
 from vllm.entrypoints.launchers.app import build_app
 from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.entrypoints.serve.middleware.authenticate import GUARDED_PREFIX
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from heed_server.api.routes import router
 
+ROOT = Path(__file__).parents[2]
 KEY = "the-key"
 OPEN = {
     "/detokenize", "/generative_scoring", "/health", "/invocations", "/is_scaling_elastic_ep",
@@ -80,3 +84,19 @@ def test_the_key_opens_the_door(app: FastAPI) -> None:
     assert (
         client.post("/v1/responses", json={"interventions": []}, headers=headers).status_code == 400
     )
+
+
+def test_the_key_guards_what_the_page_says() -> None:
+    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    guarded = re.search(r"it guards (.*?) \(", page)
+    assert guarded and tuple(re.findall(r"`(/\w+)`", guarded[1])) == GUARDED_PREFIX
+
+
+def test_the_switches_that_the_page_warns_of_and_advises_are_vllms() -> None:
+    page = (ROOT / "docs/security.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`(VLLM_\w+)=\d`", page):
+        assert name in envs.environment_variables
+    parsed = make_arg_parser(FlexibleArgumentParser()).parse_args(
+        ["--allowed-media-domains", "one.example", "two.example"]
+    )
+    assert parsed.allowed_media_domains == ["one.example", "two.example"]

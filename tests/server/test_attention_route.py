@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from prometheus_client import CollectorRegistry
 from tests.kernels.paged_model import Model, layout_of
+from tests.server.application import application
 
 from heed_interventions.views import ModelView
 from heed_kernels.cpu.search import LayerInputs
@@ -32,7 +33,7 @@ from heed_server.engine.books.twins import Twins
 from heed_server.engine.payload import RESERVED_KEY, unpack
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
-from heed_server.settings import Settings
+from heed_server.settings import ATTENTION_VARIABLE, Settings
 
 LENGTH, LAYERS, QUERY_HEADS, KV_HEADS = 50, 2, 4, 2
 VIEW = ModelView(LAYERS, QUERY_HEADS, KV_HEADS, head_dim=32, max_length=128)
@@ -207,3 +208,18 @@ def test_the_document_has_body_and_answer(client: TestClient) -> None:
     answer = operation["responses"]["200"]["content"]["application/json"]["schema"]
     assert body == {"$ref": "#/components/schemas/AttentionBody"}
     assert answer == {"$ref": "#/components/schemas/AttentionAnswer"}
+
+
+@pytest.mark.parametrize(("value", "status"), [("1", 401), ("0", 404)])
+def test_the_route_can_be_left_out(
+    value: str, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """401: it is there, and asks for a key."""
+    monkeypatch.setenv(ATTENTION_VARIABLE, value)
+    with application(flags=["--api-key", "the-key"]) as app:
+        headers = {"authorization": "Bearer the-key"} if status == 404 else {}
+        client = TestClient(app, raise_server_exceptions=False)
+        body = {"prompt": "x", "interventions": []}
+        assert client.post("/v1/attention", json=body, headers=headers).status_code == status
+        paths = {getattr(route, "path", "") for route in app.routes}
+        assert ("/v1/attention" in paths) == (status == 401)

@@ -1,13 +1,17 @@
 """Calls into the workers: answered, failed, refused while the engines stop, and never answered at all."""
 
 import asyncio
+import queue
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from vllm.v1.engine.core import EngineCoreProc, EngineShutdownState
+from vllm.v1.serial_utils import run_method
 
 from heed_server.api import plugin
 from heed_server.api.plugin import STOPPING, Engines, StoppedError
+from heed_server.api.served_model import DESCRIBE
 
 
 class Core:
@@ -49,6 +53,36 @@ def test_engines_that_stop_have_no_reports_and_are_not_asked_again() -> None:
     assert stopping.engine_core.calls == 1
     with pytest.raises(StoppedError):
         asyncio.run(engines.call("heed_gauges"))
+
+
+def test_vllm_refuses_calls_while_it_stops_in_the_words_that_are_looked_for() -> None:
+    core = SimpleNamespace(
+        shutdown_state=EngineShutdownState.SHUTTING_DOWN, output_queue=queue.Queue()
+    )
+    assert EngineCoreProc._reject_utility_in_shutdown(core, 0, 1, "collective_rpc")
+    _, outputs = core.output_queue.get_nowait()
+    assert outputs.utility_output.failure_message == STOPPING
+
+
+def of_a_worker_without_heed() -> Exception:
+    with pytest.raises(NotImplementedError) as caught:
+        run_method(object(), DESCRIBE, (), {})
+    # As multiproc_executor.py and core.py hand it on.
+    return Exception(f"Call to collective_rpc method failed: Worker failed with '{caught.value}'")
+
+
+def test_workers_without_heed_are_known_by_vllms_own_words() -> None:
+    served = client(of_a_worker_without_heed())
+    served.model_config = SimpleNamespace(max_model_len=512)
+    support = asyncio.run(Engines(served).describe())
+    assert support.unsupported == "the server's workers run without Heed"
+
+
+@pytest.mark.parametrize("answer", [[[{}]], RuntimeError("a worker failed: KeyError('layers')")])
+def test_a_worker_of_heeds_that_fails_ends_the_start(answer: Any) -> None:
+    """A server that came up would refuse every edit, for a reason that is not so."""
+    with pytest.raises((KeyError, RuntimeError), match="layers"):
+        asyncio.run(Engines(client(answer)).describe())
 
 
 def test_a_call_that_a_dead_engine_never_answers_is_given_up(

@@ -2,20 +2,26 @@ import sys
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from heed_server import models
 from heed_server.engine.plugin import RUST_VARIABLE, FrontEndError, require_python_front_end
 from heed_server.launcher import (
-    BUNDLED_KV_CACHE_BYTES,
-    choose_model,
+    add_arguments,
     pass_settings_on,
     plugin_names,
+    read,
     serve,
+    with_model,
 )
+from heed_server.models import KV_CACHE_BYTES
 from heed_server.settings import (
+    ATTENTION_VARIABLE,
     BODY_VARIABLE,
     DEFAULTS_VARIABLE,
     PLAYGROUND_VARIABLE,
@@ -27,25 +33,17 @@ from heed_server.settings import (
 )
 
 
-def chosen(environment: Mapping[str, str] | None = None, **written: Any) -> Namespace:
-    blank = {
-        "model_tag": None,
-        "model": None,
-        "served_model_name": None,
-        "dtype": "auto",
-        "kv_cache_memory_bytes": None,
-        "enforce_eager": False,
-        "profiles": None,
-    }
-    parsed = Namespace(**(blank | written))
-    choose_model(parsed, environment or {})
-    return parsed
+def chosen(*arguments: str, environment: Mapping[str, str] = MappingProxyType({})) -> Namespace:
+    parser = make_arg_parser(FlexibleArgumentParser())
+    add_arguments(parser)
+    return with_model(parser, arguments, environment)
 
 
 def test_without_a_model_the_bundled_one_is_served_in_float32_under_its_name() -> None:
     parsed = chosen()
     assert Path(parsed.model).name == "heed-tiny" and parsed.model == parsed.model_tag
     assert (parsed.served_model_name, parsed.dtype) == (["heed-tiny"], "float32")
+    assert parsed.profiles == Path(parsed.model) / "profiles"
 
 
 def test_every_bundled_directory_is_served_by_its_name(
@@ -54,31 +52,86 @@ def test_every_bundled_directory_is_served_by_its_name(
     (tmp_path / "heed-tiny-vision").mkdir()
     (tmp_path / "heed-tiny-vision" / "config.json").write_text("{}")
     monkeypatch.setattr(models, "_DIRECTORY", tmp_path)
-    parsed = chosen(model_tag="heed-tiny-vision")
+    parsed = chosen("heed-tiny-vision")
     assert parsed.model == str(tmp_path / "heed-tiny-vision")
     assert (parsed.served_model_name, parsed.dtype) == (["heed-tiny-vision"], "float32")
+    assert parsed.profiles is None
 
 
 def test_the_bundled_model_starts_quickly_and_leaves_memory_to_others() -> None:
     parsed = chosen()
-    assert parsed.enforce_eager and parsed.kv_cache_memory_bytes == BUNDLED_KV_CACHE_BYTES
-    assert chosen(kv_cache_memory_bytes=5).kv_cache_memory_bytes == 5
-    assert chosen({"VLLM_CPU_KVCACHE_SPACE": "4"}).kv_cache_memory_bytes is None
+    assert parsed.enforce_eager and parsed.kv_cache_memory_bytes == KV_CACHE_BYTES
+    small = chosen(environment={"VLLM_CPU_KVCACHE_SPACE": "4"})
+    assert small.kv_cache_memory_bytes is None
 
 
-def test_what_the_user_wrote_about_the_bundled_model_wins() -> None:
-    parsed = chosen(model_tag="heed-tiny", dtype="bfloat16", served_model_name=["x"])
-    assert Path(parsed.model).is_dir()
-    assert (parsed.served_model_name, parsed.dtype) == (["x"], "bfloat16")
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--dtype", "auto"], {"dtype": "auto"}),
+        (["--dtype=bfloat16"], {"dtype": "bfloat16"}),
+        (["--no-enforce-eager"], {"enforce_eager": False}),
+        (["--no_enforce_eager"], {"enforce_eager": False}),
+        (["--kv-cache-memory-bytes", "5"], {"kv_cache_memory_bytes": 5}),
+        (["--kv_cache_memory_bytes=5"], {"kv_cache_memory_bytes": 5}),
+        (["--served-model-name", "x"], {"served_model_name": ["x"]}),
+        (["--profiles", "here"], {"profiles": Path("here")}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_user_wrote_about_the_bundled_model_wins(
+    flags: list[str], expected: dict[str, Any], tmp_path: Path
+) -> None:
+    parsed = chosen("heed-tiny", *flags)
+    assert Path(parsed.model).name == "heed-tiny"
+    blank = {
+        "dtype": "float32",
+        "enforce_eager": True,
+        "kv_cache_memory_bytes": KV_CACHE_BYTES,
+        "served_model_name": ["heed-tiny"],
+        "profiles": Path(parsed.model) / "profiles",
+    }
+    found = {name: getattr(parsed, name) for name in blank}
+    assert found == blank | expected
+
+
+def test_a_file_of_flags_wins_as_well(tmp_path: Path) -> None:
+    file = tmp_path / "flags.yaml"
+    file.write_text("dtype: auto\nno-enforce-eager: true\n")
+    parsed = chosen("--config", str(file))
+    assert (parsed.dtype, parsed.enforce_eager) == ("auto", False)
 
 
 def test_another_model_is_passed_to_vllm_as_it_is() -> None:
-    parsed = chosen(model_tag="some/model")
+    parsed = chosen("some/model")
     assert (parsed.model, parsed.served_model_name, parsed.dtype) == ("some/model", None, "auto")
+    assert (parsed.enforce_eager, parsed.profiles) == (False, None)
 
 
 def test_a_model_given_by_vllms_own_flag_is_served() -> None:
-    assert chosen(model="some/model").model == "some/model"
+    assert chosen("--model", "some/model").model == "some/model"
+
+
+@pytest.mark.parametrize("flag", ["--max-body-bytes", "--max-streaming-length"])
+@pytest.mark.parametrize("value", ["0", "-5", "many"])
+def test_a_bound_that_is_none_is_refused_with_the_other_flags(flag: str, value: str) -> None:
+    with pytest.raises(SystemExit) as caught:
+        chosen(flag, value)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [(BODY_VARIABLE, "0"), (PLAYGROUND_VARIABLE, "maybe"), (POLICY_VARIABLE, "nowhere.json")],
+)
+def test_a_variable_that_cannot_be_used_ends_the_start_before_anything_is_loaded(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "heed")
+    monkeypatch.setenv(PROFILES_VARIABLE, "")
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError, match=value if variable == POLICY_VARIABLE else variable):
+        read(["heed-tiny"])
 
 
 def test_heed_is_added_to_an_allow_list_of_plugins() -> None:
@@ -101,6 +154,7 @@ def test_flags_reach_the_other_processes_through_the_environment(tmp_path: Path)
         intervention_policy=tmp_path / "policy.json",
         max_body_bytes=1000,
         no_playground=True,
+        no_attention_diagnostics=True,
     )
     pass_settings_on(environment, options)
     assert environment[DEFAULTS_VARIABLE] == str(tmp_path / "d.json")
@@ -109,7 +163,7 @@ def test_flags_reach_the_other_processes_through_the_environment(tmp_path: Path)
     assert environment[STREAMING_VARIABLE] == "9000"
     assert environment[POLICY_VARIABLE] == str(tmp_path / "policy.json")
     assert environment[BODY_VARIABLE] == "1000"
-    assert environment[PLAYGROUND_VARIABLE] == "0"
+    assert environment[PLAYGROUND_VARIABLE] == environment[ATTENTION_VARIABLE] == "0"
 
 
 def test_vllm_is_not_served_without_heed_where_heed_cannot_be_loaded(

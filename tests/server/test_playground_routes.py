@@ -13,7 +13,7 @@ from tests.server.application import application
 
 from heed_server.api.playground_routes import DIRECTORY, playground_router
 from heed_server.launcher import add_arguments, pass_settings_on
-from heed_server.settings import PLAYGROUND_VARIABLE, serves_playground
+from heed_server.settings import PLAYGROUND_VARIABLE, Settings
 
 FILES = sorted(path.name for path in DIRECTORY.iterdir())
 PLACES = ["/", "/playground", *(f"/playground/{name}" for name in FILES if name != "index.html")]
@@ -146,7 +146,7 @@ def test_the_flag_reaches_the_processes_that_serve() -> None:
     for flags, served in (([], True), (["--no-playground"], False)):
         environment: dict[str, str] = {}
         pass_settings_on(environment, parser.parse_args(flags))
-        assert serves_playground(environment) is served
+        assert Settings.from_environment(environment).playground is served
 
 
 def test_everything_in_the_directory_is_told_to_git_and_to_the_wheel() -> None:

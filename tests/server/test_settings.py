@@ -7,9 +7,12 @@ from typing import Any
 import pytest
 
 from heed_server.settings import (
+    ATTENTION_VARIABLE,
     BODY_VARIABLE,
     DEFAULT_BODY_BYTES,
+    PLAYGROUND_VARIABLE,
     POLICY_VARIABLE,
+    PRIVILEGED_VARIABLE,
     STREAMING_VARIABLE,
     Settings,
     SettingsError,
@@ -67,7 +70,29 @@ def test_default_interventions_are_checked_as_a_request_is(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("variable", [BODY_VARIABLE, STREAMING_VARIABLE])
-@pytest.mark.parametrize("value", ["-1", "1.5", "many", "٣", "9" * 40])
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "٣", "9" * 40])
 def test_a_number_that_is_none_is_refused_with_its_name(variable: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=variable):
+        Settings.from_environment({variable: value})
+
+
+SWITCHES = {
+    PRIVILEGED_VARIABLE: "allow_privileged",
+    PLAYGROUND_VARIABLE: "playground",
+    ATTENTION_VARIABLE: "attention",
+}
+
+
+@pytest.mark.parametrize(("variable", "field"), SWITCHES.items())
+def test_a_switch_is_on_or_off_in_any_of_the_usual_words(variable: str, field: str) -> None:
+    for words, expected in (("1 true TRUE yes on", True), ("0 false False no off", False)):
+        for word in words.split():
+            assert getattr(Settings.from_environment({variable: word}), field) is expected
+    assert Settings.from_environment({variable: ""}) == Settings()
+
+
+@pytest.mark.parametrize("variable", SWITCHES)
+@pytest.mark.parametrize("value", ["2", "maybe", " 1", "-"])
+def test_a_switch_that_is_neither_is_refused_with_its_name(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=variable):
         Settings.from_environment({variable: value})

@@ -246,7 +246,7 @@ def test_a_worker_can_look_at_hidden_states_outputs_and_weights(
     worker.load_model()
     worker.compile_or_warm_up_model()
     answer, edited = worker.heed_describe(), worker.edited
-    assert answer["observes"] and answer["inputs_obstacle"] is None
+    assert answer["inputs_obstacle"] is None
     assert edited.flagging is not None and edited.comparing is not None
     assert edited.inspected is not None and edited.class_attention is None
     assert edited.flagging._flags._flags.shape == (LAYERS, 8, 16)
@@ -342,7 +342,7 @@ def test_the_worker_describes_the_length_that_vllm_fitted_to_the_memory(
     worker.vllm_config.model_config.max_model_len = 1000
     answer = worker.heed_describe()
     assert (answer["max_length"], answer["backend"], answer["unsupported"]) == (1000, "cuda", None)
-    assert (answer["longest_step"], answer["observes"]) == (64, True)
+    assert answer["longest_step"] == 64
     assert (answer["query_heads"], answer["local_query_heads"]) == (HEADS, HEADS)
     nothing = {"edit_table_rows": 0, "attention_seconds": [], "sink_mass": []}
     assert worker.heed_gauges() == nothing and worker.heed_reports(["x"]) == {}

@@ -46,7 +46,8 @@ class TextSpan(Parameters):
 
     text: str = Field(min_length=1, max_length=65536, description="Text to look for in the prompt.")
     occurrence: Literal["all"] | int = Field(
-        default=1, description='Which occurrence, 1-based, or "all".'
+        default=1,
+        description='Which occurrence, 1-based, or "all". The spans together look at no more than 1,024 occurrences.',
     )
 
 
@@ -734,7 +735,9 @@ class SPIN(Intervention):
     """
 
     method: Literal["spin"] = "spin"
-    ratio: float = Field(default=0.8, gt=0, le=1, description="Share of a layer's heads that stay.")
+    ratio: float = Field(
+        default=0.8, gt=0, le=1, description="Share of a layer's heads that stay, at least one."
+    )
     lambda_: float = Field(
         default=0.1, ge=0, le=1, description="Factor on the other heads' outputs.", alias="lambda"
     )

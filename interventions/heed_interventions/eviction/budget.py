@@ -71,6 +71,7 @@ class EvictionMethod(Method):
 
     cache = CacheClass.SHARED
     evicts = True
+    exclusive = ("budget", "keep")
     every_row: ClassVar[bool] = False
     """Whether every prompt row has to be scored, so that none may come out of the prefix cache."""
 
@@ -134,8 +135,6 @@ class EvictionMethod(Method):
         if idle is not None:
             request.report["reason"] = idle
             return
-        if model.eviction_obstacle is not None:
-            raise request.error("method", model.eviction_obstacle, "unsupported")
         window = self.window_length()
         if model.longest_step is not None and window > model.longest_step:
             raise request.error(
@@ -188,12 +187,6 @@ class EvictionMethod(Method):
 
     @model_validator(mode="after")
     def _one_budget(self) -> Self:
-        if self.budget is not None and self.keep is not None:
-            raise PydanticCustomError(
-                "exclusive",
-                "must be left out beside `budget`: they say the same",
-                {"field": "keep"},
-            )
         if self.budget is None and self.keep is None:
             raise PydanticCustomError(
                 "missing_field", "or `keep` is needed, and both are missing", {"field": "budget"}

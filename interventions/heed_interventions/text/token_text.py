@@ -7,6 +7,7 @@ split over several tokens (bytes of an emoji); it then belongs to each of them.
 import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
+from itertools import count, islice
 from typing import Any
 
 from heed_interventions.text.byte_level import align_byte_level
@@ -33,9 +34,23 @@ class TokenText:
         self.text = text
         self.starts = starts
         self.ends = ends
+        self._known: dict[str, tuple[list[tuple[int, int]], Iterator[tuple[int, int]]]] = {}
+        """By text, the occurrences that were asked for, and the search that goes on where they end."""
 
     def find(self, text: str) -> Iterator[tuple[int, int]]:
-        """Tokens [start, end) of each occurrence of `text`, in order and not overlapping."""
+        """Tokens [start, end) of each occurrence of `text`, in order and not overlapping.
+
+        No further than the caller goes on, and none is looked for twice.
+        """
+        found, following = self._known.setdefault(text, ([], self._search(text)))
+        for index in count():
+            if index == len(found):
+                found += islice(following, 1)
+            if index == len(found):
+                return
+            yield found[index]
+
+    def _search(self, text: str) -> Iterator[tuple[int, int]]:
         at = self.text.find(text)
         while at >= 0:
             yield self.tokens(at, at + len(text))

@@ -39,7 +39,6 @@ class GIFT(Method):
     paper = "arXiv:2510.22067"
     cache = CacheClass.PRIVATE
     needs_image = True
-    observes = True
 
     method: Literal["gift"] = "gift"
     alpha: float = Field(default=5.0, ge=0, le=8, description="How far salient keys are raised.")

@@ -33,7 +33,6 @@ class PAINT(Method):
     paper = "arXiv:2501.12206"
     cache = CacheClass.SHARED
     needs_image = True
-    observes = True
     reads_tower = True
 
     method: Literal["paint"] = "paint"

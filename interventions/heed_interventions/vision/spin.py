@@ -7,7 +7,8 @@ logits s before any edit and V the keys of the images
     g_h = sum over k in V of s_hqk,     o'_h = o_h  for the floor(ratio H) largest g_h,
                                         o'_h = lambda o_h  for the other heads
 
-before the output projection. The released code divides g_h by a standard deviation and takes a softmax,
+before the output projection. A ratio that keeps no head is refused: it would be a gain on all of them,
+which is privileged in `head_gain`. The released code divides g_h by a standard deviation and takes a softmax,
 neither of which moves the ranking.
 """
 
@@ -30,10 +31,11 @@ class SPIN(Method):
     paper = "arXiv:2505.16411"
     cache = CacheClass.SHARED
     needs_image = True
-    observes = True
 
     method: Literal["spin"] = "spin"
-    ratio: float = Field(default=0.8, gt=0, le=1, description="Share of a layer's heads that stay.")
+    ratio: float = Field(
+        default=0.8, gt=0, le=1, description="Share of a layer's heads that stay, at least one."
+    )
     lambda_: float = Field(
         default=0.1, ge=0, le=1, alias="lambda", description="Factor on the other heads' outputs."
     )
@@ -46,11 +48,15 @@ class SPIN(Method):
         return prompt_length - 1
 
     def edits(self, request: RequestView) -> Iterator[Edit]:
+        kept, heads = self._kept(request.model), request.model.query_heads
+        if not kept and not self.is_neutral(request.model):
+            message = f"it keeps none of a layer's {heads} heads; at least one has to stay"
+            raise request.error("ratio", message, "out_of_bounds")
         yield HeadRanking(
             on=self.on(request),
             rows=Rows(request.prompt.length - 1, OPEN),
             keys=request.visual_keys(self.method),
-            kept=self._kept(request.model),
+            kept=kept,
             factor=self.lambda_,
             source=request.source,
         )

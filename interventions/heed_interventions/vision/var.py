@@ -36,7 +36,6 @@ class VAR(Method):
     paper = "arXiv:2503.03321"
     cache = CacheClass.SALTED
     needs_image = True
-    observes = True
     reads_inputs = True
 
     method: Literal["var"] = "var"

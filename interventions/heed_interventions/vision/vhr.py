@@ -36,7 +36,6 @@ class VHR(Method):
     paper = "arXiv:2412.13949"
     cache = CacheClass.SHARED
     needs_image = True
-    observes = True
 
     method: Literal["vhr"] = "vhr"
     alpha: float = Field(default=2.0, gt=0, le=3.5, description="Factor on the chosen heads.")

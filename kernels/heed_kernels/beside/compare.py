@@ -184,8 +184,8 @@ class HeadComparer:
         self, layer: int, row: int, query: torch.Tensor, pages: Pages, scale: float
     ) -> torch.Tensor:
         """float32 [local_query_heads, head_dim]: what a row gives without the keys. query: the same shape."""
-        places = np.arange(row + 1)
-        observed = ObservedRows(self._table, self._slot, layer, row, places, 0, scale)
+        observed = ObservedRows.on_every_key(self._table, self._slot, layer, row, row + 1, scale)
+        places = observed.places
         weights = observed.weights(query[None].float(), pages.read(places, "key").float(), 0)[:, 0]
         seen = int(np.searchsorted(self._keys, row, side="right"))
         weights.index_fill_(1, self._key_places[:seen], 0)

@@ -211,8 +211,9 @@ class Recording:
         heads: Sequence[int],
     ) -> torch.Tensor:
         """float32 [heads, rows, keys] of some local heads of one KV head."""
-        places = np.arange(len(key))
-        seen = ObservedRows(self._table, self._slot, layer, start, places, 0, rows.scale)
+        seen = ObservedRows.on_every_key(
+            self._table, self._slot, layer, start, len(key), rows.scale
+        )
         each = [seen.weights(query[:, head : head + 1], key[None], head) for head in heads]
         return torch.cat(each)
 

@@ -82,10 +82,11 @@ class GazeShifter:
         self, layer: int, low: int, high: int, inputs: LayerInputs, offset: int, pages: Pages
     ) -> torch.Tensor:
         """float32 [local_query_heads, rows, keys] of the rows [low, high)."""
-        places = np.arange(high)
-        observed = ObservedRows(self._table, self._slot, layer, low, places, 0, inputs.scale)
+        observed = ObservedRows.on_every_key(
+            self._table, self._slot, layer, low, high, inputs.scale
+        )
         query = inputs.query[low + offset : high + offset].float()
-        return observed.weights(query, pages.read(places, "key").float(), 0)
+        return observed.weights(query, pages.read(observed.places, "key").float(), 0)
 
     def _look(
         self, layer: int, start: int, end: int, inputs: LayerInputs, offset: int, pages: Pages

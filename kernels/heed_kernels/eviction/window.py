@@ -1,12 +1,14 @@
 """Weights of a request's last rows on all its keys, and what scores and shares take from them."""
 
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from heed_kernels.compiled import ABSOLUTE, BIAS, GROUP_FIELDS, SCALE, TRAILING_BIAS
+from heed_kernels.errors import EditError
 from heed_kernels.table import EditTable
 
 EPSILON = 1e-10
@@ -52,6 +54,18 @@ class ObservedRows:
     places: NDArray[np.int64]
     recent: int
     scale: float
+
+    @classmethod
+    def on_every_key(
+        cls, table: EditTable, slot: int, layer: int, first_row: int, end: int, scale: float
+    ) -> Self:
+        """Rows from `first_row` on, and all keys below `end`.
+
+        Raises `EditError` after an eviction: the blocks of some of them may be another request's by now.
+        """
+        if table.evicted_end[slot]:
+            raise EditError("rows after an eviction cannot be observed on every key: some are gone")
+        return cls(table, slot, layer, first_row, np.arange(end), 0, scale)
 
     def statistics(
         self, query: torch.Tensor, key: torch.Tensor, *, only_mean: bool

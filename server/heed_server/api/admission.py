@@ -134,6 +134,18 @@ class Admission:
         elif not resolution.edits:
             return Admitted(prompt, params, request)
         request.report_id = uuid4().hex
+        twin = twin_of(prompt, resolution.edits, request.report_id, params.n, exchange.inspection)
+        payload = self._payload(exchange, request, request.report_id, prompt, params.n)
+        params = params.clone()
+        params.extra_args = {**(params.extra_args or {}), RESERVED_KEY: pack(payload)}
+        if resolution.digest is not None:
+            prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
+        return Admitted(prompt, params, request, length, twin)
+
+    def _payload(
+        self, exchange: Exchange, request: EngineRequest, report: str, prompt: Any, choices: int
+    ) -> Payload:
+        """What the workers are to do for an engine request; report: the id by which they are asked."""
         detailed = tuple(
             index for index, method in enumerate(exchange.methods) if method.report == "full"
         )
@@ -141,25 +153,19 @@ class Admission:
         if inspection is None and detailed:
             inspection = self._on_images(prompt, request.prompt_length)
             reported = inspection is not None
-        payload = Payload(
-            report=request.report_id,
-            choices=params.n,
+        return Payload(
+            report=report,
+            choices=choices,
             prompt_length=request.prompt_length,
-            publication_limit=resolution.publication_limit,
-            edits=resolution.edits,
+            publication_limit=request.resolution.publication_limit,
+            edits=request.resolution.edits,
             detailed=detailed,
             inspection=inspection,
             inspection_reported=reported,
         )
-        twin = twin_of(prompt, resolution.edits, request.report_id, params.n, exchange.inspection)
-        params = params.clone()
-        params.extra_args = {**(params.extra_args or {}), RESERVED_KEY: pack(payload)}
-        if resolution.digest is not None:
-            prompt = {**prompt, "cache_salt": salted(salt, resolution.digest)}
-        return Admitted(prompt, params, request, length, twin)
 
     def _on_images(self, prompt: Mapping[str, Any], length: int) -> Inspection | None:
-        images = image_spans(prompt) if self.model.observes else ()
+        images = image_spans(prompt)
         return on_images(images, length, self.model) if images else None
 
     def count(self, request: EngineRequest) -> None:

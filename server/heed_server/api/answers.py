@@ -25,14 +25,28 @@ async def with_reports(response: Response, exchange: Exchange) -> Response:
         return response
     body: dict[str, Any] = json.loads(bytes(response.body))
     choices = body["choices"]
-    body["interventions"] = await choice_reports(exchange, 0, len(choices))
+    body["interventions"] = await first_reports(exchange)
     if len(choices) > 1:
         for choice in choices:
             choice["interventions"] = await choice_reports(exchange, choice["index"], len(choices))
+    return with_body(response, body)
+
+
+def with_body(response: JSONResponse, body: Mapping[str, Any]) -> JSONResponse:
+    """The response with another body."""
     # Headers carry vLLM's load metrics; the length is that of the new body.
     headers = {k: v for k, v in response.headers.items() if k.lower() != "content-length"}
     # The background task is how vLLM keeps count of its load.
     return JSONResponse(body, headers=headers, background=response.background)
+
+
+async def first_reports(exchange: Exchange) -> list[Report]:
+    """Reports of the first choice.
+
+    Raises:
+        RuntimeError: as `assemble`.
+    """
+    return await prompt_reports(exchange.engine_requests[0]) if exchange.engine_requests else []
 
 
 async def choice_reports(exchange: Exchange, index: int, choices: int) -> list[Report]:
@@ -82,9 +96,8 @@ async def _stream_with_reports(stream: Any, exchange: Exchange) -> AsyncIterator
 
 async def _reported(chunk: Mapping[str, Any], exchange: Exchange) -> str:
     """The chunk with the reports of choice 0; an error event where they cannot be had."""
-    choices = sum(max(1, len(r.completion_tokens)) for r in exchange.engine_requests)
     try:
-        reports = await choice_reports(exchange, 0, choices)
+        reports = await first_reports(exchange)
     except Exception as error:
         # The answer is out with status 200: this is how vLLM says that something failed later.
         return _event(create_error_response(error).model_dump())

@@ -14,7 +14,7 @@ from typing import Any
 from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.responses import Response
 
-from heed_server.api.answers import prompt_reports
+from heed_server.api.answers import prompt_reports, with_body
 from heed_server.api.exchange import CURRENT, Exchange, Report
 
 _END = object()
@@ -54,8 +54,7 @@ async def with_named_reports(response: Response, exchange: Exchange, style: Even
     if not isinstance(response, JSONResponse) or response.status_code != 200:
         return response
     body = {**json.loads(bytes(response.body)), "interventions": await last_reports(exchange)}
-    headers = {k: v for k, v in response.headers.items() if k.lower() != "content-length"}
-    return JSONResponse(body, headers=headers, background=response.background)
+    return with_body(response, body)
 
 
 async def last_reports(exchange: Exchange) -> list[Report]:

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-POSITIONS = 8
-"""Of a layer's sinks, how many positions a report names; the full report has all."""
+from heed_server.engine.payload import POSITIONS
+
 _DIGITS = 6
 
 

@@ -24,8 +24,10 @@ from heed_server.api.playground_routes import playground_router
 from heed_server.api.reports import ReportCollector, of_workers
 from heed_server.api.request_spans import spans_of
 from heed_server.api.served_model import (
+    DESCRIBE,
     no_support,
     profiles_for,
+    runs_without_heed,
     scratch_table,
     served_identity,
     support_of,
@@ -36,14 +38,14 @@ from heed_server.attention.service import Diagnostics
 from heed_server.engine.model.model_support import ModelSupport
 from heed_server.metrics import Metrics
 from heed_server.profiles.store import ProfileStore
-from heed_server.settings import Settings, serves_playground
+from heed_server.settings import Settings
 
 logger = init_logger("vllm.heed.api")
 
 POLL_SECONDS = 2.0
 ALIVE_SECONDS = 0.5
 STOPPING = "Server shutting down"
-"""What vLLM's engines answer to every call while they let their last requests end."""
+"""What vLLM's engines answer to every call while they let their last requests end: `v1/engine/core.py`."""
 
 
 class HeedEndpointPlugin:
@@ -64,9 +66,12 @@ class HeedEndpointPlugin:
         app.add_middleware(BodyLimit)
         if not self._generates:
             return
-        for module in (routes, messages_route, responses_route, profile_routes, attention_routes):
+        settings = Settings.from_environment()
+        for module in (routes, messages_route, responses_route, profile_routes):
             app.include_router(module.router)
-        if serves_playground():
+        if settings.attention:
+            app.include_router(attention_routes.router)
+        if settings.playground:
             app.include_router(playground_router())
         errors.install(app)
 
@@ -151,8 +156,10 @@ class Engines:
     async def describe(self) -> ModelSupport:
         """The model as the first worker sees it; a worker without Heed refuses edits."""
         try:
-            return support_of((await self.call("heed_describe"))[0][0])
+            return support_of((await self.call(DESCRIBE))[0][0])
         except Exception as error:
+            if not runs_without_heed(error):
+                raise
             logger.warning("Heed: the workers do not know it: %s", error)
             return no_support(self._client.model_config.max_model_len)
 

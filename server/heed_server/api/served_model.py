@@ -24,10 +24,22 @@ from heed_server.settings import Settings, SettingsError
 
 logger = init_logger("vllm.heed.api")
 
+DESCRIBE = "heed_describe"
+"""What workers are asked for `ModelSupport` by."""
+
 
 def support_of(answer: Mapping[str, Any]) -> ModelSupport:
     """The answer of one worker's `heed_describe`."""
     return ModelSupport(**{field.name: answer[field.name] for field in fields(ModelSupport)})
+
+
+def runs_without_heed(error: Exception) -> bool:
+    """Whether a call for DESCRIBE failed because the workers have no such method.
+
+    Between processes vLLM keeps an error's text alone, with other text around it; the one looked for is of
+    `vllm.v1.serial_utils.run_method`.
+    """
+    return f"Method {DESCRIBE!r} is not implemented" in str(error)
 
 
 def no_support(max_length: int) -> ModelSupport:
@@ -52,7 +64,6 @@ def view_of(support: ModelSupport, config: Any) -> ModelView:
         unsupported=support.unsupported,
         eviction_obstacle=support.eviction_obstacle,
         rotary=support.rotary,
-        observes=support.observes,
         longest_step=support.longest_step,
         hidden_size=support.hidden_size,
         inputs_obstacle=support.inputs_obstacle,

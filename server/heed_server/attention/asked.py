@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from heed_interventions.errors import InterventionError, join_path
 from heed_interventions.selectors import select_heads, select_layers
 from heed_interventions.spans import Range, find_spans, union
-from heed_interventions.support import NOT_OBSERVED
 from heed_interventions.views import ModelView, PromptView, RequestView, keys_of_images
 from heed_kernels.inspection import Inspection, Quantity
 from heed_server.api.errors import RefusedError, refused
@@ -50,12 +49,11 @@ def check_body(body: AttentionBody, model: ModelView) -> None:
     """What can be said before the prompt is rendered.
 
     Raises:
-        RefusedError: the model or its device cannot be looked into, or a measure needs something
+        RefusedError: the model cannot be looked into, or a measure needs something
             that is not there.
     """
-    obstacle = model.unsupported or (None if model.observes else NOT_OBSERVED)
-    if obstacle is not None:
-        raise RefusedError(obstacle, None)
+    if model.unsupported is not None:
+        raise RefusedError(model.unsupported, None)
     for index, measure in enumerate(body.include):
         path = f"include.{index}"
         if measure in _OF_IMAGES and not model.vision:

@@ -10,7 +10,6 @@ from heed_interventions.parse import parse_one
 from heed_interventions.registry import METHODS
 from heed_kernels.edits import SOURCES
 from heed_server.argument_types import natural, positive, two_or_more
-from heed_server.profiles.fit import FROM_THE_REQUEST
 
 GAMMAS = "0.3,0.6,1.5,2,3,5"
 MOST_LAYERS = 10_000
@@ -194,13 +193,12 @@ def _parameter(
     method: str, field: str, kind: Callable[[str], float] = float
 ) -> Callable[[str], float]:
     """A number that the method takes for `field`; its own bounds hold here as well."""
-    fields = METHODS[method].model_fields
-    beside = {name: value for name, value in FROM_THE_REQUEST.items() if name in fields}
+    beside = METHODS[method].of_the_prompt
 
     def number(text: str) -> float:
         value = kind(text)
         try:
-            parse_one({"method": method, field: value} | beside, method)
+            parse_one({"method": method, field: value, **beside}, method)
         except InterventionError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
         return value

@@ -11,6 +11,9 @@ from heed_kernels.wire import from_wire, to_wire
 RESERVED_KEY = "heed"
 """Heed's own key in `extra_args`; refused when it comes from outside."""
 
+POSITIONS = 8
+"""Of a layer's sinks, how many positions a report names; one in full has all."""
+
 
 @dataclass(frozen=True)
 class Twin:

@@ -8,7 +8,7 @@ from typing import Any
 
 from heed_interventions.errors import InterventionError, join_path
 from heed_interventions.parse import parse_one
-from heed_server.profiles.fit import FROM_THE_REQUEST
+from heed_interventions.registry import METHODS
 from heed_server.profiles.merge import names_profile
 from heed_server.scoring.calls import PLAIN, Setting
 from heed_server.scoring.errors import ScoringError
@@ -97,8 +97,9 @@ def _check(name: str, value: Any) -> None:
     for index, each in enumerate(value):
         if names_profile(each):
             continue
-        if isinstance(each, Mapping) and each.get("method") == "emphasis":
-            each = FROM_THE_REQUEST | dict(each)
+        method = each.get("method") if isinstance(each, Mapping) else None
+        if isinstance(method, str) and method in METHODS:
+            each = {**METHODS[method].of_the_prompt, **each}
         try:
             parse_one(each, join_path("interventions", index))
         except InterventionError as error:

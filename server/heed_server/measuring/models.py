@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-from heed_server.launcher import BUNDLED_KV_CACHE_BYTES
 from heed_server.models import bundled_model
 
 
@@ -32,6 +31,8 @@ def served(model: str, tokens: int, requests: int) -> MeasuredModel:
     longest = min(tokens + 1, getattr(config, "max_position_embeddings", tokens + 1))
     flags = ["--max-model-len", str(longest), "--max-num-seqs", str(max(requests, 2))]
     if bundled is not None:
-        flags += ["--dtype", "float32", "--enforce-eager"]
-        flags += ["--kv-cache-memory-bytes", str(BUNDLED_KV_CACHE_BYTES)]
+        # As flags, because one of the two servers is stock vLLM, which knows no bundled model.
+        for name, value in bundled.engine_options({}).items():
+            flag = "--" + name.replace("_", "-")
+            flags += [flag] if value is True else [flag, str(value)]
     return MeasuredModel(path, flags, int(config.vocab_size), longest)

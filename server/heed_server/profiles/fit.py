@@ -13,8 +13,7 @@ from heed_server.profiles.identity import ModelIdentity
 from heed_server.profiles.profile import Profile, ProfileError
 
 _STAND_IN_LENGTH = 64
-FROM_THE_REQUEST = {"spans": [{"start": 0, "end": 1}]}
-"""Stand-ins for the prompt, and for what a profile leaves to each request."""
+"""Tokens of the prompt that stands in for those of requests."""
 
 
 def check_fit(profile: Profile, served: ModelIdentity, view: ModelView) -> bool:
@@ -65,9 +64,4 @@ def _missing(profile: Profile, item: dict[str, Any]) -> dict[str, Any]:
     known: type[Method] | None = METHODS.get(profile.method)
     if known is None:
         return {}  # parsing says which methods there are
-    fields = known.fields()
-    return {
-        field: value
-        for field, value in FROM_THE_REQUEST.items()
-        if field in fields and fields[field].is_required() and field not in item
-    }
+    return {field: value for field, value in known.of_the_prompt.items() if field not in item}

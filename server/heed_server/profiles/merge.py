@@ -4,11 +4,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from heed_interventions.errors import InterventionError, join_path, quote
+from heed_interventions.method import Method
 from heed_interventions.registry import METHODS, MOST_INTERVENTIONS
 from heed_server.profiles.profile import NAME_RULE, Profile, is_profile_name
-
-_INSTEAD_OF_EACH_OTHER = (("tau", "alpha_over_n"), ("budget", "keep"))
-"""Fields of which a method takes one: the one that a request writes pushes the profile's out."""
 
 
 def merged(
@@ -52,7 +50,7 @@ def _merged_one(
     profile = _profile(item["method"], item["profile"], profiles, refused, path)
     parameters = dict(profile.parameters)
     written = {field: value for field, value in item.items() if value is not None}
-    for field in _pushed_out(written, parameters):
+    for field in _pushed_out(METHODS[item["method"]], written, parameters):
         parameters.pop(field, None)
     return {**parameters, **written}
 
@@ -82,11 +80,12 @@ def _profile(
     return profiles[name]
 
 
-def _pushed_out(written: Mapping[str, Any], parameters: Mapping[str, Any]) -> Iterable[str]:
+def _pushed_out(
+    method: type[Method], written: Mapping[str, Any], parameters: Mapping[str, Any]
+) -> Iterable[str]:
     """Parameters of a profile that cannot stand beside what the request wrote."""
-    for group in _INSTEAD_OF_EACH_OTHER:
-        if any(field in written for field in group):
-            yield from group
+    if any(field in written for field in method.exclusive):
+        yield from method.exclusive
     # An object in `heads` names its layers itself.
     if "layers" in written and isinstance(parameters.get("heads"), dict):
         yield "heads"

@@ -12,9 +12,7 @@ from heed_kernels.edits import Edit, FlagKeys
 from heed_kernels.errors import EditError
 from heed_kernels.plan import FIRST_POSITION, SLOT
 from heed_kernels.table import EditTable
-
-POSITIONS = 8
-"""Of a layer's flagged tokens, how many a short report names."""
+from heed_server.engine.payload import POSITIONS
 
 
 class FlaggedTokens:

@@ -18,7 +18,6 @@ from vllm.model_executor.layers.rotary_embedding.yarn_scaling_rope import (
 from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import AttentionType
 
-from heed_interventions import support
 from heed_kernels.rope import Rope
 from heed_server.engine.model.image_tower import patches_of, tower_obstacle
 from heed_server.engine.model.layer_inputs import inputs_obstacle
@@ -33,7 +32,6 @@ class ModelSupport:
     backend: what carries out edits on this device ("cpu", "cuda"); None where nothing does.
     kv_blocks, block_size: the KV cache of an engine; 0 where it is not known.
     eviction_obstacle: why requests that evict are refused, where others are not; None when they are not.
-    observes: whether attention can be observed while the model runs, beyond the search for keys.
     longest_step: tokens that one step holds; None where that is not known.
     hidden_size: of the language model's hidden states.
     model_type: the language model's, as transformers names it.
@@ -55,7 +53,6 @@ class ModelSupport:
     kv_blocks: int = 0
     block_size: int = 0
     eviction_obstacle: str | None = None
-    observes: bool = False
     longest_step: int | None = None
     hidden_size: int = 0
     model_type: str = ""
@@ -64,14 +61,13 @@ class ModelSupport:
     tower_obstacle: str | None = None
 
 
-def eviction_obstacle(config: VllmConfig, backend: str | None) -> str | None:
+def eviction_obstacle(config: VllmConfig) -> str | None:
     """Why requests cannot evict here although they can be edited; None where they can."""
     ranks = config.parallel_config.tensor_parallel_size
     kv_heads = config.model_config.get_total_num_kv_heads()
-    reason = support.eviction_obstacle(backend)
-    if reason is None and kv_heads % ranks:
+    if kv_heads % ranks:
         return f"{kv_heads} KV heads cannot be divided among {ranks} tensor-parallel ranks"
-    return reason
+    return None
 
 
 def attention_layers(config: VllmConfig) -> dict[int, Attention]:
@@ -118,8 +114,7 @@ def model_support(
         unsupported=_first(chain(_obstacles(config, layers, backend), obstacles)),
         rotary=bool(layers) and set(rope_by_layer(model)) >= set(layers),
         backend=backend,
-        eviction_obstacle=eviction_obstacle(config, backend),
-        observes=support.observation_obstacle(backend) is None,
+        eviction_obstacle=eviction_obstacle(config),
         hidden_size=config.model_config.get_hidden_size(),
         model_type=config.model_config.hf_text_config.model_type,
         inputs_obstacle=inputs_obstacle(config, model, layers, uncompiled_steps=backend == "cuda"),
