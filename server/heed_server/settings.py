@@ -18,6 +18,7 @@ PRIVILEGED_VARIABLE = "HEED_ALLOW_PRIVILEGED_INTERVENTIONS"
 PROFILES_VARIABLE = "HEED_PROFILES"
 STREAMING_VARIABLE = "HEED_MAX_STREAMING_LENGTH"
 BODY_VARIABLE = "HEED_MAX_BODY_BYTES"
+OPEN_VARIABLE = "HEED_MAX_OPEN_REQUESTS"
 PLAYGROUND_VARIABLE = "HEED_PLAYGROUND"
 
 DEFAULT_BODY_BYTES = 64 << 20
@@ -72,6 +73,15 @@ class Settings:
 def serves_playground(environment: Mapping[str, str] = os.environ) -> bool:
     """Whether there is a page at `/`; asked for before the settings are read, while routes are put in place."""
     return environment.get(PLAYGROUND_VARIABLE) != "0"
+
+
+def most_open_requests(environment: Mapping[str, str] = os.environ) -> int | None:
+    """Requests that one API process may have open, or None for any number; asked for early, too.
+
+    Raises:
+        SettingsError: a value that is no number.
+    """
+    return _number(environment, OPEN_VARIABLE, "requests") or None
 
 
 def _number(environment: Mapping[str, str], variable: str, unit: str) -> int | None:

@@ -9,10 +9,12 @@ import pytest
 from heed_server.settings import (
     BODY_VARIABLE,
     DEFAULT_BODY_BYTES,
+    OPEN_VARIABLE,
     POLICY_VARIABLE,
     STREAMING_VARIABLE,
     Settings,
     SettingsError,
+    most_open_requests,
     read_interventions,
     read_policy,
 )
@@ -71,3 +73,10 @@ def test_default_interventions_are_checked_as_a_request_is(tmp_path: Path) -> No
 def test_a_number_that_is_none_is_refused_with_its_name(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=variable):
         Settings.from_environment({variable: value})
+
+
+def test_any_number_of_requests_may_be_open_unless_a_number_is_given() -> None:
+    assert most_open_requests({}) is None
+    assert most_open_requests({OPEN_VARIABLE: "300"}) == 300
+    with pytest.raises(SettingsError, match=OPEN_VARIABLE):
+        most_open_requests({OPEN_VARIABLE: "many"})

@@ -16,6 +16,7 @@ _TYPES = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     413: "RequestTooLargeError",
+    503: "ServiceUnavailableError",
 }
 
 
