@@ -7,7 +7,7 @@ from threading import Condition
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from heed_server.api.errors import error_response
+from heed_server.api.errors import BUSY_RETRY_SECONDS, unavailable
 
 MEASURED = frozenset({"/metrics"})
 """Answered whatever happens: a drain should be seen."""
@@ -15,7 +15,6 @@ PROBES = frozenset({"/health", "/ping", "/v1/models"})
 """Answered under any load, so that nobody restarts a server for being busy; not while it drains."""
 DRAINING_RETRY_SECONDS = 5
 """By then whoever sends requests has found another server, or this one's successor."""
-BUSY_RETRY_SECONDS = 1
 LOOK_SECONDS = 0.5
 """How often a drain looks whether the engine is still there."""
 
@@ -101,8 +100,7 @@ class Entrance:
             self.requests.end()
 
     def _refusal(self, error: NotTakenError, scope: Scope) -> Response:
-        response = error_response(str(error), status=503)
-        response.headers["Retry-After"] = str(error.seconds)
+        response = unavailable(str(error), error.seconds)
         if self.requests.draining:
             # Whoever keeps the connection would go on asking a server that is about to end.
             response.headers["Connection"] = "close"
