@@ -9,6 +9,7 @@ from pathlib import Path
 
 from heed_server.argument_types import positive
 from heed_server.engine.plugin import PLUGIN_NAME
+from heed_server.hangup import pass_hangups_on
 from heed_server.models import bundled_model
 from heed_server.settings import (
     BODY_VARIABLE,
@@ -53,6 +54,7 @@ def serve(arguments: Sequence[str]) -> None:
 
     from heed_server.api.leaving import engine_failed
 
+    pass_hangups_on()
     ServeSubcommand.cmd(parsed)
     if engine_failed():
         raise SystemExit(1)
