@@ -20,6 +20,7 @@ ARG REVISION=""
 LABEL org.opencontainers.image.title="Heed" \
       org.opencontainers.image.description="vLLM whose attention every request can edit" \
       org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="0.1.0" \
       org.opencontainers.image.revision="${REVISION}"
 
 USER 0
@@ -43,7 +44,7 @@ COPY server server
 
 # vLLM's image has all that Heed needs, in versions of its own; on another base they are those that last served.
 # hadolint ignore=DL3013
-RUN if [ "${EXTRAS}" = cpu ]; then export PIP_CONSTRAINT=/opt/heed/deploy/constraints-cpu.txt; fi && \
+RUN if [[ ",${EXTRAS}," == *,cpu,* ]]; then export PIP_CONSTRAINT=/opt/heed/deploy/constraints-cpu.txt; fi && \
     python3 -m pip install --no-cache-dir --disable-pip-version-check ".${EXTRAS:+[${EXTRAS}]}" && \
     python3 scripts/setup_environment.py --repair && \
     rm -rf /opt/heed/*

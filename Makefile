@@ -15,7 +15,7 @@ BIN := $(VENV)/bin
 PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help install serve test test-all test-browser kernels-check lint format client docs bench release-check clean
+.PHONY: help install serve test test-all test-browser deploy-check kernels-check lint format client docs bench release-check clean
 
 help: ## Show this list
 	@echo "Heed: make TARGET [NAME=value …]"
@@ -37,6 +37,11 @@ test-all: lint ## The same with the slow tests
 test-browser: install ## Try the playground in a headless Chromium, where one is installed (ARGS for pytest)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/browser/requirements.txt
 	$(PYTEST) tests/browser tests/live/test_playground.py $(ARGS)
+
+deploy-check: install ## Test the containers' files and the Helm chart with all that this takes (ARGS for pytest)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r tests/deploy/requirements.txt
+	PATH="$(abspath $(BIN)):$$PATH" $(PYTEST) --no-skips tests/deploy/test_chart.py tests/deploy/test_containers.py $(ARGS)
+	$(PYTEST) tests/deploy/test_alerts.py $(ARGS)  # skipped, and said so, without promtool, which pip does not have
 
 kernels-check: install ## Prove the Triton kernels without a GPU: interpreter, mutants, compile gate (ARGS="--all")
 	$(PYTEST) -m "not slow" --deselect tests/kernels/triton/test_gate.py tests/kernels/triton

@@ -51,6 +51,7 @@ def check_versions(expected: str) -> None:
     repeated = {
         "deploy/helm/heed/Chart.yaml": rf"^appVersion: {re.escape(expected)}$",
         "deploy/production-stack.yaml": rf"^ +tag: {re.escape(expected)}$",
+        "Dockerfile": rf'image\.version="{re.escape(expected)}"',
         "CHANGELOG.md": rf"^## {re.escape(expected)} \(",
     }
     for name, pattern in repeated.items():

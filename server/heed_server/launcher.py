@@ -9,11 +9,13 @@ from pathlib import Path
 
 from heed_server.argument_types import positive
 from heed_server.engine.plugin import PLUGIN_NAME
+from heed_server.hangup import pass_hangups_on
 from heed_server.models import bundled_model
 from heed_server.settings import (
     ATTENTION_VARIABLE,
     BODY_VARIABLE,
     DEFAULTS_VARIABLE,
+    OPEN_VARIABLE,
     PLAYGROUND_VARIABLE,
     POLICY_VARIABLE,
     PRIVILEGED_VARIABLE,
@@ -50,6 +52,7 @@ def serve(arguments: Sequence[str]) -> None:
 
     from heed_server.api.leaving import engine_failed
 
+    pass_hangups_on()
     ServeSubcommand.cmd(parsed)
     if engine_failed():
         raise SystemExit(1)
@@ -121,6 +124,12 @@ def add_arguments(parser: ArgumentParser) -> None:
         help="Largest body of a request (default: 64 MiB).",
     )
     group.add_argument(
+        "--max-open-requests",
+        metavar="N",
+        type=positive,
+        help="Requests that each API process may have open at once; more get a 503 (default: any number).",
+    )
+    group.add_argument(
         "--no-playground",
         action="store_true",
         help="Serve no page at /; what it would show is what /v1 answers.",
@@ -178,6 +187,8 @@ def pass_settings_on(environment: MutableMapping[str, str], parsed: Namespace) -
         environment[POLICY_VARIABLE] = str(parsed.intervention_policy.resolve())
     if parsed.max_body_bytes is not None:
         environment[BODY_VARIABLE] = str(parsed.max_body_bytes)
+    if parsed.max_open_requests is not None:
+        environment[OPEN_VARIABLE] = str(parsed.max_open_requests)
     if parsed.no_playground:
         environment[PLAYGROUND_VARIABLE] = "0"
     if parsed.no_attention_diagnostics:

@@ -45,7 +45,7 @@ class Metrics:
         )
         self._rejections = Counter(
             "heed_rejections_total",
-            "Requests refused for their interventions, by reason.",
+            "Requests that Heed refused, by reason: for their interventions, or because too many were open.",
             ["reason"],
             registry=registry,
         )

@@ -20,6 +20,7 @@ PRIVILEGED_VARIABLE = "HEED_ALLOW_PRIVILEGED_INTERVENTIONS"
 PROFILES_VARIABLE = "HEED_PROFILES"
 STREAMING_VARIABLE = "HEED_MAX_STREAMING_LENGTH"
 BODY_VARIABLE = "HEED_MAX_BODY_BYTES"
+OPEN_VARIABLE = "HEED_MAX_OPEN_REQUESTS"
 PLAYGROUND_VARIABLE = "HEED_PLAYGROUND"
 ATTENTION_VARIABLE = "HEED_ATTENTION_DIAGNOSTICS"
 
@@ -48,6 +49,7 @@ class Settings:
     max_streaming_length: tokens of prompt and answer of requests whose positions roll; None: the
         model's context, as for all others.
     max_body_bytes: largest body of a request.
+    max_open_requests: that one API process may have open; None: any number.
     playground: whether there is a page at `/`.
     attention: whether `POST /v1/attention` is there.
     """
@@ -58,6 +60,7 @@ class Settings:
     policy: Policy = EVERYTHING
     max_streaming_length: int | None = None
     max_body_bytes: int = DEFAULT_BODY_BYTES
+    max_open_requests: int | None = None
     playground: bool = True
     attention: bool = True
 
@@ -80,6 +83,7 @@ class Settings:
             policy=read_policy(Path(policy)) if policy else EVERYTHING,
             max_streaming_length=_number(environment, STREAMING_VARIABLE, "tokens", None),
             max_body_bytes=_number(environment, BODY_VARIABLE, "bytes", DEFAULT_BODY_BYTES),
+            max_open_requests=_number(environment, OPEN_VARIABLE, "requests", None),
             playground=_switch(environment, PLAYGROUND_VARIABLE, default=True),
             attention=_switch(environment, ATTENTION_VARIABLE, default=True),
         )

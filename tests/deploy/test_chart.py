@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -113,13 +114,20 @@ NOT_KUBERNETES_OWN = {"PodMonitor", "ScaledObject"}
 """Kinds that an operator brings along; Kubernetes has no schema for them."""
 
 
-def rendered(over: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The chart's objects by kind (the last of each), as `helm template` makes them."""
+def all_rendered(over: dict[str, Any], name: str = "test") -> list[dict[str, Any]]:
+    """The chart's objects, as `helm template` makes them for a release of that name."""
     helm = pytest.importorskip("helm_python", reason="Helm is not at hand")
-    files = helm.Chart.load(CHART).render(over, name="test", namespace="serving")
-    manifests = [text for name, text in files.items() if name.endswith(".yaml")]
-    objects = [each for text in manifests for each in yaml.safe_load_all(text) if each]
-    return {each["kind"]: each for each in objects}
+    files = helm.Chart.load(CHART).render(over, name=name, namespace="serving")
+    manifests = [text for file, text in files.items() if file.endswith(".yaml")]
+    return [each for text in manifests for each in yaml.safe_load_all(text) if each]
+
+
+def rendered(over: dict[str, Any], name: str = "test") -> dict[str, dict[str, Any]]:
+    """The same by kind, where the values ask for one object of each."""
+    objects = all_rendered(over, name)
+    kinds = {each["kind"]: each for each in objects}
+    assert len(kinds) == len(objects), "two objects of a kind"
+    return kinds
 
 
 def container(objects: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -135,11 +143,16 @@ def container(objects: dict[str, dict[str, Any]]) -> dict[str, Any]:
 )
 def test_what_is_rendered_is_what_kubernetes_takes(over: dict[str, Any]) -> None:
     kubernetes = pytest.importorskip("kubernetes_validate", reason="no schemas of Kubernetes")
-    objects = rendered(over)
-    assert {"Deployment", "Service", "ServiceAccount"} <= set(objects)
-    for kind, each in objects.items():
-        if kind not in NOT_KUBERNETES_OWN:
+    objects = all_rendered(over)
+    assert {"Deployment", "Service", "ServiceAccount"} <= {each["kind"] for each in objects}
+    for each in objects:
+        if each["kind"] not in NOT_KUBERNETES_OWN:
             kubernetes.validate(each, "1.31", strict=True)
+
+
+def test_extra_objects_stand_beside_the_charts_own_of_their_kind() -> None:
+    names = [each["metadata"]["name"] for each in all_rendered(FULL) if each["kind"] == "ConfigMap"]
+    assert sorted(names) == ["extra", "test-heed"]
 
 
 def test_helm_finds_nothing_wrong() -> None:
@@ -168,7 +181,7 @@ def test_bare_values_serve_the_bundled_model_and_ask_for_nothing_that_is_not_the
 
 
 def test_the_selector_of_everything_matches_the_pods() -> None:
-    objects = rendered(FULL)
+    objects = rendered(FULL | {"extraObjects": []})
     labels = objects["Deployment"]["spec"]["template"]["metadata"]["labels"].items()
     selectors = [
         objects["Deployment"]["spec"]["selector"]["matchLabels"],
@@ -206,7 +219,9 @@ def test_a_change_of_settings_restarts_the_pods() -> None:
 
 
 def test_secrets_are_references() -> None:
-    environment = {each["name"]: each for each in container(rendered(FULL))["env"]}
+    environment = {
+        each["name"]: each for each in container(rendered(FULL | {"extraObjects": []}))["env"]
+    }
     key = environment["VLLM_API_KEY"]["valueFrom"]["secretKeyRef"]
     assert key == {"name": "heed-key", "key": "api-key"}
     assert "valueFrom" in environment["HF_TOKEN"]
@@ -220,12 +235,15 @@ def test_probes_ask_what_they_may(key: str, path: str) -> None:
     assert heed["livenessProbe"]["httpGet"]["path"] == "/health"
 
 
-def test_a_pod_is_not_killed_while_it_drains() -> None:
-    objects = rendered({"drainSeconds": 40})
-    arguments = container(objects)["args"]
-    assert arguments[arguments.index("--shutdown-timeout") + 1] == "40"
+@pytest.mark.parametrize("before", [0, 7])
+def test_a_pod_is_not_killed_while_it_drains(before: int) -> None:
+    objects = rendered({"drainSeconds": 40, "preStopSeconds": before})
+    heed = container(objects)
+    assert heed["args"][heed["args"].index("--shutdown-timeout") + 1] == "40"
     grace = objects["Deployment"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
-    assert grace > 40
+    assert grace == before + 40 + 15
+    sleep = {"preStop": {"exec": {"command": ["sleep", "7"]}}}
+    assert heed.get("lifecycle") == (sleep if before else None)
 
 
 @pytest.mark.parametrize(
@@ -241,4 +259,18 @@ def test_an_autoscaler_takes_the_place_of_replicas(kind: str, object_kind: str) 
 def test_keda_asks_for_the_requests_that_wait_in_these_pods() -> None:
     (trigger,) = rendered(KEDA)["ScaledObject"]["spec"]["triggers"]
     query = trigger["metadata"]["query"]
-    assert query == 'sum(vllm:num_requests_waiting{namespace="serving",pod=~"test-heed-.*"})'
+    pods = "test-heed-[a-z0-9]+-[a-z0-9]{5}"
+    assert query == f'sum(vllm:num_requests_waiting{{namespace="serving",pod=~"{pods}"}})'
+
+
+@pytest.mark.parametrize("release", ["heed", "heed-canary", "a" * 53])
+def test_keda_counts_the_pods_of_its_own_release_alone(release: str) -> None:
+    objects = rendered(KEDA, release)
+    (trigger,) = objects["ScaledObject"]["spec"]["triggers"]
+    pods = re.search(r'pod=~"([^"]*)"', trigger["metadata"]["query"])
+    assert pods is not None
+    deployment = objects["Deployment"]["metadata"]["name"]
+    # Prometheus matches whole names; Kubernetes cuts what stands before the last five characters to 58.
+    assert re.fullmatch(pods[1], f"{deployment}-5d4f8c7b9f-"[:58] + "x7k2p")
+    for other in ("-canary", "-2"):
+        assert not re.fullmatch(pods[1], f"{deployment}{other}-5d4f8c7b9f-x7k2p")

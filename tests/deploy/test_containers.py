@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 import yaml
 
 from heed_server.engine.versions import SUPPORTED_VLLM
+from heed_server.version import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = ROOT / "deploy"
@@ -81,7 +83,25 @@ def test_the_image_for_the_cpu_has_one_version_of_everything() -> None:
     assert {re.split(r"[<>=]", each)[0] for each in needed} <= {
         name.lower().replace("_", "-") for name in pins
     }
-    assert any("PIP_CONSTRAINT=/opt/heed/deploy/constraints-cpu.txt" in run for run in said("RUN"))
+
+
+@pytest.mark.parametrize(
+    ("extras", "pinned"),
+    [("cpu", True), ("cpu,ray", True), ("ray,cpu", True), ("", False), ("ray", False)],
+)
+def test_the_pins_hold_for_whatever_is_installed_on_the_cpu(extras: str, pinned: bool) -> None:
+    (install,) = (run for run in said("RUN") if "PIP_CONSTRAINT" in run)
+    condition = install[: install.index("&&")]
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", f'{condition}; echo "${{PIP_CONSTRAINT:-}}"'],
+        env={"PATH": os.environ["PATH"], "EXTRAS": extras},
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == ("/opt/heed/deploy/constraints-cpu.txt" if pinned else "")
+
+
+def test_the_image_says_which_version_it_is() -> None:
+    assert f'org.opencontainers.image.version="{__version__}"' in said("LABEL")[0]
 
 
 def test_a_run_instruction_that_fails_fails_the_build() -> None:

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain
@@ -115,16 +116,39 @@ def test_a_killed_api_process_takes_its_engine_along_and_the_next_one_answers_th
     assert (again.tokens, again.logprobs) == (first.tokens, first.logprobs)
 
 
+def assert_takes_no_more(server: LiveServer) -> None:
+    """New requests are told so, plain and edited ones, and so is whoever asks for its health."""
+    deadline = time.monotonic() + SECONDS_TO_END
+    while server.client.get("/health").status_code == 200:
+        assert time.monotonic() < deadline, "it does not drain"
+        time.sleep(0.05)
+    answers = [
+        server.client.get("/health"),
+        server.client.get("/v1/models"),
+        server.post("/v1/completions", {"prompt": "Once", "max_tokens": 4}),
+        server.post("/v1/completions", {"prompt": "Once", "interventions": EDIT}),
+    ]
+    for answer in answers:
+        assert answer.status_code == 503, answer.text
+        assert answer.json()["error"]["type"] == "ServiceUnavailableError"
+        assert int(answer.headers["retry-after"]) > 0
+        assert answer.headers["connection"] == "close"
+    assert server.metric("vllm:num_requests_running") == 1, "the drain can be seen"
+
+
 def test_a_stopped_server_lets_requests_end_and_takes_no_more(tmp_path: Path) -> None:
     flags = [*FLAGS, "--shutdown-timeout", "120"]
     with serving(tmp_path / "server.log", flags) as server:
         processes = family(server)
-        with under_way(server, tokens=300) as lines:
+        # The card is asked for before the drain, and long before the stream ends.
+        with under_way(server, tokens=1500) as lines:
             os.kill(processes[0].pid, signal.SIGTERM)
+            assert_takes_no_more(server)
             tail = rest_of(lines)
         assert "data: [DONE]" in tail, tail[-3:]
-        assert tokens_in(tail) == 300
-        assert "report was lost" in chunks_of(tail)[-1]["interventions"][0]["reason"]
+        assert tokens_in(tail) == 1500
+        (report,) = chunks_of(tail)[-1]["interventions"]
+        assert (report["status"], report["generated_rows"]) == ("applied", 1499)
         assert server.process is not None
         assert server.process.wait(SECONDS_TO_END) == 0
         assert ended(processes)

@@ -24,6 +24,7 @@ from heed_server.settings import (
     ATTENTION_VARIABLE,
     BODY_VARIABLE,
     DEFAULTS_VARIABLE,
+    OPEN_VARIABLE,
     PLAYGROUND_VARIABLE,
     POLICY_VARIABLE,
     PRIVILEGED_VARIABLE,
@@ -153,6 +154,7 @@ def test_flags_reach_the_other_processes_through_the_environment(tmp_path: Path)
         max_streaming_length=9000,
         intervention_policy=tmp_path / "policy.json",
         max_body_bytes=1000,
+        max_open_requests=300,
         no_playground=True,
         no_attention_diagnostics=True,
     )
@@ -163,6 +165,7 @@ def test_flags_reach_the_other_processes_through_the_environment(tmp_path: Path)
     assert environment[STREAMING_VARIABLE] == "9000"
     assert environment[POLICY_VARIABLE] == str(tmp_path / "policy.json")
     assert environment[BODY_VARIABLE] == "1000"
+    assert environment[OPEN_VARIABLE] == "300"
     assert environment[PLAYGROUND_VARIABLE] == environment[ATTENTION_VARIABLE] == "0"
 
 

@@ -1,12 +1,14 @@
-"""A server whose engine is gone closes what is open, and its status says whether the engine failed."""
+"""A server's end: requests under way end first, nothing holds up one without an engine, and its status is right."""
 
 import asyncio
+from threading import Timer
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from heed_server.api import leaving
+from heed_server.api.open_requests import OpenRequests
 
 
 @pytest.mark.parametrize(
@@ -53,3 +55,48 @@ def test_an_engine_that_died_by_itself_is_told_from_one_that_was_stopped(
     client.shutdown()  # vLLM does so once more at its very end
     assert calls == [3, 0]
     assert leaving.engine_failed() is dead_before
+
+
+def client_of(left: list[float], **rest: Any) -> Any:
+    """An engine client that notes what is left of the time when vLLM's own shutdown begins."""
+
+    def shutdown(timeout: float) -> None:
+        left.append(timeout)
+
+    return SimpleNamespace(errored=False, shutdown=shutdown, **rest)
+
+
+def test_the_engine_is_told_when_the_last_request_has_ended() -> None:
+    requests, left = OpenRequests(), list[float]()
+    client = client_of(left)
+    leaving.drain_before_shutdown(client, requests)
+    requests.begin()
+    Timer(0.2, requests.end).start()
+    client.shutdown(timeout=60)
+    assert requests.draining and 30 < left[0] <= 59.8
+
+
+def test_a_request_that_outlasts_the_time_leaves_the_engine_none() -> None:
+    requests, left = OpenRequests(), list[float]()
+    client = client_of(left)
+    leaving.drain_before_shutdown(client, requests)
+    requests.begin()
+    client.shutdown(timeout=0.1)
+    assert left == [0]
+
+
+def test_nothing_is_waited_for_without_a_timeout_or_an_engine_or_in_the_event_loop() -> None:
+    requests, left = OpenRequests(), list[float | None]()
+    client: Any = client_of(left)  # type: ignore[arg-type]
+    leaving.drain_before_shutdown(client, requests)
+    requests.begin()
+    client.shutdown(timeout=0)
+    assert requests.draining
+
+    async def at_the_end_of_the_server() -> None:
+        client.shutdown(timeout=60)
+
+    asyncio.run(at_the_end_of_the_server())
+    client.errored = True
+    client.shutdown(timeout=60)
+    assert left[:2] == [0, 60] and left[2] is not None and left[2] > 30

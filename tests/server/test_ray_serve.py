@@ -13,12 +13,12 @@ from typing import Any
 import pytest
 import yaml
 from fastapi import FastAPI, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from heed_server.api.errors import TooLargeError
 from heed_server.ray_serve.affinity import MOST_CHARACTERS, PARTING_CHARACTERS, affinity
-from heed_server.ray_serve.asgi import PARTS_AHEAD, Ask, Head, answered, asked
+from heed_server.ray_serve.asgi import PARTS_AHEAD, Ask, Head, answered, asked, relayed
 from heed_server.ray_serve.metrics import merged
 
 SYSTEM = "You are terse. " * 40
@@ -69,6 +69,42 @@ def test_the_order_of_names_in_an_edit_parts_nothing() -> None:
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff", b"[" * 9999, b'{"prompt": {"a": 1}}'])
 def test_any_body_gives_a_text_and_none_is_empty(body: bytes) -> None:
     assert PARTING_CHARACTERS <= len(affinity(body)) <= MOST_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    ("ahead", "prompt"),
+    [
+        ("system", {"messages": [{"role": "user", "content": "Why?"}]}),
+        ("instructions", {"input": "Why?"}),
+    ],
+)
+def test_what_stands_ahead_of_the_prompt_is_compared_first(
+    ahead: str, prompt: dict[str, Any]
+) -> None:
+    one, same, other = (
+        text(**prompt, **{ahead: said}) for said in (SYSTEM, SYSTEM, "Rhyme. " * 40)
+    )
+    assert one == same and shared(one, other) == PARTING_CHARACTERS
+    assert one[PARTING_CHARACTERS:].startswith(SYSTEM)
+
+
+def test_numbers_do_not_run_together() -> None:
+    assert text(prompt=[1, 23]) != text(prompt=[12, 3])
+
+
+@pytest.mark.parametrize("deep", [b"[" * 900 + b"]" * 900, b'{"a":' * 900 + b"1" + b"}" * 900])
+def test_a_prompt_that_is_nested_as_deeply_as_json_is_read_gives_a_text(deep: bytes) -> None:
+    assert affinity(b'{"prompt": ' + deep + b"}")
+
+
+def test_a_body_that_is_too_long_to_be_read_is_compared_as_it_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("heed_server.ray_serve.affinity.MOST_BYTES_READ", 100)
+    monkeypatch.setattr("json.loads", None)
+    one, other = (b'{"prompt": "' + SYSTEM.encode() + word for word in (b"Why?", b"How?"))
+    assert shared(affinity(one), affinity(other)) == len(b'{"prompt": "') + len(SYSTEM)
+    assert len(affinity(b"a" * 10 * MOST_CHARACTERS)) == MOST_CHARACTERS
 
 
 def test_a_router_never_has_to_keep_more_than_the_beginning() -> None:
@@ -125,6 +161,49 @@ def test_an_application_that_fails_has_answered_before(app: FastAPI) -> None:
     """No content type, so no JSON: Starlette answers 500 and raises."""
     head, _ = asyncio.run(everything(app, ask("/echo", b"no JSON")))
     assert head.status == 500
+
+
+def test_an_answer_that_breaks_off_does_not_look_whole(app: FastAPI) -> None:
+    @app.post("/breaks")
+    async def breaks() -> StreamingResponse:
+        async def lines() -> AsyncIterator[bytes]:
+            yield b"data: 1\n\n"
+            raise OSError("gone")
+
+        return StreamingResponse(lines(), media_type="text/event-stream")
+
+    found: list[Head | bytes] = []
+
+    async def read() -> None:
+        async for part in answered(app, ask("/breaks")):
+            found.append(part)
+
+    with pytest.raises(OSError, match="gone"):
+        asyncio.run(read())
+    head, *parts = found
+    assert isinstance(head, Head) and parts == [b"data: 1\n\n"]
+
+
+class LostError(Exception):
+    """A replica that is gone."""
+
+
+def test_an_answer_is_relayed_with_its_head(app: FastAPI) -> None:
+    async def relay() -> Response:
+        return await relayed(answered(app, ask("/echo", b'{"a": 1}')), (LostError,))
+
+    response = asyncio.run(relay())
+    assert response.status_code == 200 and response.headers["content-type"] == "application/json"
+
+
+def test_a_replica_that_is_gone_before_it_answers_is_a_503_in_the_envelope() -> None:
+    async def none() -> AsyncIterator[Head | bytes]:
+        raise LostError("the actor died")
+        yield b""
+
+    response = asyncio.run(relayed(none(), (LostError,)))
+    assert response.status_code == 503 and int(response.headers["retry-after"]) > 0
+    assert json.loads(bytes(response.body))["error"]["type"] == "ServiceUnavailableError"
 
 
 def test_a_client_that_leaves_ends_the_work(app: FastAPI) -> None:

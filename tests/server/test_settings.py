@@ -10,6 +10,7 @@ from heed_server.settings import (
     ATTENTION_VARIABLE,
     BODY_VARIABLE,
     DEFAULT_BODY_BYTES,
+    OPEN_VARIABLE,
     PLAYGROUND_VARIABLE,
     POLICY_VARIABLE,
     PRIVILEGED_VARIABLE,
@@ -69,7 +70,7 @@ def test_default_interventions_are_checked_as_a_request_is(tmp_path: Path) -> No
         read_interventions(written(tmp_path, [{"method": "zerotuning", "gamma": 0}]))
 
 
-@pytest.mark.parametrize("variable", [BODY_VARIABLE, STREAMING_VARIABLE])
+@pytest.mark.parametrize("variable", [BODY_VARIABLE, OPEN_VARIABLE, STREAMING_VARIABLE])
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "many", "٣", "9" * 40])
 def test_a_number_that_is_none_is_refused_with_its_name(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=variable):
@@ -96,3 +97,8 @@ def test_a_switch_is_on_or_off_in_any_of_the_usual_words(variable: str, field: s
 def test_a_switch_that_is_neither_is_refused_with_its_name(variable: str, value: str) -> None:
     with pytest.raises(SettingsError, match=variable):
         Settings.from_environment({variable: value})
+
+
+def test_any_number_of_requests_may_be_open_unless_a_number_is_given() -> None:
+    assert Settings.from_environment({}).max_open_requests is None
+    assert Settings.from_environment({OPEN_VARIABLE: "300"}).max_open_requests == 300

@@ -16,7 +16,11 @@ _TYPES = {
     403: "PermissionDeniedError",
     404: "NotFoundError",
     413: "RequestTooLargeError",
+    503: "ServiceUnavailableError",
 }
+
+BUSY_RETRY_SECONDS = 1
+"""After which there may be room again."""
 
 
 class RefusedError(VLLMValidationError):  # type: ignore[misc]
@@ -58,6 +62,13 @@ def envelope(message: str, param: str | None, status: int) -> dict[str, Any]:
 def error_response(message: str, param: str | None = None, status: int = 400) -> JSONResponse:
     """A response with that body and status."""
     return JSONResponse(envelope(message, param, status), status_code=status)
+
+
+def unavailable(message: str, seconds: int) -> JSONResponse:
+    """A 503, for whoever comes again after so many seconds."""
+    response = error_response(message, status=503)
+    response.headers["Retry-After"] = str(seconds)
+    return response
 
 
 def install(app: FastAPI) -> None:

@@ -1,4 +1,8 @@
-"""The end of a server whose engine is gone: nothing holds it up, and its status says whether the engine failed.
+"""The end of a server: requests under way end before the engine is told, and nothing holds up one whose engine is gone.
+
+vLLM tells its engine first and closes its socket last. In between the engine lets requests end, but gives
+every new one an empty answer, and answers no call, by which reports would come. With several API processes it
+cuts off what is under way instead.
 
 vLLM kills an engine that has not drained in time, and then waits for the connections to close, which
 requests that were cut off never do. When an engine dies by itself vLLM stops the server as if it had been
@@ -6,8 +10,11 @@ asked to, with status 0.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Any
+
+from heed_server.api.open_requests import OpenRequests
 
 WATCH_SECONDS = 1.0
 PARTING_SECONDS = 5.0
@@ -15,6 +22,33 @@ PARTING_SECONDS = 5.0
 
 _failed: list[bool] = []
 """Of each engine client that was shut down, whether its engine was dead before."""
+
+
+def drain_before_shutdown(engine_client: Any, requests: OpenRequests) -> None:
+    """Let this process's requests end, for as long as vLLM would wait, before its client is shut down.
+
+    vLLM then has what is left of that time: for what goes on behind a request that was answered.
+    """
+    stock: Callable[..., None] = engine_client.shutdown
+
+    def shutdown(timeout: float | None = None) -> None:
+        requests.drain()
+        if timeout and not _holds_up_an_event_loop():
+            began = time.monotonic()
+            requests.wait_for_the_last(timeout, lambda: not engine_client.errored)
+            timeout = max(0.0, timeout - (time.monotonic() - began))
+        stock(timeout=timeout)
+
+    engine_client.shutdown = shutdown
+
+
+def _holds_up_an_event_loop() -> bool:
+    """Whether this thread runs one: vLLM shuts down there when its server has ended, and no request would end."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 def note_failures(engine_client: Any) -> None:

@@ -18,7 +18,12 @@ from heed_server.api.cache_room import CacheRoom
 from heed_server.api.context_length import let_requests_differ
 from heed_server.api.door import Door
 from heed_server.api.exchange import Report
-from heed_server.api.leaving import leave_with_the_engine, note_failures
+from heed_server.api.leaving import (
+    drain_before_shutdown,
+    leave_with_the_engine,
+    note_failures,
+)
+from heed_server.api.open_requests import Entrance, OpenRequests
 from heed_server.api.other_doors import OtherDoors
 from heed_server.api.playground_routes import playground_router
 from heed_server.api.reports import ReportCollector, of_workers
@@ -57,16 +62,19 @@ class HeedEndpointPlugin:
 
     def __init__(self) -> None:
         self._generates = False
+        self._requests = OpenRequests()
 
     def attach_router(self, app: FastAPI) -> None:
         """Routes with vLLM's paths replace vLLM's own; a server without them only refuses."""
         self._generates = "/v1/completions" in {getattr(route, "path", "") for route in app.routes}
         app.add_middleware(OtherDoors, **({} if self._generates else {"carrying": ()}))
-        # The last one added is the first to see a request.
         app.add_middleware(BodyLimit)
+        # The last one added is the first to see a request.
+        settings = Settings.from_environment()
+        self._requests = OpenRequests(settings.max_open_requests)
+        app.add_middleware(Entrance, requests=self._requests)
         if not self._generates:
             return
-        settings = Settings.from_environment()
         for module in (routes, messages_route, responses_route, profile_routes):
             app.include_router(module.router)
         if settings.attention:
@@ -77,7 +85,11 @@ class HeedEndpointPlugin:
 
     async def init_state(self, engine_client: Any, state: State, args: Namespace) -> None:
         """Ask the workers what the model is, and put the door in front of the engine."""
-        if engine_client is None or not self._generates:
+        if engine_client is None:
+            return
+        note_failures(engine_client)
+        drain_before_shutdown(engine_client, self._requests)
+        if not self._generates:
             return
         engines = Engines(engine_client)
         support = await engines.describe()
@@ -106,7 +118,6 @@ class HeedEndpointPlugin:
         if settings.profiles is not None:
             reload_on_hangup(profiles)
         state.heed_poll = asyncio.create_task(engines.poll(activity, metrics))
-        note_failures(engine_client)
         state.heed_leave = asyncio.create_task(leave_with_the_engine(engine_client, state))
         logger.info(
             "Heed: %s",

@@ -86,8 +86,10 @@ def register() -> None:
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
+    from heed_server.engine import coordinator
     from heed_server.engine.model.longer_streams import check_streaming_length
 
+    coordinator.put_in_place()
     pieces = pieces_for(current_platform)
     if pieces is None:
         return

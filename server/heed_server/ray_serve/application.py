@@ -11,19 +11,24 @@ from contextlib import AsyncExitStack, aclosing
 
 from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
+from ray.exceptions import RayActorError
 from ray.serve import Application
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from heed_server.api.errors import TooLargeError, error_response
 from heed_server.ray_serve.affinity import affinity
-from heed_server.ray_serve.asgi import Ask, Head, answered, asked
+from heed_server.ray_serve.asgi import Ask, Head, answered, asked, relayed
 from heed_server.ray_serve.metrics import merged
 from heed_server.settings import Settings
 
 REPLICA_HEADER = b"x-heed-replica"
 """Which replica has answered, for logs and for whoever wonders where a prompt went."""
+
+LOST = (RayActorError, RayServeException, StopAsyncIteration)
+"""What the front sees of a replica that is gone, or takes no more; not what fails inside one."""
 
 METRICS = Ask("GET", "/metrics", b"", (), b"", affinity(b""))
 
@@ -85,11 +90,7 @@ class Front:
             ask = await asked(request, self._most_bytes)
         except TooLargeError as error:
             return error_response(error.detail, None, error.status_code)
-        parts = self._engine.remote(ask)
-        head: Head = await anext(parts)
-        response = StreamingResponse(parts, head.status)
-        response.raw_headers = list(head.headers)
-        return response
+        return await relayed(self._engine.remote(ask), LOST)
 
 
 def build(options: Options) -> Application:
