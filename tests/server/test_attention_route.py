@@ -1,5 +1,6 @@
 """The route from body to answer, with a stand-in for the engine whose worker is a real book."""
 
+import asyncio
 import io
 import json
 from collections.abc import AsyncIterator
@@ -24,6 +25,7 @@ from heed_server.api.cache_room import CacheRoom
 from heed_server.api.door import Door
 from heed_server.api.reports import ReportCollector
 from heed_server.attention import routes
+from heed_server.attention.body import AttentionBody
 from heed_server.attention.service import Diagnostics
 from heed_server.engine.books.edited_requests import EditedRequests
 from heed_server.engine.books.inspected_requests import InspectedRequests
@@ -51,6 +53,15 @@ class StandIn:
         self.model = Model(layout_of(32, 32), QUERY_HEADS, KV_HEADS, [LENGTH])
         self.params: Any = None
         self.prompt: Any = None
+        self.hold_at: str | None = None
+        self.held = asyncio.Event()
+
+    async def passes(self, place: str) -> None:
+        """Goes no further, once, where it is to hold."""
+        if place == self.hold_at:
+            self.hold_at = None
+            self.held.set()
+            await asyncio.Event().wait()
 
     async def generate(
         self, prompt: Any, params: Any, request_id: str, **rest: Any
@@ -66,13 +77,17 @@ class StandIn:
         for layer in range(LAYERS):
             for observer in step.observers:
                 observer.before_edits(layer, inputs)
-        yield SimpleNamespace(outputs=[SimpleNamespace(index=0, token_ids=[7])])
-        self.book.leave("a", finished=True)
+        try:
+            await self.passes("generate")
+            yield SimpleNamespace(outputs=[SimpleNamespace(index=0, token_ids=[7])])
+        finally:
+            self.book.leave("a", finished=True)
 
     async def reports(self, ids: list[str]) -> list[Any]:
         return [self.book.take(ids)]
 
     async def inspection(self, report: str) -> list[list[Any]]:
+        await self.passes("inspection")
         assert self.book.inspected is not None
         return [[self.book.inspected.take(report)]]
 
@@ -141,6 +156,30 @@ def test_weights_are_those_of_the_edited_attention(client: TestClient, engine: S
     (report,) = answer["interventions"]
     assert (report["status"], report["prompt_rows"]) == ("applied", LENGTH)
     assert engine.prompt["cache_salt"].startswith("heed1:")
+
+
+@pytest.mark.parametrize("at", ["generate", "inspection"])
+def test_what_a_client_that_leaves_has_had_measured_is_not_kept(
+    client: TestClient, engine: StandIn, at: str
+) -> None:
+    """It leaves while the prompt is computed, or while the answer is fetched."""
+    state = client.app.state  # type: ignore[attr-defined]
+    diagnostics: Diagnostics = state.heed_diagnostics
+    engine.hold_at = at
+
+    async def leave() -> None:
+        body = AttentionBody.model_validate({"prompt": PROMPT})
+        asked = asyncio.create_task(diagnostics.answer(body, state))
+        await asyncio.wait_for(engine.held.wait(), 60)
+        assert engine.book.inspected is not None and engine.book.inspected._by_report
+        asked.cancel()
+        await asyncio.wait([asked])
+        assert asked.cancelled()
+        await asyncio.gather(*diagnostics._discarding)
+
+    asyncio.run(leave())
+    assert engine.book.inspected is not None and not engine.book.inspected._by_report
+    assert not diagnostics._discarding
 
 
 def test_a_continuation_is_computed_behind_the_prompt(client: TestClient, engine: StandIn) -> None:

@@ -112,6 +112,19 @@ def test_recordings_that_nobody_takes_make_room(monkeypatch: pytest.MonkeyPatch)
     assert take(requests, "z") is not None
 
 
+@pytest.mark.parametrize(("room", "kept"), [(2.5, "yz"), (0.5, "z")])
+def test_recordings_that_are_large_make_room_sooner(
+    monkeypatch: pytest.MonkeyPatch, room: float, kept: str
+) -> None:
+    """The last one stays however large it is: its own client may still ask for it."""
+    monkeypatch.setattr(inspected_requests, "MOST_BYTES_KEPT", int(4 * ASKED.values * room))
+    requests, _ = book()
+    for name in "xyz":
+        requests.enter(name, payload(report=name), 0)
+        requests.leave(name, finished=True)
+    assert [name for name in "xyz" if take(requests, name) is not None] == list(kept)
+
+
 def test_a_payload_travels_with_its_inspection() -> None:
     edits = (VisibleKeys(4, 16, False, 0),)
     for inspection in (

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import uuid4
 
 from vllm.entrypoints.serve.engine.protocol import ErrorResponse
+from vllm.logger import init_logger
 from vllm.sampling_params import RequestOutputKind, SamplingParams
 
 from heed_interventions.text.token_text import align
@@ -25,6 +26,8 @@ from heed_server.attention.body import AttentionBody
 from heed_server.attention.recordings import of_all_workers
 from heed_server.engine.model.image_positions import image_spans
 
+logger = init_logger("vllm.heed.attention")
+
 MOST_AT_ONCE = 4
 """Requests of one API process that are measured at a time; others wait, so that memory stays bounded."""
 
@@ -40,6 +43,7 @@ class Diagnostics:
         self._engine, self._door, self._fetch = engine_client, door, fetch
         self._tokenizer = engine_client.renderer.tokenizer
         self._room = asyncio.Semaphore(MOST_AT_ONCE)
+        self._discarding: set[asyncio.Future[Any]] = set()
 
     async def answer(self, body: AttentionBody, state: Any) -> dict[str, Any] | ErrorResponse:
         """An `AttentionAnswer` as plain values, or vLLM's refusal.
@@ -73,9 +77,14 @@ class Diagnostics:
             raise
         exchange.inspection = asked.inspection
         async with self._room:
-            await self._run({**prompt, "prompt_token_ids": token_ids}, exchange)
-            reports = await choice_reports(exchange, 0, 1)
-            arrays = of_all_workers(await self._fetch(exchange.engine_requests[0].report_id or ""))
+            try:
+                await self._run({**prompt, "prompt_token_ids": token_ids}, exchange)
+                reports = await choice_reports(exchange, 0, 1)
+                arrays = of_all_workers(await self._fetch(_report_id(exchange)))
+            except BaseException:
+                # The client has left, or the request has failed: nobody will ask for what the workers keep.
+                self._discard(exchange)
+                raise
         said = await asyncio.to_thread(measured, body, asked, arrays)
         return {
             "object": "attention",
@@ -92,6 +101,18 @@ class Diagnostics:
             **said,
             "interventions": reports,
         }
+
+    def _discard(self, exchange: Exchange) -> None:
+        """Let the workers forget what they have measured, while nobody waits for it."""
+        if exchange.engine_requests:
+            task = asyncio.ensure_future(self._fetch(_report_id(exchange)))
+            self._discarding.add(task)
+            task.add_done_callback(self._discarded)
+
+    def _discarded(self, task: asyncio.Future[Any]) -> None:
+        self._discarding.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.debug("Heed: a recording was not discarded: %s", task.exception())
 
     def _exchange(
         self,
@@ -137,6 +158,10 @@ class Diagnostics:
             CURRENT.reset(token)
         async for _ in generator:
             pass
+
+
+def _report_id(exchange: Exchange) -> str:
+    return exchange.engine_requests[0].report_id or ""
 
 
 def _check_length(body: AttentionBody, tokens: int, longest: int) -> None:

@@ -21,6 +21,8 @@ from heed_server.engine.running.step import Observer
 
 RECORDINGS_KEPT = 32
 """Recordings kept until the API process takes them; the oldest go first."""
+MOST_BYTES_KEPT = 256 << 20
+"""Of all of them together: sixteen of the largest that are measured for a client."""
 
 
 class Inspecting(RecordingDevice, Protocol):
@@ -92,6 +94,7 @@ class InspectedRequest:
         self.recording, self.failure, self.without = recording, failure, without
         self.reported = reported
         self.heads = recording.heads if recording is not None else []
+        self.bytes = recording.inspection.values * 4 if recording is not None else 0
         self.arrays: dict[str, NDArray[np.float32]] = {}
 
     def finish(self) -> None:
@@ -137,8 +140,15 @@ class InspectedRequests:
         if payload.inspection_reported:
             return
         self._by_report[payload.report] = request
-        while len(self._by_report) > RECORDINGS_KEPT:
-            self._by_report.popitem(last=False)
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """Let the oldest recordings go, of which one is always kept."""
+        held = sum(request.bytes for request in self._by_report.values())
+        while len(self._by_report) > 1 and (
+            len(self._by_report) > RECORDINGS_KEPT or held > MOST_BYTES_KEPT
+        ):
+            held -= self._by_report.popitem(last=False)[1].bytes
 
     def leave(self, slot: int) -> None:
         """The slot's request is gone; what was measured stays until it is taken."""
