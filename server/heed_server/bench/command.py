@@ -14,6 +14,7 @@ from heed_server.measuring import rounds, servers
 from heed_server.measuring.models import served
 from heed_server.progress import Progress
 from heed_server.version import __version__
+from heed_server.whole_files import write_whole
 
 
 def bench(options: argparse.Namespace) -> None:
@@ -46,7 +47,7 @@ def bench(options: argparse.Namespace) -> None:
     result = _described(options) | rounds.summary(measured, ratios_of(arms))
     sys.stdout.write(rounds.table(_heading(result), result) + "\n")
     if options.json is not None:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_whole(options.json, json.dumps(result, indent=1) + "\n")
 
 
 def _stand(model: str, flags: list[str], folder: Path, start: int) -> dict[str, servers.Server]:

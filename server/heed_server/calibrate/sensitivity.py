@@ -8,6 +8,7 @@ from typing import Any
 
 from heed_server.calibrate.bench import Objective, Sweep
 from heed_server.calibrate.heat_map import gain_map
+from heed_server.whole_files import write_whole
 
 
 def write_map(
@@ -25,6 +26,6 @@ def write_map(
         **sweep.table(),
     }
     values, picture = out / f"{name}.map.json", out / f"{name}.map.svg"
-    values.write_text(json.dumps(document) + "\n")
-    picture.write_text(gain_map(sweep.layers, sweep.gains, objective))
+    write_whole(values, json.dumps(document) + "\n")
+    write_whole(picture, gain_map(sweep.layers, sweep.gains, objective))
     sys.stdout.write(f"map written to {values} and {picture}\n")

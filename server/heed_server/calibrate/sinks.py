@@ -24,6 +24,7 @@ from heed_server.calibrate.errors import CalibrationError
 from heed_server.calibrate.heat_map import heat_map
 from heed_server.models import bundled_model
 from heed_server.scoring.data import Item, read_items, task_file
+from heed_server.whole_files import write_whole
 
 
 def calibrate_sinks(options: argparse.Namespace) -> None:
@@ -49,8 +50,8 @@ def calibrate_sinks(options: argparse.Namespace) -> None:
         "sink": np.round(sink, 4).tolist(),
         "column_mean": np.round(means, 4).tolist(),
     }
-    (options.out / "sinks.json").write_text(json.dumps(document) + "\n")
-    (options.out / "sinks.svg").write_text(heat_map(means))
+    write_whole(options.out / "sinks.json", json.dumps(document) + "\n")
+    write_whole(options.out / "sinks.svg", heat_map(means))
     _tell(means, sink, options.epsilon, options.out)
 
 

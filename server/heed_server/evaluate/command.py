@@ -22,6 +22,7 @@ from heed_server.scoring.errors import ScoringError
 from heed_server.scoring.local_server import server_at
 from heed_server.scoring.prompts import prepare
 from heed_server.scoring.scorer import Scorer
+from heed_server.whole_files import write_whole
 
 
 def evaluate(options: argparse.Namespace) -> None:
@@ -49,9 +50,9 @@ def evaluate(options: argparse.Namespace) -> None:
             "tasks": found,
             "items": of_items(tasks, by_task),
         }
-        options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(document, indent=1) + "\n")
     if options.plot is not None:
-        options.plot.write_text(forest(found), encoding="utf-8")
+        write_whole(options.plot, forest(found))
 
 
 async def _run(

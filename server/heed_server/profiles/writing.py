@@ -1,7 +1,6 @@
 """Profiles written so that nothing half-written is ever read."""
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from heed_server.profiles.profile import (
     ProfileError,
     is_profile_name,
 )
+from heed_server.whole_files import sync
 
 
 def write_profile(
@@ -50,9 +50,12 @@ def write_profile(
     try:
         made.chmod(0o755)
         document = _lines(profile.model_dump(mode="json")) + "\n"
-        _write(made / DOCUMENT, document.encode())
+        (made / DOCUMENT).write_text(document, encoding="utf-8")
         if tensors:
             save_file(dict(tensors), made / TENSORS)
+        # On the disk before it has its name: after a power cut the name must not stand for an empty file.
+        for path in (*made.iterdir(), made):
+            sync(path)
         if target.exists():
             old = made.with_name(made.name + ".old")
             target.rename(old)
@@ -66,6 +69,7 @@ def write_profile(
             made.rename(target)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+    sync(root)
     return target
 
 
@@ -82,10 +86,3 @@ def _lines(value: Any, indent: str = "") -> str:
         return json.dumps(value, ensure_ascii=False)
     joined = ",\n".join(inner + part for part in parts)
     return f"{opening}\n{joined}\n{indent}{closing}"
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())

@@ -21,6 +21,7 @@ from heed_server.verify import checks
 from heed_server.verify.checks import Check, Done, Servers
 from heed_server.verify.reference import Reference
 from heed_server.version import __version__
+from heed_server.whole_files import write_whole
 
 _LONGEST = 512
 """Tokens that the servers are started for; a model may have room for fewer."""
@@ -45,7 +46,7 @@ def verify(options: argparse.Namespace) -> bool:
             found = _found(Servers(stock.url, heed.url), options, model)
     sys.stdout.write(block(found) + "\n")
     if options.json is not None:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        write_whole(options.json, json.dumps(found, indent=1) + "\n")
     return all(check["verdict"] != "fail" for check in found["checks"])
 
 
