@@ -21,7 +21,7 @@ import httpx
 from live_server import LiveServer
 
 Body = dict[str, Any]
-Manner = Literal["whole", "streamed", "slow", "leaves", "hurries"]
+Manner = Literal["whole", "streamed", "slow", "stops", "leaves", "hurries"]
 
 KEEP_ALIVE_SECONDS = 1.0
 """vLLM closes a connection that has been idle for five, which is when httpx would stop using it too: a request that
@@ -33,10 +33,32 @@ MANNERS: tuple[Manner, ...] = (
     "streamed",
     "streamed",
     "slow",
+    "stops",
     "leaves",
     "hurries",
 )
-"""How clients read, in turn: two of seven stay for neither the whole answer nor its report."""
+"""How clients read, in turn."""
+IMPATIENT = ("leaves", "hurries")
+"""Those that stay for neither the whole answer nor its report."""
+
+SLOW_SECONDS = 0.03
+"""After each line."""
+STOP_SECONDS = 4.0
+"""Once, after a few tokens: nothing is taken from the connection."""
+
+COUNTED = (
+    "method",
+    "status",
+    "layer_count",
+    "head_count",
+    "prompt_rows",
+    "generated_rows",
+    "kept_tokens",
+    "evicted_tokens",
+)
+"""What a report says whoever else asks. `cached_rows` depends on what the cache holds."""
+FREED = "freed_blocks"
+"""Says the same only where nobody shares the prompt's blocks, and nothing was preempted."""
 
 EDITS: list[list[Body]] = [
     [],
@@ -61,38 +83,62 @@ class Ask:
     manner: Manner
     body: Body
 
+    @property
+    def route(self) -> str:
+        return "/v1/chat/completions" if "messages" in self.body else "/v1/completions"
+
+    @property
+    def shares(self) -> bool:
+        """Whether others may hold its blocks."""
+        return "cache_salt" not in self.body
+
 
 @dataclass(frozen=True)
 class Got:
-    """What a client got. finished: False for one that did not stay. error: what went wrong, else empty."""
+    """What a client got.
+
+    finished: False for one that did not stay; its tokens are those that it saw. reports: what is `COUNTED` of
+        each intervention, and the blocks that it freed. error: what went wrong, else empty.
+    """
 
     ask: Ask
     finished: bool
     tokens: tuple[int, ...] = ()
     logprobs: tuple[float, ...] = ()
-    methods: tuple[str, ...] = ()
+    reports: tuple[Body, ...] = ()
     error: str = ""
 
 
 def asks(server: LiveServer, count: int, seed: int = 0, kinds: int = 33) -> list[Ask]:
-    """`count` clients with `kinds` different bodies, in an order of chance."""
+    """`count` clients with `kinds` different bodies, in an order of chance.
+
+    A quarter of the bodies are of chats. Half of the clients share blocks with those who ask the same; the others
+    have a salt of their own.
+    """
     found = []
     for number in range(count):
         kind = number % kinds
         edits = EDITS[kind % len(EDITS)]
+        prompt = server.prompt(40 + 7 * kind, start=kind)
         body: Body = {
             "model": server.model,
-            "prompt": server.prompt(40 + 7 * kind, start=kind),
             "max_tokens": 12 + kind % 20,
             "temperature": 0,
-            "logprobs": 1,
             "ignore_eos": True,
             "return_token_ids": True,
             "interventions": edits,
         }
+        if kind % 4 == 3:
+            messages = [{"role": "user", "content": server.tokenizer.decode(prompt)}]
+            body |= {"messages": messages, "logprobs": True}
+        else:
+            body |= {"prompt": prompt, "logprobs": 1}
         if kind % 5 == 0:
             body |= {"temperature": 0.8, "seed": kind}
-        found.append(Ask(kind, MANNERS[number // kinds % len(MANNERS)], body))
+        turn = number // kinds
+        if turn % 2:
+            body["cache_salt"] = f"client {number}"
+        found.append(Ask(kind, MANNERS[(turn + number) % len(MANNERS)], body))
     random.Random(seed).shuffle(found)
     return found
 
@@ -116,12 +162,12 @@ async def ask_all(url: str, waiting: Sequence[Ask], at_once: int) -> list[Got]:
 async def _ask(client: httpx.AsyncClient, ask: Ask) -> Got:
     if ask.manner == "hurries":
         try:
-            response = await client.post("/v1/completions", json=ask.body, timeout=0.2)
+            response = await client.post(ask.route, json=ask.body, timeout=0.2)
         except httpx.TimeoutException:
             return Got(ask, False)
         return _whole(ask, response)
     if ask.manner == "whole":
-        return _whole(ask, await client.post("/v1/completions", json=ask.body))
+        return _whole(ask, await client.post(ask.route, json=ask.body))
     return await _stream(client, ask)
 
 
@@ -130,23 +176,16 @@ def _whole(ask: Ask, response: httpx.Response) -> Got:
         return Got(ask, False, error=f"{response.status_code}: {response.text[:300]}")
     answer = response.json()
     choice = answer["choices"][0]
-    return Got(
-        ask,
-        True,
-        tuple(choice["token_ids"]),
-        tuple(choice["logprobs"]["token_logprobs"]),
-        _methods(answer),
-    )
+    logprobs = tuple(_logprobs(choice))
+    return Got(ask, True, tuple(choice["token_ids"]), logprobs, _reports(answer))
 
 
 async def _stream(client: httpx.AsyncClient, ask: Ask) -> Got:
     tokens: list[int] = []
     logprobs: list[float] = []
-    methods: tuple[str, ...] = ()
-    done = False
-    async with client.stream(
-        "POST", "/v1/completions", json=ask.body | {"stream": True}
-    ) as response:
+    reports: tuple[Body, ...] = ()
+    done = stopped = False
+    async with client.stream("POST", ask.route, json=ask.body | {"stream": True}) as response:
         if response.status_code != 200:
             return Got(ask, False, error=f"{response.status_code}")
         async for line in response.aiter_lines():
@@ -156,20 +195,33 @@ async def _stream(client: httpx.AsyncClient, ask: Ask) -> Got:
                 chunk = json.loads(line.removeprefix("data: "))
                 if "error" in chunk:
                     return Got(ask, False, error=line[:300])
-                methods = _methods(chunk) or methods
+                reports = _reports(chunk) or reports
                 for choice in chunk["choices"]:
-                    tokens += choice["token_ids"] or []
-                    logprobs += (choice["logprobs"] or {}).get("token_logprobs", [])
+                    tokens += choice.get("token_ids") or []
+                    logprobs += _logprobs(choice)
             if ask.manner == "leaves" and len(tokens) > 3:
-                return Got(ask, False)
+                return Got(ask, False, tuple(tokens), tuple(logprobs))
+            if ask.manner == "stops" and len(tokens) > 3 and not stopped:
+                stopped = True
+                await asyncio.sleep(STOP_SECONDS)
             if ask.manner == "slow":
-                await asyncio.sleep(0.03)
+                await asyncio.sleep(SLOW_SECONDS)
     error = "" if done else "the stream ended without [DONE]"
-    return Got(ask, done, tuple(tokens), tuple(logprobs), methods, error)
+    return Got(ask, done, tuple(tokens), tuple(logprobs), reports, error)
 
 
-def _methods(answer: Body) -> tuple[str, ...]:
-    return tuple(report["method"] for report in answer.get("interventions") or [])
+def _logprobs(choice: Body) -> list[float]:
+    """Of the tokens of a choice, or of a part of it, in a completion or in a chat."""
+    found = choice.get("logprobs") or {}
+    of_chat = [token["logprob"] for token in found.get("content") or []]
+    return of_chat or found.get("token_logprobs") or []
+
+
+def _reports(answer: Body) -> tuple[Body, ...]:
+    return tuple(
+        {name: report[name] for name in (*COUNTED, FREED) if name in report}
+        for report in answer.get("interventions") or []
+    )
 
 
 def tally(answers: Sequence[Got]) -> dict[str, int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conformance import largest_difference
 from live_server import LiveServer
-from load_mix import Ask, Got, ask_all, asks, tally
+from load_mix import FREED, IMPATIENT, Ask, Got, ask_all, asks, tally
 
 pytestmark = pytest.mark.slow
 
@@ -37,22 +37,35 @@ def methods(ask: Ask) -> list[str]:
     return [edit["method"] for edit in ask.body["interventions"]]
 
 
-def assert_answers(crowd: list[Got], expected: dict[int, Got]) -> None:
+def patient(clients: list[Ask]) -> int:
+    """How many wait for their answers."""
+    return sum(ask.manner not in IMPATIENT for ask in clients)
+
+
+def counts(got: Got, *, freed: bool) -> list[dict[str, object]]:
+    """What its reports say, with or without the blocks that were freed."""
+    return [{k: v for k, v in report.items() if freed or k != FREED} for report in got.reports]
+
+
+def assert_answers(crowd: list[Got], expected: dict[int, Got], *, preempted: bool) -> None:
+    """Each is what it is alone, and what a client saw that left is the beginning of that."""
     for got in crowd:
         one = expected[got.ask.kind]
         what = f"kind {got.ask.kind}, {got.ask.manner}: {got.ask.body['interventions']}"
         assert not got.error, f"{what}: {got.error}"
         assert one.finished and not one.error, f"{what}: alone: {one.error}"
-        if not got.finished:
-            assert got.ask.manner in ("leaves", "hurries"), what
-            continue
-        assert got.tokens == one.tokens, what
-        assert got.methods == one.methods, what
-        if got.ask.body["interventions"]:
-            worst, _ = largest_difference(got.logprobs, one.logprobs)
+        assert got.finished or got.ask.manner in IMPATIENT, what
+        seen = len(one.tokens) if got.finished else len(got.tokens)
+        assert got.tokens == one.tokens[:seen], what
+        logprobs = one.logprobs[:seen]
+        if got.ask.body["interventions"] and seen:
+            worst, _ = largest_difference(got.logprobs, logprobs)
             assert worst <= EDITED_TOLERANCE, f"{what}: {worst}"
         else:
-            assert got.logprobs == one.logprobs, what
+            assert got.logprobs == logprobs, what
+        if got.finished:
+            freed = not got.ask.shares and not preempted
+            assert counts(got, freed=freed) == counts(one, freed=freed), what
 
 
 def assert_nothing_is_left(server: LiveServer) -> None:
@@ -73,9 +86,11 @@ def test_200_concurrent_clients_each_get_what_they_would_have_got_alone(server: 
     expected = alone(server, clients)
     crowd = run(server, clients, CLIENTS)
     assert len(crowd) == CLIENTS
-    assert_answers(crowd, expected)
-    counts = tally(crowd)
-    assert counts["finished"] >= CLIENTS * 5 // 7 and counts["left"] > 0
+    assert_answers(crowd, expected, preempted=False)
+    ways = tally(crowd)
+    assert ways["finished"] >= patient(clients) and ways["left"] > 0
+    assert any(got.tokens and not got.finished for got in crowd), "nobody has left in the middle"
+    assert any(FREED in report for got in crowd if not got.ask.shares for report in got.reports)
     assert_nothing_is_left(server)
 
 
@@ -85,12 +100,12 @@ def test_a_storm_of_preemptions_loses_nothing(cramped_server: LiveServer) -> Non
     clients = [
         ask
         for ask in asks(cramped_server, 120, seed=1)
-        if len(ask.body["prompt"]) <= 128 or "act" not in methods(ask)
+        if "act" not in methods(ask) or ("prompt" in ask.body and len(ask.body["prompt"]) <= 128)
     ]
     expected = alone(cramped_server, clients)
     before = cramped_server.metric("vllm:num_preemptions_total")
     crowd = run(cramped_server, clients, len(clients))
-    assert_answers(crowd, expected)
+    assert_answers(crowd, expected, preempted=True)
     assert cramped_server.metric("vllm:num_preemptions_total") > before
     assert_nothing_is_left(cramped_server)
 
@@ -101,5 +116,5 @@ def test_the_same_clients_can_be_sent_to_any_server(server: LiveServer) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads(done.stdout)
-    assert said["finished"] >= 50 and said["errors"] == {}
+    assert said["finished"] >= patient(asks(server, 70)) and said["errors"] == {}
     assert_nothing_is_left(server)
