@@ -10,8 +10,11 @@ from types import SimpleNamespace
 import httpx
 import pytest
 from fastapi import FastAPI
+from tests.server.application import application
 
+from heed_server.api.body_limit import BodyLimit
 from heed_server.api.open_requests import MEASURED, PROBES, Entrance, NotTakenError, OpenRequests
+from heed_server.settings import OPEN_VARIABLE
 
 MANY_SECONDS = 60.0
 """Longer than any of these tests takes."""
@@ -143,3 +146,14 @@ def test_waiting_ends_with_its_time_and_with_what_it_waits_for() -> None:
     assert time.monotonic() - began >= 0.05
     requests.wait_for_the_last(MANY_SECONDS, lambda: False)
     assert time.monotonic() - began < MANY_SECONDS / 2
+
+
+def test_the_entrance_comes_before_anything_of_heeds_and_has_the_operators_bound(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(OPEN_VARIABLE, "3")
+    with application() as app:
+        classes = [middleware.cls for middleware in app.user_middleware]
+        entrance = app.user_middleware[classes.index(Entrance)]  # type: ignore[arg-type]
+        assert classes.index(Entrance) < classes.index(BodyLimit)  # type: ignore[arg-type]
+        assert entrance.kwargs["requests"].most == 3  # type: ignore[attr-defined]
