@@ -28,6 +28,7 @@ from live_server import (
     started,
     tokens_in,
 )
+from test_faults import rest_of
 
 pytest.importorskip("ray", reason="Ray is not at hand")
 # Three engines and Ray's own processes start at once.
@@ -182,3 +183,23 @@ def test_a_client_that_leaves_ends_its_request(two_replicas: LiveServer) -> None
     while any(server.metric(name) for name in names):  # over both replicas
         assert time.monotonic() < deadline, "it goes on for nobody"
         time.sleep(0.5)
+
+
+def test_an_answer_that_its_replica_breaks_off_does_not_look_whole(
+    two_replicas: LiveServer,
+) -> None:
+    """The last one: Serve starts both replicas anew."""
+    server = two_replicas
+    assert server.process is not None
+    body = {"model": server.model, "prompt": "Once", "max_tokens": 3000, "ignore_eos": True}
+    with httpx.stream(
+        "POST", f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=60
+    ) as response:
+        lines = response.iter_lines()
+        next(lines)
+        for each in psutil.Process(server.process.pid).children(recursive=True):
+            if "ServeReplica:heed:Engine" in " ".join(each.cmdline()):
+                each.kill()
+        tail = rest_of(lines)
+    assert "data: [DONE]" not in tail
+    assert tail[-1].startswith("cut: "), tail[-3:]
