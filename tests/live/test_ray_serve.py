@@ -174,9 +174,10 @@ def test_a_salt_or_an_edit_parts_the_cache_wherever_a_request_goes(
 
 def test_a_client_that_leaves_ends_its_request(two_replicas: LiveServer) -> None:
     server = two_replicas
-    body = {"model": server.model, "prompt": "Once", "max_tokens": 3000, "ignore_eos": True}
+    body = {"model": server.model, "prompt": "Once", "max_tokens": 2000, "ignore_eos": True}
     body |= {"stream": True, "interventions": EDIT}
     with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+        assert response.status_code == 200
         next(response.iter_lines())
     deadline = time.monotonic() + 60
     names = ("vllm:num_requests_running", "heed_edit_table_rows")
@@ -191,10 +192,11 @@ def test_an_answer_that_its_replica_breaks_off_does_not_look_whole(
     """The last one: Serve starts both replicas anew."""
     server = two_replicas
     assert server.process is not None
-    body = {"model": server.model, "prompt": "Once", "max_tokens": 3000, "ignore_eos": True}
+    body = {"model": server.model, "prompt": "Once", "max_tokens": 2000, "ignore_eos": True}
     with httpx.stream(
         "POST", f"{server.url}/v1/completions", json=body | {"stream": True}, timeout=60
     ) as response:
+        assert response.status_code == 200
         lines = response.iter_lines()
         next(lines)
         for each in psutil.Process(server.process.pid).children(recursive=True):
