@@ -197,7 +197,9 @@ def sum_columns(
         own = places + slot * HEADS
         wanted = (tl.load(own + heads, mask=valid, other=0) != 0).to(tl.float32)
         if tl.max(wanted, 0) > 0:
-            total = tl.load(log_sum_exp + token * HEADS + heads, mask=valid, other=0.0) * LOG2_E
+            # Beside an infinite sum, rows that pad the product have no weights, whatever their biases.
+            total = tl.load(log_sum_exp + token * HEADS + heads, mask=valid, other=float("inf"))
+            total = total * LOG2_E
             walk(
                 own + head, total, zero, zero, zero, zero, zero, wanted,
                 record, found, line, vectors, cache, rotation, phase, scale,

@@ -92,6 +92,19 @@ def test_observations_match_the_reference(device):
     assert_close(columns[[0, 2]].double() / 2**31, expected[[0, 2]], 1e-6, "columns")
 
 
+def test_rows_that_only_pad_a_tile_add_nothing_however_large_a_bias(device):
+    """Their products are 0, so their weights would be 2^bias: beyond float32, times no rows."""
+    model = Model([100], 3, 1, device=device)
+    table = model.table()
+    edits = [KeyBias(HeadSet((0b111, 0)), Rows(), KeyRanges(((3, 4), (30, 31))), 95.0, 0)]
+    slot = model.slot(table, edits, 100)
+    _, _, columns = observed(model, table, slot, [(50, 60)])
+    expected = reference.observed_columns(
+        ObserveColumns(ON, Rows(50, 60), 0), weights(model, edits).before
+    )
+    assert_close(columns.double() / 2**31, expected, 1e-5, "columns")
+
+
 def test_chunks_change_no_bit_of_an_observation(device):
     model = Model([100], 3, 1, device=device)
     table = model.table()

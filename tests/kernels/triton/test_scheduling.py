@@ -145,10 +145,17 @@ def test_heads_in_which_no_key_is_sought_keep_their_bits_when_others_have_found_
         table.table.release(one)
 
 
+HIDDEN_SOURCES = MassTransfer(
+    ALL, Rows(), KeyRanges(((1, 2), (40, 43), (380, 381))), ALL_KEYS, 0.6, Gate(), 1
+)
+
+
+@pytest.mark.parametrize("transfers", [[], [HIDDEN_SOURCES]])
 @pytest.mark.parametrize("prompt_length", [400, 0])
-def test_blocks_of_hidden_keys_are_never_read(prompt_length):
+def test_blocks_of_hidden_keys_are_never_read(prompt_length, transfers):
+    """Whether or not some of them are sources."""
     model = Model([400], 3, 1, 32, 16)
-    edits = [VisibleKeys(4, 30, False, 0)]
+    edits = [VisibleKeys(4, 30, False, 0), *transfers]
     expected = model.expected(0, edits)[399:]
     model.key_cache[model.block_table[0, 1:23].long()] = torch.nan
     model.value_cache[model.block_table[0, 1:23].long()] = torch.nan
