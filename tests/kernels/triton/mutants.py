@@ -20,6 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 P, S, B, O = "test_primitives.py", "test_scheduling.py", "test_bounds.py", "test_observe.py"
 E, F, V, C = "test_evicted.py", "test_searching.py", "test_evicting.py", "test_factors.py"
+G = "test_captured.py"
 
 FAILURE = re.compile(r"^FAILED \S.* - (AssertionError|assert |Failed: DID NOT RAISE)", re.MULTILINE)
 """How pytest sums up a test that failed by an assertion."""
@@ -86,6 +87,12 @@ MUTANTS = [
     ("tile.py", "mask=valid[:, None]", "mask=(valid | (row == high))[:, None]", S, "chunks_change"),
     ("tile.py", "l = l + l_sources", "l = l", P, "prompt_rows and act"),
     ("unit.py", "tl.minimum(low + length, position + 1)", "tl.minimum(low + length, position)", P, "generated_rows and gain"),
+    ("split.py", "kept = there[:, None] & (d", "kept = (split >= 0)[:, None] & (d", P, "generated_rows and gain"),
+    ("score.py", "tl.where(index % parts == 0, 0.0, s)", "s", P, "prompt_rows and act"),
+    ("split.py", "tl.store(partial + of_head[:, None] * HEAD_DIM + d[None, :], acc, mask=kept)\n            if", "if", P, "generated_rows and gain"),
+    ("launch.py", "work.waves_of(tokens) if everything", "1 if everything", G, "captured"),
+    ("launch.py", "tiles = tokens if everything", "tiles = work.tiles if everything", G, "captured"),
+    ("launch.py", "splits = work.capacity if everything else min(work.splits, work.capacity)", "splits = work.splits", G, "captured"),
     ("split.py", "exponent(m_split, m)", "exponent(m, m)", P, "generated_rows and gain"),
     ("split.py", "there = split * length <= position", "there = split * length < position - 256", P, "generated_rows and gain"),
     ("split.py", "acc + more * destination", "acc + more * acc", P, "generated_rows and var or generated_rows and scaled"),
