@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 
 from heed_kernels.triton import layout as at
-from heed_kernels.triton.layout import PROBE, SPLITS, UNIT_WORDS, WAVE_WORDS, WAVES
+from heed_kernels.triton.layout import (
+    MEASURES,
+    PROBE,
+    PROBES,
+    SPLITS,
+    UNIT_WORDS,
+    WAVE_WORDS,
+    WAVES,
+)
 from heed_kernels.triton.primitives import LN_2, LOG2_E, UNSPECIALIZED, exponent
 from heed_kernels.triton.unit import (
     cache_of,
@@ -23,10 +31,6 @@ from heed_kernels.triton.unit import (
     tile_rows,
 )
 from heed_kernels.triton.walk import COLUMNS, MEASURE, walk
-
-PROBES = tl.constexpr(4)
-MEASURES = tl.constexpr(6)
-"""Of a split and head, in `measures`: m, l, and the masses of the probes."""
 
 
 @triton.jit

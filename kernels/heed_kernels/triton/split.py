@@ -17,6 +17,7 @@ from heed_kernels.triton.layout import (
     OPEN,
     PART,
     SPLITS,
+    SUMS,
     UNIT_WORDS,
     VISIBLE_AT,
     WAVE_WORDS,
@@ -46,9 +47,6 @@ from heed_kernels.triton.unit import (
     splits_of,
 )
 from heed_kernels.triton.walk import ATTEND, REWEIGH, walk
-
-SUMS = tl.constexpr(5)
-"""Of a split and head, in `sums`: m, l, and the masses of destination, numerator and denominator."""
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=["block_table"])
