@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 P, S, B, O = "test_primitives.py", "test_scheduling.py", "test_bounds.py", "test_observe.py"
 E, F, V, C = "test_evicted.py", "test_searching.py", "test_evicting.py", "test_factors.py"
-G = "test_captured.py"
+G, A = "test_captured.py", "test_addresses.py"
 
 FAILURE = re.compile(r"^FAILED \S.* - (AssertionError|assert |Failed: DID NOT RAISE)", re.MULTILINE)
 """How pytest sums up a test that failed by an assertion."""
@@ -62,6 +62,14 @@ MUTANTS = [
     ("primitives.py", "((quarter + 1) & 2) != 0", "(quarter & 2) != 0", P, "long_distances"),
     ("primitives.py", "tl.maximum(tl.minimum(block, last), 0)", "tl.minimum(block, last)", B, "block_ids"),
     ("primitives.py", "tl.where(m == -float(\"inf\"), 0.0, m)", "m", P, "nothing"),
+    ("primitives.py", "block * block_step", "block.to(tl.int32) * block_step.to(tl.int32)", A, "blocks"),
+    ("primitives.py", "(k % BLOCK_SIZE).to(tl.int64)", "(k % BLOCK_SIZE)", A, "tokens"),
+    ("unit.py", "kv_head.to(tl.int64) * key_head", "kv_head * key_head", A, "heads"),
+    ("unit.py", "tl.load(unit + at.TABLE_ROW).to(tl.int64)", "tl.load(unit + at.TABLE_ROW)", A, "table"),
+    ("unit.py", "(tl.load(unit + at.TOKEN) + row - first).to(tl.int64)", "(tl.load(unit + at.TOKEN) + row - first)", A, "rows"),
+    ("unit.py", "tl.load(unit + at.TOKEN).to(tl.int64) + place * 0", "tl.load(unit + at.TOKEN) + place * 0", A, "rows"),
+    ("split.py", "token = tl.load(unit + at.TOKEN).to(tl.int64)", "token = tl.load(unit + at.TOKEN)", A, "rows"),
+    ("split.py", "(key % BLOCK_SIZE).to(tl.int64)", "(key % BLOCK_SIZE)", A, "tokens"),
     ("sources.py", "key[:, None] == k[None, :]", "key[:, None] == k[None, :] + 1", P, "prompt_rows and act"),
     ("sources.py", "at.RANGE_BITS + where", "at.RANGE_BITS", P, "prompt_rows and scaled"),
     ("sources.py", "shift[None, :],\n", "-shift[None, :],\n", P, "prompt_rows and scaled"),

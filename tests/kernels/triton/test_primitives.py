@@ -174,6 +174,7 @@ SHAPES = [
     (8, 1, 64, 16, torch.bfloat16),
     (2, 2, 80, 16, torch.float32),
     (2, 1, 256, 64, torch.bfloat16),
+    (4, 1, 128, 16, torch.bfloat16),
 ]
 
 
@@ -185,6 +186,15 @@ def test_every_shape_matches_the_reference(query_heads, kv_heads, head_dim, bloc
     model = Model([129], query_heads, kv_heads, head_dim, block_size, dtype)
     edits = everything(query_heads, head_dim)
     assert compare(model, edits, [(108, 129)], 128, "all primitives") == 21
+
+
+@pytest.mark.parametrize("query_heads, kv_heads, head_dim, block_size, dtype", SHAPES[3:])
+def test_every_other_shape_matches_the_reference_at_a_short_length(
+    query_heads, kv_heads, head_dim, block_size, dtype
+):
+    model = Model([40], query_heads, kv_heads, head_dim, block_size, dtype)
+    edits = everything(query_heads, head_dim)
+    assert compare(model, edits, [(37, 40)], 39, "all primitives") == 3
 
 
 @pytest.mark.parametrize("length", [1, 63, 513])
