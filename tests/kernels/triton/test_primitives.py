@@ -233,15 +233,13 @@ def test_sources_with_nearly_all_of_the_mass_cost_no_digits():
 
 
 @pytest.mark.parametrize("destination", [ALL_KEYS, KeyRanges(((20, 90),))])
-@pytest.mark.parametrize(
-    "bias, dtype", [(95.0, torch.float32), (110.0, torch.float16), (600.0, torch.float32)]
-)
+@pytest.mark.parametrize("bias, dtype", [(95.0, torch.float32), (110.0, torch.float16)])
 def test_mass_moves_from_sources_beyond_the_range_of_float32(bias, dtype, destination):
     """Beside sources of e^95 all other keys are less than the least number above zero."""
     model = Model([100], 3, 1, dtype=dtype)
     source = KeyRanges(((2, 3),))
     gate = Gate(KeyRanges(((4, 50),)), KeyRanges(((60, 95),)), 0.9)
-    for fraction, opens in ((0.6, Gate()), (1.0, Gate()), (0.6, gate)):
+    for fraction, opens in ((1.0, Gate()), (0.6, gate)):
         edits = [
             MassTransfer(ON, Rows(), source, destination, fraction, opens, 0),
             KeyBias(ON, Rows(), source, bias, 1),
