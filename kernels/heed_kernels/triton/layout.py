@@ -35,7 +35,7 @@ BIAS = constexpr(compiled.BIAS)
 DESTINATION = constexpr(ranges.DESTINATION)
 NUMERATOR = constexpr(ranges.NUMERATOR)
 DENOMINATOR = constexpr(ranges.DENOMINATOR)
-PROBE = constexpr(ranges.PROBE)
+PROBE, PROBES = constexpr(ranges.PROBE), constexpr(ranges.PROBES)
 
 RANGE_COUNT = constexpr(0)
 SINKS = constexpr(1)
@@ -79,3 +79,13 @@ SPLITS = constexpr(32)
 """Most splits of a generated row."""
 LEAST_SPLIT = constexpr(256)
 """Keys of a split of a short context."""
+
+# What splits leave for their merge, float32 per split and head.
+SUMS = constexpr(5)
+"""Where attended: m, l, and the masses of destination, numerator and denominator."""
+MEASURES = constexpr(2 + ranges.PROBES)
+"""Where observed: m, l, and the masses of the probes."""
+
+COLUMN_UNIT = constexpr(2.0**31)
+"""Columns are integers in units of 2^-31, because integer addition is associative: the same bits however
+the rows are scheduled. 2^31 rows of weight 1 stay below 2^63; a weight is rounded by at most 2^-32."""

@@ -11,7 +11,15 @@ import triton
 import triton.language as tl
 
 from heed_kernels.triton import layout as at
-from heed_kernels.triton.layout import PROBE, SPLITS, UNIT_WORDS, WAVE_WORDS, WAVES
+from heed_kernels.triton.layout import (
+    MEASURES,
+    PROBE,
+    PROBES,
+    SPLITS,
+    UNIT_WORDS,
+    WAVE_WORDS,
+    WAVES,
+)
 from heed_kernels.triton.primitives import LN_2, LOG2_E, UNSPECIALIZED, exponent
 from heed_kernels.triton.unit import (
     cache_of,
@@ -23,10 +31,6 @@ from heed_kernels.triton.unit import (
     tile_rows,
 )
 from heed_kernels.triton.walk import COLUMNS, MEASURE, walk
-
-PROBES = tl.constexpr(4)
-MEASURES = tl.constexpr(6)
-"""Of a split and head, in `measures`: m, l, and the masses of the probes."""
 
 
 @triton.jit
@@ -197,7 +201,9 @@ def sum_columns(
         own = places + slot * HEADS
         wanted = (tl.load(own + heads, mask=valid, other=0) != 0).to(tl.float32)
         if tl.max(wanted, 0) > 0:
-            total = tl.load(log_sum_exp + token * HEADS + heads, mask=valid, other=0.0) * LOG2_E
+            # Beside an infinite sum, rows that pad the product have no weights, whatever their biases.
+            total = tl.load(log_sum_exp + token * HEADS + heads, mask=valid, other=float("inf"))
+            total = total * LOG2_E
             walk(
                 own + head, total, zero, zero, zero, zero, zero, wanted,
                 record, found, line, vectors, cache, rotation, phase, scale,

@@ -6,6 +6,7 @@ import torch
 
 from heed_kernels.edits import SOURCES, FindKeys
 from heed_kernels.errors import EditError
+from heed_kernels.ranges import PROBES
 from heed_kernels.rope import Rope
 from heed_kernels.segments import threshold_at
 from heed_kernels.triton import layout as at
@@ -15,8 +16,8 @@ from heed_kernels.triton.launch import check, check_reach
 from heed_kernels.triton.observe import measure_rows, merge_measures, sum_columns
 from heed_kernels.triton.step_work import StepWork, power
 
-UNITS = 1 << 31
-"""Columns hold weights in units of one part in so many, as `walk.COLUMN_UNIT`."""
+UNITS = int(at.COLUMN_UNIT.value)
+"""Columns hold weights in units of one part in so many."""
 
 
 def observe(
@@ -51,7 +52,9 @@ def observe(
         raise EditError("neither masses nor columns are asked for")
     if log_sum_exp.shape != query.shape[:2] or not log_sum_exp.is_contiguous():
         raise EditError("the log-sum-exp must have the query's tokens and heads, contiguous")
-    if masses is not None and (masses.shape != (*query.shape[:2], 4) or not masses.is_contiguous()):
+    if masses is not None and (
+        masses.shape != (*query.shape[:2], PROBES) or not masses.is_contiguous()
+    ):
         raise EditError("masses must have the query's tokens and heads, contiguous")
     if places is not None and (
         places.shape != (table.table.slots, heads)

@@ -55,8 +55,6 @@ def score_tiles(
             turned = scratch + tl.program_id(0).to(tl.int64) * (ROWS + CHUNK) * DIMS
             zero = tl.zeros([ROWS], tl.float32)
             m = zero - float("inf")
-            l_sources = zero
-            l_given = zero
             on = field_vector(line, vectors, at.FRACTION, heads, HEADS) != 0
             count = source_count(record, layer_found, heads, on)
             most = tl.max(count, 0)

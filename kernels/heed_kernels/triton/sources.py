@@ -142,10 +142,10 @@ def source_scores(
 
 @triton.jit
 def source_values(
-    record, found, cache, head, first, count, high, d,
+    record, found, cache, head, first, count, seen, d,
     HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """[CHUNK, dimensions]: values of the sources first ... of `head` before the key `high`, else 0."""
+    """[CHUNK, dimensions]: values of the sources first ... of `head` where `seen` [CHUNK], else 0."""
     index = first + tl.arange(0, CHUNK)
     key, where = source_list(record, found, head, index, index < count)
-    return load_values(cache, key, key < high, d, BLOCK_SIZE, HEAD_DIM, True)
+    return load_values(cache, key, seen, d, BLOCK_SIZE, HEAD_DIM, True)

@@ -17,6 +17,7 @@ from heed_kernels.triton.layout import (
     OPEN,
     PART,
     SPLITS,
+    SUMS,
     UNIT_WORDS,
     VISIBLE_AT,
     WAVE_WORDS,
@@ -35,7 +36,7 @@ from heed_kernels.triton.primitives import (
     turned,
 )
 from heed_kernels.triton.sources import CHUNK, source_count, source_list
-from heed_kernels.triton.transfer import finished, transfer_weights
+from heed_kernels.triton.transfer import finished, references, transfer_weights
 from heed_kernels.triton.unit import (
     cache_of,
     found_of,
@@ -46,9 +47,6 @@ from heed_kernels.triton.unit import (
     splits_of,
 )
 from heed_kernels.triton.walk import ATTEND, REWEIGH, walk
-
-SUMS = tl.constexpr(5)
-"""Of a split and head, in `sums`: m, l, and the masses of destination, numerator and denominator."""
 
 
 @triton.jit(do_not_specialize=UNSPECIALIZED, do_not_specialize_on_alignment=["block_table"])
@@ -190,36 +188,40 @@ def merge_splits(
                     )  # fmt: skip
                     at_query = query + token * query_token + head * query_head
                     count = tl.max(source_count(record, layer_found, heads, fraction != 0), 0)
-                    before = m
+                    m_sources = -float("inf")
                     l_sources = 0.0
+                    l_given = 0.0
                     for index in range(0, count, CHUNK):
                         s, key, seen, kinds = row_scores(
                             record, layer_found, line, vectors, cache, rotation, phase, scale,
                             at_query, position, head, index, count, d,
                             HEADS, HEAD_DIM, BLOCK_SIZE, ROTARY,
                         )  # fmt: skip
-                        highest = tl.maximum(m, tl.max(s, 0))
-                        shrink = exponent(m, highest)
+                        highest = tl.maximum(m_sources, tl.max(s, 0))
+                        shrink = exponent(m_sources, highest)
                         w = exponent(s, highest)
                         l_sources = l_sources * shrink + tl.sum(w, 0)
                         w = tl.where((kinds & DENOMINATOR) != 0, w, 0.0)
-                        l_denominator = l_denominator * shrink + tl.sum(w, 0)
-                        l, l_destination = l * shrink, l_destination * shrink
-                        l_numerator = l_numerator * shrink
-                        m = highest
+                        l_given = l_given * shrink + tl.sum(w, 0)
+                        m_sources = highest
+                    of_sources, of_rest = references(m, m_sources)
+                    shrink, shrunk = exponent(m, of_rest), exponent(m_sources, of_sources)
+                    l, l_sources = l * shrink, l_sources * shrunk
+                    l_denominator = l_denominator * shrink + l_given * shrunk
                     w_sources, w_destination = transfer_weights(
-                        line, vectors, heads, fraction, l + none, l_sources + none, l_destination + none,
-                        l_numerator + none, l_denominator + none, HEADS,
+                        line, vectors, heads, fraction, l + none, l_sources + none,
+                        l_destination * shrink + none, l_numerator * shrink + none,
+                        l_denominator + none, HEADS,
                     )  # fmt: skip
                     more = tl.max(w_destination, 0) - 1
-                    acc = (acc + more * destination) * exponent(before, m)
+                    acc = (acc + more * destination) * shrink
                     for index in range(0, count, CHUNK):
                         s, key, seen, kinds = row_scores(
                             record, layer_found, line, vectors, cache, rotation, phase, scale,
                             at_query, position, head, index, count, d,
                             HEADS, HEAD_DIM, BLOCK_SIZE, ROTARY,
                         )  # fmt: skip
-                        w = exponent(s, m) * tl.max(w_sources, 0)
+                        w = exponent(s, of_sources) * tl.max(w_sources, 0)
                         values = load_values(cache, key, seen, d, BLOCK_SIZE, HEAD_DIM, True)
                         acc += tl.sum(w[:, None] * values.to(tl.float32), 0)
                     l = l + l_sources

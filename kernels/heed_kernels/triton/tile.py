@@ -13,7 +13,7 @@ from heed_kernels.triton.layout import (
 )
 from heed_kernels.triton.primitives import UNSPECIALIZED, exponent, field_vector, product
 from heed_kernels.triton.sources import CHUNK, source_count, source_values
-from heed_kernels.triton.transfer import finished, transfer_weights
+from heed_kernels.triton.transfer import finished, references, transfer_weights
 from heed_kernels.triton.unit import cache_of, found_of, line_of, tile_rows
 from heed_kernels.triton.walk import ATTEND, REWEIGH, walk
 
@@ -70,14 +70,6 @@ def attend_tiles(
             steps = (most + CHUNK - 1) // CHUNK
             sets = tl.where(own, GROUP, 1)
             of_row = token * HEADS + heads
-            l_sources = zero
-            l_given = zero
-            if TRANSFERS:
-                has = count > 0
-                m = tl.load(sums + of_row * 3, mask=valid & has, other=-float("inf"))
-                l_sources = tl.load(sums + of_row * 3 + 1, mask=valid & has, other=0.0)
-                l_given = tl.load(sums + of_row * 3 + 2, mask=valid & has, other=0.0)
-            before = m
             # No prompt row is computed after an eviction.
             sinks = tl.load(record + at.SINKS)
             acc, m, l, l_destination, l_numerator, l_denominator, unused = walk(
@@ -89,11 +81,21 @@ def attend_tiles(
                 GROUP, GROUP_PADDED, HEADS, HEAD_DIM, BLOCK_SIZE, TILE, ROTARY,
             )  # fmt: skip
             if TRANSFERS:
-                shrink = exponent(before, m)
-                l_sources = l_sources * shrink
+                scored = valid & (count > 0)
+                m_sources = tl.load(sums + of_row * 3, mask=scored, other=-float("inf"))
+                l_sources = tl.load(sums + of_row * 3 + 1, mask=scored, other=0.0)
+                l_given = tl.load(sums + of_row * 3 + 2, mask=scored, other=0.0)
+                of_sources, of_rest = references(m, m_sources)
+                shrink, shrunk = exponent(m, of_rest), exponent(m_sources, of_sources)
+                m = of_rest
+                # In a branch it takes fewer registers.
+                if tl.min(shrink, 0) < 1:
+                    acc = acc * shrink[:, None]
+                l = l * shrink
+                l_sources = l_sources * shrunk
                 w_sources, w_destination = transfer_weights(
-                    line, vectors, heads, fraction, l, l_sources, l_destination, l_numerator,
-                    tl.fma(l_given, shrink, l_denominator), HEADS,
+                    line, vectors, heads, fraction, l, l_sources, l_destination * shrink,
+                    l_numerator * shrink, tl.fma(l_denominator, shrink, l_given * shrunk), HEADS,
                 )  # fmt: skip
                 if kind == PART:
                     acc, m, u1, u2, u3, u4, u5 = walk(
@@ -116,9 +118,10 @@ def attend_tiles(
                         scores + of_row[:, None] * SOURCES + (chunk + tl.arange(0, CHUNK))[None, :],
                         mask=(holds & valid)[:, None], other=-float("inf"),
                     )  # fmt: skip
-                    w = exponent(s, m[:, None]) * w_sources[:, None]
+                    w = exponent(s, of_sources[:, None]) * w_sources[:, None]
+                    # Blocks of keys that no row sees may hold anything.
                     values = source_values(
-                        record, layer_found, cache, head + g, chunk, most_held, high,
+                        record, layer_found, cache, head + g, chunk, most_held, tl.max(w, 0) > 0,
                         d, HEAD_DIM, BLOCK_SIZE,
                     )  # fmt: skip
                     acc = product(w.to(values.dtype), values, acc)

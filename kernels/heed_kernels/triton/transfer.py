@@ -8,6 +8,20 @@ import triton.language as tl
 from heed_kernels.triton import layout as at
 from heed_kernels.triton.primitives import field_vector
 
+DEPTH = tl.constexpr(48.0)
+"""Sources whose logits lie further above all others count, beside these, as if they lay so many powers of
+two above them: what is left of the others, less than 2^-48 each, can no longer be seen in the row. So
+their part, which a transfer may raise to all of the mass, never underflows."""
+LEAST_DESTINATION = tl.constexpr(2.0**-120)
+"""A destination with less mass than that counts as none: the factor on its weights would overflow."""
+
+
+@triton.jit
+def references(m, m_sources):
+    """What logits of sources and what those of the rest are taken relative to, from the maxima of both."""
+    most = tl.maximum(m, m_sources)
+    return most, tl.minimum(most, m + DEPTH)
+
 
 @triton.jit
 def transfer_weights(
@@ -16,14 +30,15 @@ def transfer_weights(
 ):  # fmt: skip
     """Factors on the sources' and on the destination's weights: 1 where the gate is shut.
 
-    All are masses in the same unit, in the shape of `heads`; those of the rest, the destination and the
-    numerator are without the sources.
+    All are masses relative to `references`, in the shape of `heads`; those of the rest, the destination
+    and the numerator are without the sources.
     """
     ratio = field_vector(line, vectors, at.RATIO, heads, HEADS)
     least = field_vector(line, vectors, at.LEAST, heads, HEADS)
     gate = (l_numerator >= ratio * l_denominator) & (l_denominator >= least * (l_rest + l_sources))
-    gate &= (l_destination > 0) & (fraction != 0)
-    moved = fraction * (l_sources / tl.where(l_destination > 0, l_destination, 1.0))
+    some = l_destination >= LEAST_DESTINATION
+    gate &= some & (fraction != 0)
+    moved = fraction * (l_sources / tl.where(some, l_destination, 1.0))
     return tl.where(gate, 1.0 - fraction, 1.0), tl.where(gate, 1.0 + moved, 1.0)
 
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from heed_kernels.triton import layout as at
-from heed_kernels.triton.layout import CLASS_AT, DESTINATION, OPEN, VISIBLE_AT
+from heed_kernels.triton.layout import CLASS_AT, COLUMN_UNIT, DESTINATION, OPEN, VISIBLE_AT
 from heed_kernels.triton.primitives import (
     LOG2_E,
     edited,
@@ -35,10 +35,6 @@ MEASURE, COLUMNS = tl.constexpr(2), tl.constexpr(3)
 keys, against a known maximum. MEASURE: maximum and sums alone. COLUMNS: add `weight` times the weights
 of each key to its column, `acc` being a pointer to the addresses of the heads' columns; m is the row's
 log-sum-exp."""
-
-COLUMN_UNIT = tl.constexpr(2.0**31)
-"""Columns are integers in units of 2^-31, because integer addition is associative: the same bits however
-the rows are scheduled. 2^31 rows of weight 1 stay below 2^63; a weight is rounded by at most 2^-32."""
 
 
 @triton.jit
@@ -62,6 +58,32 @@ def first_range(record, low):
         start = tl.load(record + at.RANGE_START + index, mask=index < count, other=OPEN)
         before += tl.sum((start <= low).to(tl.int32), 0)
     return before - 1
+
+
+@triton.jit
+def add_tile(
+    acc, m, here, s, weight, cache, heads, head, k, within, d,
+    MODE: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    MASKED: tl.constexpr,
+):  # fmt: skip
+    """acc, m and the range's sum of weights after a tile with the logits s [rows, keys at k]; values are
+    read where `within` [keys], or with MASKED off everywhere."""
+    if MODE == REWEIGH or MODE == COLUMNS:
+        w = exponent(s, m[:, None]) * weight[:, None]
+    else:
+        highest = tl.maximum(m, tl.max(s, 1))
+        shrink = exponent(m, highest)
+        w = exponent(s, highest[:, None])
+        here = tl.fma(here, shrink, tl.sum(w, 1))
+        m = highest
+    if MODE == ATTEND:
+        acc = acc * shrink[:, None]
+    if MODE == COLUMNS:
+        add_columns(acc, w, heads, head, k, within, GROUP)
+    elif MODE != MEASURE:
+        values = load_values(cache, k, within, d, BLOCK_SIZE, HEAD_DIM, MASKED)
+        acc = product(w.to(values.dtype), values, acc)
+    return acc, m, here
 
 
 @triton.jit
@@ -143,21 +165,10 @@ def walk(
                     keys = load_keys(cache, k, k >= 0, d, BLOCK_SIZE, HEAD_DIM, False)
                     p = product(q, keys, tl.zeros([q.shape[0], TILE], tl.float32))
                     s = edited(p, factor[:, None], absolute[:, None], bias[:, None])
-                    if MODE == REWEIGH or MODE == COLUMNS:
-                        w = exponent(s, m[:, None]) * weight[:, None]
-                    else:
-                        highest = tl.maximum(m, tl.max(s, 1))
-                        shrink = exponent(m, highest)
-                        w = exponent(s, highest[:, None])
-                        here = tl.fma(here, shrink, tl.sum(w, 1))
-                        m = highest
-                    if MODE == ATTEND:
-                        acc = acc * shrink[:, None]
-                    if MODE == COLUMNS:
-                        add_columns(acc, w, heads, head, k, k >= 0, GROUP)
-                    elif MODE != MEASURE:
-                        values = load_values(cache, k, k >= 0, d, BLOCK_SIZE, HEAD_DIM, False)
-                        acc = product(w.to(values.dtype), values, acc)
+                    acc, m, here = add_tile(
+                        acc, m, here, s, weight, cache, heads, head, k, k >= 0, d,
+                        MODE, GROUP, HEAD_DIM, BLOCK_SIZE, False,
+                    )  # fmt: skip
                 base = tl.maximum(base, stop)
                 # From clean_hi on nothing is clean; before it, one tile is not.
                 stop = tl.where(base >= clean_hi, hi, tl.minimum(base + TILE, hi))
@@ -174,35 +185,15 @@ def walk(
                     seen &= k[None, :] > (row - behind)[:, None]
                     if EXCLUDE:
                         some = next_source_tile(
-                            record,
-                            found,
-                            line,
-                            vectors,
-                            head,
-                            tile,
-                            GROUP,
-                            GROUP_PADDED,
-                            HEADS,
-                            TILE,
-                        )
+                            record, found, line, vectors, head, tile, GROUP, GROUP_PADDED, HEADS, TILE
+                        )  # fmt: skip
                         most = tl.where(some == tile, tl.max(count, 0), 0)
                         s = without_sources(s, record, found, heads, count, most, k)
                     s = tl.where(seen, s, -float("inf"))
-                    if MODE == REWEIGH or MODE == COLUMNS:
-                        w = exponent(s, m[:, None]) * weight[:, None]
-                    else:
-                        highest = tl.maximum(m, tl.max(s, 1))
-                        shrink = exponent(m, highest)
-                        w = exponent(s, highest[:, None])
-                        here = tl.fma(here, shrink, tl.sum(w, 1))
-                        m = highest
-                    if MODE == ATTEND:
-                        acc = acc * shrink[:, None]
-                    if MODE == COLUMNS:
-                        add_columns(acc, w, heads, head, k, within, GROUP)
-                    elif MODE != MEASURE:
-                        values = load_values(cache, k, within, d, BLOCK_SIZE, HEAD_DIM, True)
-                        acc = product(w.to(values.dtype), values, acc)
+                    acc, m, here = add_tile(
+                        acc, m, here, s, weight, cache, heads, head, k, within, d,
+                        MODE, GROUP, HEAD_DIM, BLOCK_SIZE, True,
+                    )  # fmt: skip
                 base = tl.where(base >= clean_hi, hi, base + TILE)
         if MODE == ATTEND or MODE == MEASURE:
             shrink = exponent(before, m)

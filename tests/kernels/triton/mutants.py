@@ -3,12 +3,14 @@
 
     python tests/kernels/triton/mutants.py [--sample N] [--only WORD]
 
-Each mutant is made in a copy of the packages; the tests that look at what it breaks run against it.
-Exits with 1 where one survives.
+Each mutant is made in a copy of the packages; the tests that look at what it breaks run against it. A
+mutant that no longer runs proves nothing: what kills it has to be an assertion. Exits with 1 where one
+is not killed.
 """
 
 import argparse
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +20,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[3]
 P, S, B, O = "test_primitives.py", "test_scheduling.py", "test_bounds.py", "test_observe.py"
 E, F, V, C = "test_evicted.py", "test_searching.py", "test_evicting.py", "test_factors.py"
+G, A = "test_captured.py", "test_addresses.py"
+
+FAILURE = re.compile(r"^FAILED \S.* - (AssertionError|assert |Failed: DID NOT RAISE)", re.MULTILINE)
+"""How pytest sums up a test that failed by an assertion."""
 
 MUTANTS = [
     # file, what stands there, what stands there instead, tests that must notice
@@ -56,6 +62,14 @@ MUTANTS = [
     ("primitives.py", "((quarter + 1) & 2) != 0", "(quarter & 2) != 0", P, "long_distances"),
     ("primitives.py", "tl.maximum(tl.minimum(block, last), 0)", "tl.minimum(block, last)", B, "block_ids"),
     ("primitives.py", "tl.where(m == -float(\"inf\"), 0.0, m)", "m", P, "nothing"),
+    ("primitives.py", "block * block_step", "block.to(tl.int32) * block_step.to(tl.int32)", A, "blocks"),
+    ("primitives.py", "(k % BLOCK_SIZE).to(tl.int64)", "(k % BLOCK_SIZE)", A, "tokens"),
+    ("unit.py", "kv_head.to(tl.int64) * key_head", "kv_head * key_head", A, "heads"),
+    ("unit.py", "tl.load(unit + at.TABLE_ROW).to(tl.int64)", "tl.load(unit + at.TABLE_ROW)", A, "table"),
+    ("unit.py", "(tl.load(unit + at.TOKEN) + row - first).to(tl.int64)", "(tl.load(unit + at.TOKEN) + row - first)", A, "rows"),
+    ("unit.py", "tl.load(unit + at.TOKEN).to(tl.int64) + place * 0", "tl.load(unit + at.TOKEN) + place * 0", A, "rows"),
+    ("split.py", "token = tl.load(unit + at.TOKEN).to(tl.int64)", "token = tl.load(unit + at.TOKEN)", A, "rows"),
+    ("split.py", "(key % BLOCK_SIZE).to(tl.int64)", "(key % BLOCK_SIZE)", A, "tokens"),
     ("sources.py", "key[:, None] == k[None, :]", "key[:, None] == k[None, :] + 1", P, "prompt_rows and act"),
     ("sources.py", "at.RANGE_BITS + where", "at.RANGE_BITS", P, "prompt_rows and scaled"),
     ("sources.py", "shift[None, :],\n", "-shift[None, :],\n", P, "prompt_rows and scaled"),
@@ -67,16 +81,26 @@ MUTANTS = [
     ("transfer.py", "gate = (l_numerator >= ratio * l_denominator) & ", "gate = ", P, "prompt_rows and shut"),
     ("transfer.py", "(l_denominator >= least * (l_rest + l_sources))", "(l_denominator >= least)", P, "prompt_rows and least"),
     ("transfer.py", "tl.where(gate, 1.0 - fraction, 1.0)", "1.0 - fraction", P, "prompt_rows and shut"),
-    ("transfer.py", "gate &= (l_destination > 0)", "gate &= (l_destination >= 0)", P, "prompt_rows and destination"),
+    ("transfer.py", "l_destination >= LEAST_DESTINATION", "l_destination >= 0", P, "prompt_rows and destination"),
+    ("transfer.py", "tl.minimum(most, m + DEPTH)", "most", P, "mass_moves"),
+    ("tile.py", "acc = acc * shrink[:, None]", "acc = acc", P, "mass_moves"),
+    ("tile.py", "tl.max(w, 0) > 0,", "chunk + tl.arange(0, CHUNK) < most_held,", S, "never_read"),
+    ("split.py", "(acc + more * destination) * shrink", "acc + more * destination", P, "mass_moves"),
     ("transfer.py", "at.RATIO, heads", "at.LEAST, heads", P, "prompt_rows and gate"),
     ("transfer.py", "at.GAIN, heads", "at.FRACTION, heads", P, "prompt_rows and gain"),
     ("transfer.py", "mask=(mix > 0)", "mask=(mix > 1)", P, "prompt_rows and mix"),
     ("transfer.py", "tl.where(l > 0, l, 1.0)", "l", P, "nothing"),
     ("tile.py", "token * output_token + heads * output_head", "token * output_token + head * output_head", P, "prompt_rows and gain"),
     ("tile.py", "high, 0),\n", "high - 1, 0),\n", P, "prompt_rows and end"),
-    ("tile.py", "mask=valid[:, None]", "mask=(place >= 0)[:, None]", S, "chunks_change"),
+    ("tile.py", "mask=valid[:, None]", "mask=(valid | (row == high))[:, None]", S, "chunks_change"),
     ("tile.py", "l = l + l_sources", "l = l", P, "prompt_rows and act"),
     ("unit.py", "tl.minimum(low + length, position + 1)", "tl.minimum(low + length, position)", P, "generated_rows and gain"),
+    ("split.py", "kept = there[:, None] & (d", "kept = (split >= 0)[:, None] & (d", P, "generated_rows and gain"),
+    ("score.py", "tl.where(index % parts == 0, 0.0, s)", "s", P, "prompt_rows and act"),
+    ("split.py", "tl.store(partial + of_head[:, None] * HEAD_DIM + d[None, :], acc, mask=kept)\n            if", "if", P, "generated_rows and gain"),
+    ("launch.py", "work.waves_of(tokens) if everything", "1 if everything", G, "captured"),
+    ("launch.py", "tiles = tokens if everything", "tiles = work.tiles if everything", G, "captured"),
+    ("launch.py", "splits = work.capacity if everything else min(work.splits, work.capacity)", "splits = work.splits", G, "captured"),
     ("split.py", "exponent(m_split, m)", "exponent(m, m)", P, "generated_rows and gain"),
     ("split.py", "there = split * length <= position", "there = split * length < position - 256", P, "generated_rows and gain"),
     ("split.py", "acc + more * destination", "acc + more * acc", P, "generated_rows and var or generated_rows and scaled"),
@@ -107,6 +131,7 @@ MUTANTS = [
     ("columns.py", "8 * self._sums.shape[1] * lines", "8 * lines", V, "match_the_definition and column"),
     ("columns.py", "[cache], [places]", "[cache], [np.arange(len(places))]", V, "match_the_definition and column"),
     ("observe.py", "m * LN_2 + tl.log(l), mask", "m + tl.log(l), mask", O, "match_the_reference"),
+    ("observe.py", "other=float(\"inf\")", "other=0.0", O, "pad_a_tile"),
     ("observe.py", "m * LN_2 + tl.log(l))", "m + tl.log(l))", O, "splits"),
     ("observe.py", "masses + to * PROBES + 1, sum_1", "masses + to * PROBES + 1, sum_0", O, "match_the_reference"),
     ("observe.py", "part + 2 + probe, mask=there", "part + 2, mask=there", O, "splits"),
@@ -125,7 +150,9 @@ MUTANTS = [
 ]  # fmt: skip
 
 
-def survives(folder: Path, mutant: tuple[str, str, str, str, str]) -> bool:
+def outcome(folder: Path, mutant: tuple[str, str, str, str, str]) -> str:
+    """ "killed" where a test failed by what it asserts; "SURVIVES" where none failed; "BREAKS" where the
+    copy does not even run, so that nothing can be said of the tests."""
     name, old, new, tests, which = mutant
     path = folder / "kernels/heed_kernels/triton" / name
     text = path.read_text()
@@ -137,16 +164,20 @@ def survives(folder: Path, mutant: tuple[str, str, str, str, str]) -> bool:
             sys.executable, "-W", "ignore", "-m", "pytest", "-x", "-q", "--no-header", "-p",
             "no:cacheprovider", "-m", "not slow", f"tests/kernels/triton/{tests}", "-k", which,
         ]  # fmt: skip
+        # Where CI is set, pytest says in whole why a test failed.
         environment = os.environ | {
             "PYTHONPATH": f"{folder / 'kernels'}",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "CI": "1",
         }
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-        if done.returncode == 5:
-            raise SystemExit(f"no test is called {which!r}")
-        return done.returncode == 0
     finally:
         path.write_text(text)
+    if done.returncode == 5:
+        raise SystemExit(f"no test is called {which!r}")
+    if done.returncode == 0:
+        return "SURVIVES"
+    return "killed" if done.returncode == 1 and FAILURE.search(done.stdout) else "BREAKS"
 
 
 def main() -> int:
@@ -157,7 +188,6 @@ def main() -> int:
     chosen = [m for m in MUTANTS if any(options.only in part for part in m[:3])]
     if options.sample:
         chosen = chosen[:: max(1, len(chosen) // options.sample)][: options.sample]
-    alive = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         skip = shutil.ignore_patterns("__pycache__")
@@ -165,17 +195,16 @@ def main() -> int:
         shutil.copytree(ROOT / "tests/kernels", folder / "tests/kernels", ignore=skip)
         shutil.copy(ROOT / "pyproject.toml", folder)
         # Were nothing changed, nothing must turn red, or every score would be full.
-        if not survives(
-            folder, ("walk.py", "import triton\n", "import triton\n", B, "without_work")
-        ):
+        same = ("walk.py", "import triton\n", "import triton\n", B, "without_work")
+        if outcome(folder, same) != "SURVIVES":
             raise SystemExit("the tests fail without any mutant")
+        killed = 0
         for mutant in chosen:
-            lives = survives(folder, mutant)
-            alive += [mutant] * lives
-            line = f"{mutant[0]}: {mutant[1]!r} -> {mutant[2]!r}"
-            print("SURVIVES" if lives else "killed  ", line, flush=True)
-    print(f"{len(chosen) - len(alive)} of {len(chosen)} mutants killed")
-    return 1 if alive else 0
+            came = outcome(folder, mutant)
+            killed += came == "killed"
+            print(f"{came:8} {mutant[0]}: {mutant[1]!r} -> {mutant[2]!r}", flush=True)
+    print(f"{killed} of {len(chosen)} mutants killed")
+    return 0 if killed == len(chosen) else 1
 
 
 if __name__ == "__main__":

@@ -14,12 +14,14 @@ from heed_kernels.edits import (
     HeadSet,
     KeyBias,
     KeyRanges,
+    KeyScale,
     MassTransfer,
     ObserveColumns,
     ObserveMass,
     Rows,
     TrailingKeys,
     VisibleKeys,
+    VisibleRanges,
 )
 from heed_kernels.reference import attention as reference
 from heed_kernels.triton import StepWork, find_keys, observe
@@ -40,7 +42,7 @@ def device():
     return "cpu"
 
 
-def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111, capacity=None):
+def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111, capacity=None, **options):
     """log-sum-exp and masses of the chunks' rows, and columns int64 [heads, keys] over all."""
     length, count = model.lengths[0], model.query_heads
     bounds = np.zeros((table.table.slots, 2), np.int64)
@@ -59,7 +61,7 @@ def observed(model, table, slot, chunks, rows=(0, OPEN), heads=0b111, capacity=N
         mass = torch.full((end - first, count, 4), torch.nan, device=device)
         observe(
             model.query[0][first:end], model.key_cache, model.block_table, table, work, 0,
-            model.scale, model.rope, log_sum_exp, mass, places,
+            model.scale, model.rope, log_sum_exp, mass, places, **options,
         )  # fmt: skip
         sums.append(log_sum_exp)
         masses.append(mass)
@@ -92,12 +94,80 @@ def test_observations_match_the_reference(device):
     assert_close(columns[[0, 2]].double() / 2**31, expected[[0, 2]], 1e-6, "columns")
 
 
+SHAPES = [
+    (2, 2, 32, 16, torch.float32),
+    (6, 2, 80, 32, torch.bfloat16),
+    (8, 1, 64, 128, torch.float16),
+]
+
+
+@pytest.mark.parametrize("query_heads, kv_heads, head_dim, block_size, dtype", SHAPES)
+@pytest.mark.parametrize(
+    "length", [1, 63, *(pytest.param(n, marks=pytest.mark.slow) for n in (100, 129, 513))]
+)
+def test_observations_match_the_reference_in_every_shape(
+    query_heads, kv_heads, head_dim, block_size, dtype, length, device
+):
+    """The last rows, two of them generated, with holes between the keys; some see no key at all."""
+    model = Model([length], query_heads, kv_heads, head_dim, block_size, dtype, device=device)
+    on = HeadSet(((1 << query_heads) - 2, 0))
+    bias = KeyBias(on, Rows(), KeyRanges(((0, 1), (7, 30))), 0.7, 0)
+    trailing = KeyBias(on, Rows(), TrailingKeys(3, 9), -0.5, 1)
+    scale = KeyScale(on, Rows(), KeyRanges(((20, 150),)), 1.2, -0.3, 2)
+    probes = [ObserveMass(on, Rows(), keys, 3) for keys in KEYS]
+    table = model.table()
+    for hole in (((0, 9, 0), (20, 40, 0), (45, OPEN, 0)), ((length, OPEN, 0),)):
+        edits = [bias, trailing, scale, VisibleRanges(Rows(max(0, length - 4)), hole, 4), *probes]
+        slot = model.slot(table, edits, max(0, length - 2))
+        seen = slice(max(0, length - 13), length)
+        chunk = [(seen.start, seen.stop)]
+        sums, masses, columns = observed(model, table, slot, chunk, heads=(1 << query_heads) - 2)
+        made = weights(model, edits)
+        expected = made.log_sum_exp.T[seen]
+        blind = expected.isneginf()
+        assert torch.equal(sums.isneginf(), blind) and blind[-1, 0] == (hole[0][0] == length)
+        assert_close(sums[~blind], expected[~blind], 1e-5, "log-sum-exp")
+        for probe, keys in enumerate(KEYS):
+            mass = reference.observed_mass(ObserveMass(on, Rows(), keys, 0), made.before).T
+            assert_close(masses[:, :, probe], mass[seen], 1e-5, f"probe {probe}")
+        rows = ObserveColumns(on, Rows(seen.start, seen.stop), 0)
+        expected = reference.observed_columns(rows, made.before)
+        assert (columns[0] == 0).all()
+        assert_close(columns[1:].double() / 2**31, expected[1:], 1e-5, "columns")
+        table.table.release(slot)
+
+
+@pytest.mark.parametrize("chunk", [(20, 26), (36, 40)])
+def test_launches_without_work_change_no_bit_of_an_observation(chunk):
+    """Of prompt rows, beside which no row is generated, and of generated rows."""
+    model = Model([40], 3, 1)
+    table = model.table()
+    slot = model.slot(table, EDITS, 35)
+    some = observed(model, table, slot, [chunk])
+    every = observed(model, table, slot, [chunk], everything=True)
+    for one, other in zip(some, every, strict=True):
+        assert torch.equal(one[..., :2], other[..., :2])
+
+
+def test_rows_that_only_pad_a_tile_add_nothing_however_large_a_bias(device):
+    """Their products are 0, so their weights would be 2^bias: beyond float32, times no rows."""
+    model = Model([100], 3, 1, device=device)
+    table = model.table()
+    edits = [KeyBias(HeadSet((0b111, 0)), Rows(), KeyRanges(((3, 4), (30, 31))), 95.0, 0)]
+    slot = model.slot(table, edits, 100)
+    _, _, columns = observed(model, table, slot, [(50, 60)])
+    expected = reference.observed_columns(
+        ObserveColumns(ON, Rows(50, 60), 0), weights(model, edits).before
+    )
+    assert_close(columns.double() / 2**31, expected, 1e-5, "columns")
+
+
 def test_chunks_change_no_bit_of_an_observation(device):
     model = Model([100], 3, 1, device=device)
     table = model.table()
     slot = model.slot(table, EDITS, 60)
-    whole = observed(model, table, slot, [(0, 100)])
-    cut = observed(model, table, slot, [(0, 33), (33, 64), (64, 100)])
+    whole = observed(model, table, slot, [(43, 100)])
+    cut = observed(model, table, slot, [(43, 50), (50, 64), (64, 100)])
     for one, other in zip(whole, cut, strict=True):
         assert torch.equal(one[..., :2], other[..., :2])
     assert torch.equal(whole[2], cut[2])

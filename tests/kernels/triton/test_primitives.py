@@ -174,6 +174,7 @@ SHAPES = [
     (8, 1, 64, 16, torch.bfloat16),
     (2, 2, 80, 16, torch.float32),
     (2, 1, 256, 64, torch.bfloat16),
+    (4, 1, 128, 16, torch.bfloat16),
 ]
 
 
@@ -185,6 +186,15 @@ def test_every_shape_matches_the_reference(query_heads, kv_heads, head_dim, bloc
     model = Model([129], query_heads, kv_heads, head_dim, block_size, dtype)
     edits = everything(query_heads, head_dim)
     assert compare(model, edits, [(108, 129)], 128, "all primitives") == 21
+
+
+@pytest.mark.parametrize("query_heads, kv_heads, head_dim, block_size, dtype", SHAPES[3:])
+def test_every_other_shape_matches_the_reference_at_a_short_length(
+    query_heads, kv_heads, head_dim, block_size, dtype
+):
+    model = Model([40], query_heads, kv_heads, head_dim, block_size, dtype)
+    edits = everything(query_heads, head_dim)
+    assert compare(model, edits, [(37, 40)], 39, "all primitives") == 3
 
 
 @pytest.mark.parametrize("length", [1, 63, 513])
@@ -220,6 +230,36 @@ def test_sources_with_nearly_all_of_the_mass_cost_no_digits():
     bias = KeyBias(ON, Rows(), SINKS, 8.0, 1)
     edits = [MassTransfer(ON, Rows(), SINKS, ALL_KEYS, 1.0, Gate(), 0), bias]
     compare(model, edits, [(44, 100)], 98, "heavy sinks")
+
+
+@pytest.mark.parametrize("destination", [ALL_KEYS, KeyRanges(((20, 90),))])
+@pytest.mark.parametrize("bias, dtype", [(95.0, torch.float32), (110.0, torch.float16)])
+def test_mass_moves_from_sources_beyond_the_range_of_float32(bias, dtype, destination):
+    """Beside sources of e^95 all other keys are less than the least number above zero."""
+    model = Model([100], 3, 1, dtype=dtype)
+    source = KeyRanges(((2, 3),))
+    gate = Gate(KeyRanges(((4, 50),)), KeyRanges(((60, 95),)), 0.9)
+    for fraction, opens in ((1.0, Gate()), (0.6, gate)):
+        edits = [
+            MassTransfer(ON, Rows(), source, destination, fraction, opens, 0),
+            KeyBias(ON, Rows(), source, bias, 1),
+        ]
+        compare(model, edits, [(84, 100)], 98, f"{bias} nats, {fraction} moved")
+
+
+@pytest.mark.parametrize("bias", [95.0, 600.0])
+def test_mass_moves_to_keys_40_nats_below_the_others_and_to_none_far_below(bias):
+    model = Model([100], 3, 1)
+    source, destination = KeyRanges(((2, 3),)), KeyRanges(((20, 30),))
+    moved = MassTransfer(ON, Rows(), source, destination, 0.6, Gate(), 0)
+    heavy = KeyBias(ON, Rows(), source, bias, 1)
+    edits = [moved, heavy, KeyBias(ON, Rows(), destination, -40.0, 2)]
+    compare(model, edits, [(84, 100)], 98, "at the limit")
+    edits = [heavy, KeyBias(ON, Rows(), destination, -70.0, 2)]
+    table = model.table()
+    expected = model.expected(0, edits)[84:]
+    (output,) = model.run(table, [(0, model.slot(table, [moved, *edits], 98), 84, 100)])
+    assert_close(output, expected, 1e-5, "below the limit")
 
 
 def test_a_model_without_rotary_embedding_needs_none():

@@ -5,6 +5,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.kernels.triton.paged_model import Model, assert_close
 from tests.kernels.triton.test_primitives import everything
 
@@ -70,10 +72,45 @@ def test_chunks_change_no_bit(dtype):
     edits = [*everything(3, 32), HeadGain(ALL, Rows(), 0.9, 8)]
     slot = model.slot(table, edits, 200)
     (whole,) = model.run(table, [(0, slot, 40, 129)])
-    for cuts in ((40, 63, 64, 129), (40, 100, 129)):
-        chunks = list(pairwise(cuts))
-        parts = [model.run(table, [(0, slot, a, b)])[0] for a, b in chunks]
-        assert torch.equal(torch.cat(parts), whole), f"cuts {cuts}"
+    chunks = pairwise((40, 63, 64, 129))
+    parts = [model.run(table, [(0, slot, a, b)])[0] for a, b in chunks]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.fixture(scope="module")
+def two_requests():
+    """Model, table, the request's rows, (request, slot, first row, end row), and their outputs alone."""
+    model = Model([280, 40], 3, 1)
+    table = model.table()
+    one = (0, model.slot(table, everything(3, 32), 276), 271, 280)
+    other = (1, model.slot(table, [KeyBias(ALL, Rows(), KeyRanges(((2, 5),)), 2.0, 0)], 38), 36, 40)
+    return model, table, [one, other], [model.run(table, [entry])[0] for entry in (one, other)]
+
+
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_cuts_orders_and_capacities_change_no_bit(two_requests, data):
+    """Prompt rows and generated ones, each step in a random order and with a random room for splits."""
+    model, table, work, whole = two_requests
+    steps = data.draw(st.integers(1, 4), "steps")
+    cuts = [
+        sorted(data.draw(st.lists(st.integers(first, end), min_size=steps - 1, max_size=steps - 1)))
+        for _, _, first, end in work
+    ]
+    parts: list[list[torch.Tensor]] = [[], []]
+    for step in range(steps):
+        batch = []
+        for i, (request, slot, first, end) in enumerate(work):
+            bounds = [first, *cuts[i], end]
+            if bounds[step] < bounds[step + 1]:
+                batch.append((request, slot, bounds[step], bounds[step + 1]))
+        batch = data.draw(st.permutations(batch), "order")
+        capacity = data.draw(st.sampled_from([32, 33, 64, 1024]), "capacity")
+        outputs = model.run(table, batch, capacity=capacity) if batch else []
+        for (request, *_), output in zip(batch, outputs, strict=True):
+            parts[request].append(output)
+    for request, outputs in enumerate(parts):
+        assert torch.equal(torch.cat(outputs), whole[request]), f"request {request}, cuts {cuts}"
 
 
 def test_a_replay_of_generated_rows_and_waves_change_no_bit():
@@ -145,10 +182,17 @@ def test_heads_in_which_no_key_is_sought_keep_their_bits_when_others_have_found_
         table.table.release(one)
 
 
+HIDDEN_SOURCES = MassTransfer(
+    ALL, Rows(), KeyRanges(((1, 2), (40, 43), (380, 381))), ALL_KEYS, 0.6, Gate(), 1
+)
+
+
+@pytest.mark.parametrize("transfers", [[], [HIDDEN_SOURCES]])
 @pytest.mark.parametrize("prompt_length", [400, 0])
-def test_blocks_of_hidden_keys_are_never_read(prompt_length):
+def test_blocks_of_hidden_keys_are_never_read(prompt_length, transfers):
+    """Whether or not some of them are sources."""
     model = Model([400], 3, 1, 32, 16)
-    edits = [VisibleKeys(4, 30, False, 0)]
+    edits = [VisibleKeys(4, 30, False, 0), *transfers]
     expected = model.expected(0, edits)[399:]
     model.key_cache[model.block_table[0, 1:23].long()] = torch.nan
     model.value_cache[model.block_table[0, 1:23].long()] = torch.nan
