@@ -61,7 +61,9 @@ class StepWork:
         """What splits leave for their merge, allocated once: see `split.attend_splits`."""
         if self._partial is None:
             device, shape = self.buffer.device, (self.capacity, 2, heads, head_dim)
-            sums = torch.empty((self.capacity, heads, 5), dtype=torch.float32, device=device)
+            sums = torch.empty(
+                (self.capacity, heads, at.SUMS.value), dtype=torch.float32, device=device
+            )
             self._partial = torch.empty(shape, dtype=torch.float32, device=device), sums
         if self._partial[0].shape[2:] != (heads, head_dim):
             raise EditError("all layers that are edited must have the same heads")
@@ -88,7 +90,7 @@ class StepWork:
     def measures(self, heads: int) -> torch.Tensor:
         """What splits of observed rows leave for their merge, allocated once: see `observe.measure_rows`."""
         if self._measures is None:
-            shape = self.capacity, heads, 6
+            shape = self.capacity, heads, at.MEASURES.value
             self._measures = torch.empty(shape, dtype=torch.float32, device=self.buffer.device)
         return self._measures
 
