@@ -122,6 +122,8 @@ def assert_takes_no_more(server: LiveServer) -> None:
     while server.client.get("/health").status_code == 200:
         assert time.monotonic() < deadline, "it does not drain"
         time.sleep(0.05)
+    # First of all: the stream ends soon.
+    assert server.metric("vllm:num_requests_running") == 1, "the drain can be seen"
     answers = [
         server.client.get("/health"),
         server.client.get("/v1/models"),
@@ -133,7 +135,6 @@ def assert_takes_no_more(server: LiveServer) -> None:
         assert answer.json()["error"]["type"] == "ServiceUnavailableError"
         assert int(answer.headers["retry-after"]) > 0
         assert answer.headers["connection"] == "close"
-    assert server.metric("vllm:num_requests_running") == 1, "the drain can be seen"
 
 
 def test_a_stopped_server_lets_requests_end_and_takes_no_more(tmp_path: Path) -> None:
